@@ -1,0 +1,175 @@
+//! The layers of settings and the origin of each value.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    path::Path,
+};
+
+use config::{Environment, File, FileFormat, Source, Value, ValueKind};
+
+/// The defaults: every key, commented.
+pub const DEFAULTS: &str = include_str!("../../config/default.toml");
+
+/// Origin of values that nothing overrides.
+const DEFAULT_ORIGIN: &str = "default";
+
+/// Environment variables `WSBALANCER__SECTION__KEY` set keys.
+const ENV_PREFIX: &str = "WSBALANCER__";
+
+/// Short for `WSBALANCER__SERVICES`.
+const ENV_SERVICES: &str = "WSBALANCER_SERVICES";
+
+/// One mistake: which key, which value, from where, what would be right.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Dotted path of the key, or the file that could not be read.
+    pub key: String,
+    /// The value as it was written, if there is one.
+    pub value: Option<String>,
+    /// File or environment variable that the value came from.
+    pub origin: String,
+    /// What is wrong and how to mend it.
+    pub advice: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.key)?;
+        if let Some(value) = &self.value {
+            write!(f, " = {value:?}")?;
+        }
+        write!(f, " (from {}): {}", self.origin, self.advice)
+    }
+}
+
+/// Everything that is wrong with the settings; never empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problems(pub Vec<Problem>);
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = self.0.len();
+        writeln!(f, "{count} problem{} in the configuration:", if count == 1 { "" } else { "s" })?;
+        self.0.iter().try_for_each(|problem| writeln!(f, "  {problem}"))
+    }
+}
+
+impl std::error::Error for Problems {}
+
+/// A value as it was written, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// One text, or several for a list.
+    pub texts: Vec<String>,
+    /// `default`, a file, or an environment variable.
+    pub origin: String,
+}
+
+/// The merged layers: one setting per dotted key.
+#[derive(Clone, Debug)]
+pub struct Layers(pub BTreeMap<String, Setting>);
+
+impl Layers {
+    /// The layers of this process.
+    ///
+    /// # Errors
+    /// The file cannot be read or is not TOML.
+    pub fn of_process(file: Option<&Path>) -> Result<Self, Problems> {
+        // Variables that are not UTF-8 are not ours.
+        let text = |(key, value): (std::ffi::OsString, std::ffi::OsString)| {
+            Some((key.into_string().ok()?, value.into_string().ok()?))
+        };
+        Self::new(file, std::env::vars_os().filter_map(text))
+    }
+
+    /// Defaults, then `file`, then `environment`.
+    ///
+    /// # Errors
+    /// The file cannot be read or is not TOML.
+    pub fn new(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, Problems> {
+        let mut layers = Self::defaults();
+        if let Some(path) = file {
+            let origin = path.display().to_string();
+            let source = File::from(path).format(FileFormat::Toml);
+            layers.add(&source, &origin, |_| origin.clone())?;
+        }
+        let mut variables = HashMap::new();
+        for (name, value) in environment {
+            // Kubernetes sets WSBALANCER_PORT and the like for a Service of that name: only the
+            // shorthand is ours among those with a single underscore.
+            if name == ENV_SERVICES {
+                variables.entry(format!("{ENV_PREFIX}SERVICES")).or_insert(value);
+            } else if name.starts_with(ENV_PREFIX) {
+                variables.insert(name, value);
+            }
+        }
+        let source = Environment::with_prefix("WSBALANCER")
+            .prefix_separator("__")
+            .separator("__")
+            .ignore_empty(true)
+            .source(Some(variables));
+        layers.add(&source, "the environment", |key| {
+            format!("{ENV_PREFIX}{}", key.to_uppercase().replace('.', "__"))
+        })?;
+        Ok(layers)
+    }
+
+    /// The compiled-in defaults alone.
+    pub fn defaults() -> Self {
+        let mut layers = Self(BTreeMap::new());
+        let source = File::from_str(DEFAULTS, FileFormat::Toml);
+        layers
+            .add(&source, "default.toml", |_| DEFAULT_ORIGIN.to_owned())
+            .expect("the compiled-in defaults are TOML, which a test checks");
+        layers
+    }
+
+    /// Overrides one key, as a command line would.
+    pub fn set(&mut self, key: &str, texts: Vec<String>, origin: &str) {
+        self.0.insert(key.to_owned(), Setting { texts, origin: origin.to_owned() });
+    }
+
+    /// Whether nothing overrides the default of `key`.
+    pub fn is_default(&self, key: &str) -> bool {
+        self.0.get(key).is_some_and(|setting| setting.origin == DEFAULT_ORIGIN)
+    }
+
+    fn add(
+        &mut self,
+        source: &dyn Source,
+        name: &str,
+        origin: impl Fn(&str) -> String,
+    ) -> Result<(), Problems> {
+        let table = source.collect().map_err(|error| {
+            Problems(vec![Problem {
+                key: name.to_owned(),
+                value: None,
+                origin: name.to_owned(),
+                advice: format!("cannot be read as TOML: {error}"),
+            }])
+        })?;
+        for (key, value) in table {
+            self.flatten(key, value, &origin);
+        }
+        Ok(())
+    }
+
+    fn flatten(&mut self, key: String, value: Value, origin: &impl Fn(&str) -> String) {
+        let texts = match value.kind {
+            ValueKind::Table(table) => {
+                for (name, value) in table {
+                    self.flatten(format!("{key}.{name}"), value, origin);
+                }
+                return;
+            }
+            ValueKind::Array(values) => values.into_iter().map(|value| value.to_string()).collect(),
+            scalar => vec![Value::new(None, scalar).to_string()],
+        };
+        let origin = origin(&key);
+        self.0.insert(key, Setting { texts, origin });
+    }
+}

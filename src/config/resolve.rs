@@ -1,0 +1,456 @@
+//! Typed settings, checked.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt,
+    net::SocketAddr,
+    ops::RangeInclusive,
+    time::Duration,
+};
+
+use actix_http::Uri;
+use log::LevelFilter;
+
+use super::load::{Layers, Problem, Problems, Setting};
+use crate::domain::lease::Backend;
+
+/// Name of the service that the `services` list makes.
+const DEFAULT_SERVICE: &str = "default";
+
+/// The settings of one process.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The pods, in the order they were given.
+    pub backends: Vec<Backend>,
+    /// The traffic listener.
+    pub server: Server,
+    /// The admin listener.
+    pub admin: Admin,
+    /// Watching and choosing.
+    pub balancer: Balancer,
+    /// Logging.
+    pub log: Log,
+    /// Every key as it was written, for `wsbalancer check`.
+    settings: BTreeMap<String, Setting>,
+}
+
+/// `[server]`
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// Traffic listener.
+    pub listen: SocketAddr,
+    /// Worker threads, at least 1.
+    pub workers: usize,
+    /// From SIGTERM to the cut of what still lives.
+    pub shutdown_timeout: Duration,
+}
+
+/// `[admin]`
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// Admin listener.
+    pub listen: SocketAddr,
+    /// Path of the distribution.
+    pub balancer_metric_path: String,
+}
+
+/// `[balancer]`
+#[derive(Clone, Debug)]
+pub struct Balancer {
+    /// Path of the pods' metric route.
+    pub metric_path: String,
+    /// From a pod's answer to the next poll.
+    pub poll_interval: Duration,
+    /// For a whole poll.
+    pub poll_timeout: Duration,
+    /// Age at which a report is stale, at least three polls.
+    pub stale_after: Duration,
+    /// Replicas that share the pods, at least 1.
+    pub replicas: u32,
+    /// Further pods tried for one connection.
+    pub retries: usize,
+    /// To reach a pod by TCP.
+    pub connect_timeout: Duration,
+    /// From the request to the head of the pod's answer.
+    pub read_timeout: Duration,
+    /// For a client's whole handshake.
+    pub handshake_timeout: Duration,
+}
+
+/// `[log]`
+#[derive(Clone, Copy, Debug)]
+pub struct Log {
+    /// What is logged.
+    pub level: LevelFilter,
+    /// How.
+    pub format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+impl Config {
+    /// Checks and types the merged layers.
+    ///
+    /// # Errors
+    /// Every problem found, each with key, value, origin and fix.
+    pub fn resolve(layers: Layers) -> Result<Self, Problems> {
+        let settings = layers.0.clone();
+        let mut read = Reader::new(layers);
+        let millis = Duration::from_millis;
+        let (minute, hour) = (millis(60_000), millis(3_600_000));
+
+        let backends = read.backends("services");
+        let server = Server {
+            listen: read.address("server.listen"),
+            workers: match read.number("server.workers", 0..=1024) {
+                0 => std::thread::available_parallelism().map_or(1, usize::from),
+                workers => workers as usize,
+            },
+            shutdown_timeout: read.duration("server.shutdown_timeout", millis(0)..=hour),
+        };
+        let admin = Admin {
+            listen: read.address("admin.listen"),
+            balancer_metric_path: read.path("admin.balancer_metric_path"),
+        };
+        let poll_interval = read.duration("balancer.poll_interval", millis(100)..=hour);
+        let cache_ttl = read.duration("balancer.cache_ttl", millis(0)..=24 * hour);
+        let handshake = millis(10)..=10 * minute;
+        let balancer = Balancer {
+            metric_path: read.path("balancer.metric_path"),
+            poll_interval,
+            poll_timeout: read.duration("balancer.poll_timeout", millis(10)..=minute),
+            stale_after: cache_ttl.max(3 * poll_interval),
+            replicas: read.number("balancer.replicas", 1..=1000) as u32,
+            retries: read.number("balancer.retries", 0..=100) as usize,
+            connect_timeout: read.duration("balancer.connect_timeout", handshake.clone()),
+            read_timeout: read.duration("balancer.read_timeout", handshake.clone()),
+            handshake_timeout: read.duration("balancer.handshake_timeout", handshake),
+        };
+        let log = Log {
+            level: read.choice(
+                "log.level",
+                &[
+                    ("error", LevelFilter::Error),
+                    ("warn", LevelFilter::Warn),
+                    ("info", LevelFilter::Info),
+                    ("debug", LevelFilter::Debug),
+                    ("trace", LevelFilter::Trace),
+                ],
+            ),
+            format: read
+                .choice("log.format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]),
+        };
+        if server.listen == admin.listen && server.listen.port() != 0 {
+            read.complain(
+                "admin.listen",
+                "is the traffic listener's too: give it a port of its own",
+            );
+        }
+        read.finish()?;
+        Ok(Self { backends, server, admin, balancer, log, settings })
+    }
+}
+
+impl fmt::Display for Config {
+    /// Every key with its value and origin, as TOML with dotted keys.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (key, Setting { texts, origin }) in &self.settings {
+            match &texts[..] {
+                [text] if key != "services" => writeln!(f, "{key} = {text:?}  # {origin}")?,
+                texts => writeln!(f, "{key} = {texts:?}  # {origin}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Takes settings out of the layers one by one and gathers what is wrong with them.
+struct Reader {
+    settings: BTreeMap<String, Setting>,
+    defaults: BTreeMap<String, Setting>,
+    taken: HashSet<String>,
+    problems: Vec<Problem>,
+}
+
+impl Reader {
+    fn new(layers: Layers) -> Self {
+        Self {
+            settings: layers.0,
+            defaults: Layers::defaults().0,
+            taken: HashSet::new(),
+            problems: Vec::new(),
+        }
+    }
+
+    fn setting(&mut self, key: &str) -> Setting {
+        self.taken.insert(key.to_owned());
+        self.settings.get(key).cloned().unwrap_or_else(|| panic!("{key} is not in default.toml"))
+    }
+
+    fn complain(&mut self, key: &str, advice: impl Into<String>) {
+        let Setting { texts, origin } = self.setting(key);
+        self.problems.push(Problem {
+            key: key.to_owned(),
+            value: Some(texts.join(",")),
+            origin,
+            advice: advice.into(),
+        });
+    }
+
+    /// A single value. After a mistake the default stands in, so that reading can go on.
+    fn value<T>(&mut self, key: &str, parse: impl Fn(&str) -> Result<T, String>) -> T {
+        let parsed = match &self.setting(key).texts[..] {
+            [text] => parse(text),
+            _ => Err("expected one value, not a list".to_owned()),
+        };
+        parsed.unwrap_or_else(|advice| {
+            self.complain(key, advice);
+            let default = self.defaults.get(key).and_then(|setting| setting.texts.first());
+            default
+                .and_then(|text| parse(text).ok())
+                .unwrap_or_else(|| panic!("the default of {key} is not valid"))
+        })
+    }
+
+    fn address(&mut self, key: &str) -> SocketAddr {
+        self.value(key, |text| {
+            let advice = "expected IP address and port, such as 0.0.0.0:8080 or [::]:8080";
+            text.parse().map_err(|_| advice.to_owned())
+        })
+    }
+
+    fn duration(&mut self, key: &str, range: RangeInclusive<Duration>) -> Duration {
+        self.value(key, |text| {
+            let (from, to) = (*range.start(), *range.end());
+            let bounds = format!(
+                "{} to {}",
+                humantime::format_duration(from),
+                humantime::format_duration(to)
+            );
+            match humantime::parse_duration(text) {
+                Ok(duration) if range.contains(&duration) => Ok(duration),
+                Ok(_) => Err(format!("out of range, expected {bounds}")),
+                Err(_) => Err(format!("expected a duration with its unit, {bounds}")),
+            }
+        })
+    }
+
+    fn number(&mut self, key: &str, range: RangeInclusive<u64>) -> u64 {
+        self.value(key, |text| {
+            let number = text.parse().ok().filter(|number| range.contains(number));
+            let (from, to) = range.clone().into_inner();
+            number.ok_or_else(|| format!("expected a whole number from {from} to {to}"))
+        })
+    }
+
+    fn path(&mut self, key: &str) -> String {
+        self.value(key, |text| {
+            let origin_form = text.starts_with('/') && !text.contains(['?', '#', '{', '}']);
+            if origin_form && text.parse::<Uri>().is_ok() {
+                Ok(text.to_owned())
+            } else {
+                Err("expected a path such as /metric, without query".to_owned())
+            }
+        })
+    }
+
+    fn choice<T: Copy>(&mut self, key: &str, choices: &[(&str, T)]) -> T {
+        let names = || choices.iter().map(|(name, _)| *name);
+        self.value(key, |text| match choices.iter().find(|(name, _)| *name == text) {
+            Some((_, value)) => Ok(*value),
+            None => {
+                let all = names().collect::<Vec<_>>().join(", ");
+                Err(format!("expected one of {all}{}", did_you_mean(text, names())))
+            }
+        })
+    }
+
+    fn backends(&mut self, key: &str) -> Vec<Backend> {
+        let Setting { texts, .. } = self.setting(key);
+        let mut backends: Vec<Backend> = Vec::new();
+        for url in texts.iter().flat_map(|text| text.split(',')).map(str::trim) {
+            match backend(url) {
+                Ok(backend) if backends.iter().any(|known| known.address == backend.address) => {
+                    self.complain(key, format!("{url:?} stands there twice"));
+                }
+                Ok(backend) => backends.push(backend),
+                Err(advice) => self.complain(key, format!("{url:?}: {advice}")),
+            }
+        }
+        if texts.is_empty() {
+            self.complain(
+                key,
+                "names no pod: set services = [\"http://pod:3001\"] or WSBALANCER_SERVICES",
+            );
+        }
+        backends
+    }
+
+    fn finish(mut self) -> Result<(), Problems> {
+        let known: Vec<&String> = self.defaults.keys().collect();
+        for (key, setting) in &self.settings {
+            if !self.taken.contains(key) {
+                let near = did_you_mean(key, known.iter().map(|key| key.as_str()));
+                self.problems.push(Problem {
+                    key: key.clone(),
+                    value: None,
+                    origin: setting.origin.clone(),
+                    advice: format!("unknown key{near}"),
+                });
+            }
+        }
+        if self.problems.is_empty() { Ok(()) } else { Err(Problems(self.problems)) }
+    }
+}
+
+/// A pod's URL: `http://host:port` and nothing more.
+fn backend(url: &str) -> Result<Backend, String> {
+    let expected = "expected a pod's URL such as http://pod:3001";
+    let uri: Uri = url.parse().map_err(|error| format!("{expected} ({error})"))?;
+    let (Some("http"), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
+        return Err(expected.to_owned());
+    };
+    if authority.as_str().contains('@') {
+        return Err(format!("{expected}, without user name"));
+    }
+    if uri.path() != "/" || uri.query().is_some() {
+        return Err(format!("{expected}, without path: each request keeps its own"));
+    }
+    let port = authority.port_u16().unwrap_or(80);
+    Ok(Backend {
+        service: DEFAULT_SERVICE.to_owned(),
+        url: url.to_owned(),
+        address: format!("{}:{port}", authority.host()),
+    })
+}
+
+/// `; did you mean "…"?` for the nearest of `names`, if one is near.
+fn did_you_mean<'a>(wrong: &str, names: impl Iterator<Item = &'a str>) -> String {
+    let nearest = names
+        .map(|name| (strsim::jaro_winkler(wrong, name), name))
+        .filter(|(likeness, _)| *likeness > 0.75)
+        .max_by(|(a, _), (b, _)| a.total_cmp(b));
+    nearest.map_or_else(String::new, |(_, name)| format!("; did you mean {name:?}?"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn env(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    fn resolve(file: Option<&str>, variables: &[(&str, &str)]) -> Result<Config, Problems> {
+        let path = file.map(|text| {
+            let name = format!("wsbalancer-{}-{:x}.toml", std::process::id(), fastrand::u64(..));
+            let path = std::env::temp_dir().join(name);
+            std::fs::File::create(&path).unwrap().write_all(text.as_bytes()).unwrap();
+            path
+        });
+        let layers = Layers::new(path.as_deref(), env(variables));
+        if let Some(path) = path {
+            std::fs::remove_file(path).unwrap();
+        }
+        Config::resolve(layers?)
+    }
+
+    #[test]
+    fn the_services_variable_alone_is_a_working_setup() {
+        let config = resolve(
+            None,
+            &[("WSBALANCER_SERVICES", "http://127.0.0.1:3001,http://127.0.0.1:3002")],
+        )
+        .unwrap();
+        let addresses: Vec<_> = config.backends.iter().map(|pod| pod.address.as_str()).collect();
+        assert_eq!(addresses, ["127.0.0.1:3001", "127.0.0.1:3002"]);
+        assert_eq!(config.server.listen.port(), 8080);
+        assert_eq!(config.balancer.stale_after, Duration::from_secs(30));
+        assert!(config.server.workers >= 1);
+    }
+
+    #[test]
+    fn the_environment_wins_over_the_file_and_the_file_over_the_defaults() {
+        let file =
+            "services = [\"http://a:3001\"]\n[server]\nworkers = 3\nlisten = \"127.0.0.1:1\"";
+        let variables =
+            [("WSBALANCER__SERVER__LISTEN", "127.0.0.1:2"), ("WSBALANCER__LOG__LEVEL", "")];
+        let config = resolve(Some(file), &variables).unwrap();
+        assert_eq!(config.server.listen.port(), 2);
+        assert_eq!(config.server.workers, 3);
+        assert_eq!(config.log.level, LevelFilter::Info, "an empty variable counts as unset");
+        assert!(
+            config
+                .to_string()
+                .contains("server.listen = \"127.0.0.1:2\"  # WSBALANCER__SERVER__LISTEN")
+        );
+    }
+
+    #[test]
+    fn all_mistakes_are_named_at_once() {
+        let file = "[server]\nlisen = \"x\"\n[balancer]\npoll_interval = 3\nretries = -1\n[log]\nlevel = \"inf\"";
+        let variables = [
+            ("WSBALANCER_SERVICES", "http://a:3001,ftp://b,http://a:3001,http://c/path"),
+            ("WSBALANCER__ADMIN__LISTEN", "9090"),
+        ];
+        let problems = resolve(Some(file), &variables).unwrap_err().to_string();
+        for expected in [
+            "8 problems",
+            "unknown key; did you mean \"server.listen\"?",
+            "balancer.poll_interval = \"3\"",
+            "expected a duration with its unit, 100ms to 1h",
+            "balancer.retries = \"-1\"",
+            "expected one of error, warn, info, debug, trace; did you mean \"info\"?",
+            "(from WSBALANCER__ADMIN__LISTEN): expected IP address and port",
+            "\"ftp://b\": expected a pod's URL",
+            "\"http://a:3001\" stands there twice",
+            "\"http://c/path\": expected a pod's URL such as http://pod:3001, without path",
+        ] {
+            assert!(problems.contains(expected), "{expected:?} is missing in:\n{problems}");
+        }
+    }
+
+    #[test]
+    fn no_pods_is_a_mistake_with_a_remedy() {
+        let problems = resolve(None, &[]).unwrap_err();
+        assert_eq!(problems.0.len(), 1);
+        assert!(problems.to_string().contains("WSBALANCER_SERVICES"), "{problems}");
+    }
+
+    #[test]
+    fn a_file_that_is_not_toml_or_not_there_is_named() {
+        let problems = resolve(Some("services = ["), &[]).unwrap_err().to_string();
+        assert!(problems.contains(".toml") && problems.contains("TOML"), "{problems}");
+        let missing = Layers::new(Some(std::path::Path::new("/no/such.toml")), []).unwrap_err();
+        assert!(missing.to_string().contains("/no/such.toml"), "{missing}");
+    }
+
+    #[test]
+    fn variables_that_kubernetes_sets_for_a_service_are_not_ours() {
+        let variables = [
+            ("WSBALANCER_SERVICES", "http://a:3001"),
+            ("WSBALANCER_SERVICE_HOST", "10.0.0.1"),
+            ("WSBALANCER_PORT", "tcp://10.0.0.1:8080"),
+        ];
+        resolve(None, &variables).unwrap();
+    }
+
+    #[test]
+    fn both_listeners_on_one_address_is_a_mistake() {
+        let variables = [
+            ("WSBALANCER_SERVICES", "http://a:3001"),
+            ("WSBALANCER__ADMIN__LISTEN", "0.0.0.0:8080"),
+        ];
+        let problems = resolve(None, &variables).unwrap_err().to_string();
+        assert!(problems.contains("admin.listen = \"0.0.0.0:8080\""), "{problems}");
+    }
+}
