@@ -1,0 +1,77 @@
+//! Live figures of a tunnel, written by its pumps and read by anyone.
+
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering::Relaxed};
+
+use super::tracker::{Progress, Tracker};
+
+/// The way bytes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Direction {
+    /// From the client to the pod.
+    Up,
+    /// From the pod to the client.
+    Down,
+}
+
+/// Both directions of one tunnel.
+#[derive(Debug, Default)]
+pub struct TunnelStats {
+    /// From the client to the pod.
+    pub up: DirectionStats,
+    /// From the pod to the client.
+    pub down: DirectionStats,
+}
+
+impl TunnelStats {
+    /// The figures of one direction.
+    pub fn of(&self, direction: Direction) -> &DirectionStats {
+        match direction {
+            Direction::Up => &self.up,
+            Direction::Down => &self.down,
+        }
+    }
+}
+
+/// Figures of one direction. Only its pump writes them, so plain loads and stores suffice.
+#[derive(Debug, Default)]
+pub struct DirectionStats {
+    bytes: AtomicU64,
+    frames: AtomicU64,
+    messages: AtomicU64,
+    close_code: AtomicU16,
+}
+
+impl DirectionStats {
+    /// Bytes read from the sender.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Relaxed)
+    }
+
+    /// Whole frames, control frames included.
+    pub fn frames(&self) -> u64 {
+        self.frames.load(Relaxed)
+    }
+
+    /// Whole data messages.
+    pub fn messages(&self) -> u64 {
+        self.messages.load(Relaxed)
+    }
+
+    /// Code of the Close frame that the sender sent, if it sent one with a code.
+    pub fn close_code(&self) -> Option<u16> {
+        Some(self.close_code.load(Relaxed)).filter(|code| *code != 0)
+    }
+
+    pub(super) fn record(&self, len: usize, progress: Progress, tracker: &Tracker) {
+        let add = |counter: &AtomicU64, n: u64| counter.store(counter.load(Relaxed) + n, Relaxed);
+        add(&self.bytes, len as u64);
+        if progress.frames > 0 {
+            add(&self.frames, progress.frames);
+            add(&self.messages, progress.messages);
+            if let Some(code) = tracker.close_code() {
+                self.close_code.store(code, Relaxed);
+            }
+        }
+    }
+}
