@@ -1,0 +1,9 @@
+//! Which backend gets the next connection: plain data and arithmetic.
+//!
+//! No actor, no clock, no I/O: time comes in as a parameter and randomness from a seed, so that
+//! the same code serves, is property-tested and can be simulated.
+
+pub mod estimate;
+pub mod lease;
+pub mod pool;
+pub mod report;

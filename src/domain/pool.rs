@@ -1,0 +1,388 @@
+//! The backends of a service, what is known of each, and the choice between them.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use thiserror::Error;
+
+use super::{
+    estimate::{Reported, estimate},
+    lease::{Backend, Gauge, Lease, Load},
+    report::{Report, ReportError},
+};
+
+/// What the pool needs from the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolSettings {
+    /// Balancer replicas that share the pods, at least 1.
+    pub replicas: u32,
+    /// A report older than this is stale: own counts decide instead.
+    pub stale_after: Duration,
+}
+
+/// Why no backend could be given.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum NoBackend {
+    /// The service has none.
+    #[error("the service has no backends")]
+    Empty,
+    /// Every one has been tried for this connection.
+    #[error("every backend has been tried")]
+    AllTried,
+}
+
+/// How much the pool knows of a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Its last report is fresh.
+    Up,
+    /// Its last report is too old to be believed.
+    Stale,
+    /// It has given no report that could be read.
+    Unknown,
+}
+
+/// A backend as the pool saw it at one instant.
+#[derive(Clone, Debug)]
+pub struct BackendSnapshot {
+    /// Where it is.
+    pub backend: Arc<Backend>,
+    /// How much is known of it.
+    pub state: State,
+    /// Its last report and that report's age.
+    pub report: Option<(Report, Duration)>,
+    /// Why the last poll gave no report.
+    pub error: Option<ReportError>,
+    /// This replica's own sessions on it.
+    pub load: Load,
+    /// What selection compares.
+    pub estimate: u64,
+}
+
+/// A poll under way: remembers what was open when it was sent.
+#[derive(Debug)]
+pub struct Poll {
+    backend: Arc<Backend>,
+    sent_at: Instant,
+    own_when_sent: u32,
+}
+
+/// What a poll needs to start: where to ask, and the load to remember.
+#[derive(Clone, Debug)]
+pub struct PollTarget {
+    backend: Arc<Backend>,
+    gauge: Arc<Gauge>,
+}
+
+impl PollTarget {
+    /// The backend to ask.
+    pub fn backend(&self) -> &Arc<Backend> {
+        &self.backend
+    }
+
+    /// To be called when the request is sent, not when its answer comes: whatever opens in
+    /// between may be missing from the answer.
+    pub fn begin(&self, now: Instant) -> Poll {
+        Poll { backend: self.backend.clone(), sent_at: now, own_when_sent: self.gauge.load().open }
+    }
+}
+
+/// The backends of one service.
+#[derive(Debug)]
+pub struct Pool {
+    settings: PoolSettings,
+    entries: Vec<Entry>,
+    rng: fastrand::Rng,
+}
+
+#[derive(Debug)]
+struct Entry {
+    backend: Arc<Backend>,
+    gauge: Arc<Gauge>,
+    report: Option<Accepted>,
+    error: Option<ReportError>,
+}
+
+#[derive(Debug)]
+struct Accepted {
+    report: Report,
+    sent_at: Instant,
+    own_when_polled: u32,
+}
+
+impl Pool {
+    /// A pool of `backends`; `seed` decides how ties fall.
+    pub fn new(
+        backends: impl IntoIterator<Item = Backend>,
+        settings: PoolSettings,
+        seed: u64,
+    ) -> Self {
+        let entries = backends
+            .into_iter()
+            .map(|backend| Entry {
+                backend: Arc::new(backend),
+                gauge: Arc::default(),
+                report: None,
+                error: None,
+            })
+            .collect();
+        Self { settings, entries, rng: fastrand::Rng::with_seed(seed) }
+    }
+
+    /// Takes a slot on the backend with the smallest estimate that is not in `tried`; ties fall at
+    /// random.
+    ///
+    /// # Errors
+    /// [`NoBackend`] when there is none.
+    pub fn pick(&mut self, tried: &[Arc<Backend>], now: Instant) -> Result<Lease, NoBackend> {
+        let mut best: Option<(u64, &Entry)> = None;
+        let mut ties = 0;
+        for entry in self.entries.iter().filter(|entry| !tried.contains(&entry.backend)) {
+            let estimate = entry.estimate(&self.settings, now);
+            let smallest = best.map_or(u64::MAX, |(smallest, _)| smallest);
+            if best.is_none() || estimate < smallest {
+                best = Some((estimate, entry));
+                ties = 1;
+            } else if estimate == smallest {
+                // Reservoir sampling: the n-th of n equals replaces the choice once in n times.
+                ties += 1;
+                if self.rng.u32(0..ties) == 0 {
+                    best = Some((estimate, entry));
+                }
+            }
+        }
+        match best {
+            Some((_, entry)) => Ok(Lease::new(entry.backend.clone(), entry.gauge.clone())),
+            None if self.entries.is_empty() => Err(NoBackend::Empty),
+            None => Err(NoBackend::AllTried),
+        }
+    }
+
+    /// Takes in what a poll brought. Answers that are overtaken by a later poll's are dropped.
+    ///
+    /// An unreadable answer makes the count unknown at once; no answer at all leaves the last
+    /// report to grow stale.
+    pub fn record(&mut self, poll: Poll, result: Result<Report, ReportError>) {
+        let Some(entry) = self.entries.iter_mut().find(|entry| entry.backend == poll.backend)
+        else {
+            return;
+        };
+        if entry.report.as_ref().is_some_and(|known| known.sent_at > poll.sent_at) {
+            return;
+        }
+        match result {
+            Ok(report) => {
+                entry.error = None;
+                entry.report = Some(Accepted {
+                    report,
+                    sent_at: poll.sent_at,
+                    own_when_polled: poll.own_when_sent,
+                });
+            }
+            Err(error) => {
+                if !matches!(error, ReportError::Unreachable(_)) {
+                    entry.report = None;
+                }
+                entry.error = Some(error);
+            }
+        }
+    }
+
+    /// What to poll, one target per backend.
+    pub fn poll_targets(&self) -> Vec<PollTarget> {
+        self.entries
+            .iter()
+            .map(|entry| PollTarget { backend: entry.backend.clone(), gauge: entry.gauge.clone() })
+            .collect()
+    }
+
+    /// The last poll error of `backend`, if its last poll failed.
+    pub fn last_error(&self, backend: &Backend) -> Option<&ReportError> {
+        self.entries.iter().find(|entry| *entry.backend == *backend)?.error.as_ref()
+    }
+
+    /// Every backend as it stands, in configured order.
+    pub fn snapshot(&self, now: Instant) -> Vec<BackendSnapshot> {
+        self.entries
+            .iter()
+            .map(|entry| BackendSnapshot {
+                backend: entry.backend.clone(),
+                state: entry.state(&self.settings, now),
+                report: entry
+                    .report
+                    .as_ref()
+                    .map(|known| (known.report.clone(), now.duration_since(known.sent_at))),
+                error: entry.error.clone(),
+                load: entry.gauge.load(),
+                estimate: entry.estimate(&self.settings, now),
+            })
+            .collect()
+    }
+}
+
+impl Entry {
+    fn state(&self, settings: &PoolSettings, now: Instant) -> State {
+        match &self.report {
+            None => State::Unknown,
+            Some(known) if now.duration_since(known.sent_at) > settings.stale_after => State::Stale,
+            Some(_) => State::Up,
+        }
+    }
+
+    fn estimate(&self, settings: &PoolSettings, now: Instant) -> u64 {
+        let fresh = self.state(settings, now) == State::Up;
+        let report = self.report.as_ref().filter(|_| fresh).map(|known| Reported {
+            count: known.report.connections,
+            own_when_polled: known.own_when_polled,
+        });
+        estimate(report, self.gauge.load(), settings.replicas)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SETTINGS: PoolSettings =
+        PoolSettings { replicas: 1, stale_after: Duration::from_secs(30) };
+
+    fn pool(size: usize) -> Pool {
+        let backends = (0..size).map(|index| Backend {
+            service: "default".into(),
+            url: format!("http://pod-{index}:3001"),
+            address: format!("pod-{index}:3001"),
+        });
+        Pool::new(backends, SETTINGS, 7)
+    }
+
+    fn report(connections: u64) -> Result<Report, ReportError> {
+        Ok(Report { connections, ..Report::default() })
+    }
+
+    fn poll_all(
+        pool: &mut Pool,
+        now: Instant,
+        answer: impl Fn(usize) -> Result<Report, ReportError>,
+    ) {
+        for (index, target) in pool.poll_targets().into_iter().enumerate() {
+            let poll = target.begin(now);
+            pool.record(poll, answer(index));
+        }
+    }
+
+    fn open(pool: &mut Pool, now: Instant) -> Lease {
+        let mut lease = pool.pick(&[], now).expect("a backend");
+        lease.establish();
+        lease
+    }
+
+    fn counts(leases: &[Lease]) -> HashMap<String, usize> {
+        leases.iter().fold(HashMap::new(), |mut counts, lease| {
+            *counts.entry(lease.backend().url.clone()).or_default() += 1;
+            counts
+        })
+    }
+
+    #[test]
+    fn the_least_loaded_by_report_gets_the_next() {
+        let now = Instant::now();
+        let mut pool = pool(3);
+        poll_all(&mut pool, now, |index| report([5, 2, 9][index]));
+        assert_eq!(pool.pick(&[], now).unwrap().backend().url, "http://pod-1:3001");
+    }
+
+    #[test]
+    fn own_counts_decide_before_the_first_report() {
+        let now = Instant::now();
+        let mut pool = pool(4);
+        let leases: Vec<Lease> = (0..40).map(|_| open(&mut pool, now)).collect();
+        assert!(counts(&leases).values().all(|count| *count == 10), "{:?}", counts(&leases));
+    }
+
+    #[test]
+    fn ties_fall_everywhere() {
+        let now = Instant::now();
+        let mut pool = pool(5);
+        let mut chosen = HashMap::new();
+        for _ in 0..500 {
+            *chosen.entry(pool.pick(&[], now).unwrap().backend().url.clone()).or_insert(0) += 1;
+        }
+        assert_eq!(chosen.len(), 5);
+        assert!(chosen.values().all(|count| (60..140).contains(count)), "{chosen:?}");
+    }
+
+    #[test]
+    fn tried_backends_are_not_given_again() {
+        let now = Instant::now();
+        let mut pool = pool(2);
+        let first = pool.pick(&[], now).unwrap();
+        let second = pool.pick(&[first.backend().clone()], now).unwrap();
+        assert_ne!(first.backend(), second.backend());
+        let tried = [first.backend().clone(), second.backend().clone()];
+        assert_eq!(pool.pick(&tried, now).unwrap_err(), NoBackend::AllTried);
+        assert_eq!(Pool::new([], SETTINGS, 1).pick(&[], now).unwrap_err(), NoBackend::Empty);
+    }
+
+    #[test]
+    fn an_unreadable_answer_makes_the_count_unknown_and_no_favourite() {
+        let now = Instant::now();
+        let mut pool = pool(2);
+        let held: Vec<Lease> = (0..6).map(|_| open(&mut pool, now)).collect();
+        poll_all(&mut pool, now, |index| [report(4), Err(ReportError::Status(503))][index].clone());
+        let snapshot = pool.snapshot(now);
+        assert_eq!((snapshot[0].state, snapshot[0].estimate), (State::Up, 4));
+        assert_eq!((snapshot[1].state, snapshot[1].estimate), (State::Unknown, 3));
+        drop(held);
+    }
+
+    #[test]
+    fn no_answer_leaves_the_last_report_until_it_is_stale() {
+        let start = Instant::now();
+        let mut pool = pool(1);
+        poll_all(&mut pool, start, |_| report(12));
+        let later = start + Duration::from_secs(20);
+        poll_all(&mut pool, later, |_| Err(ReportError::Unreachable("refused".into())));
+        let snapshot = &pool.snapshot(later)[0];
+        assert_eq!((snapshot.state, snapshot.estimate), (State::Up, 12));
+        assert!(snapshot.error.is_some());
+        let snapshot = &pool.snapshot(start + Duration::from_secs(31))[0];
+        assert_eq!((snapshot.state, snapshot.estimate), (State::Stale, 0));
+    }
+
+    #[test]
+    fn an_overtaken_answer_is_dropped() {
+        let start = Instant::now();
+        let mut pool = pool(1);
+        let target = pool.poll_targets().remove(0);
+        let slow = target.begin(start);
+        let quick = target.begin(start + Duration::from_secs(1));
+        pool.record(quick, report(8));
+        pool.record(slow, report(1));
+        assert_eq!(pool.snapshot(start)[0].estimate, 8);
+    }
+
+    proptest! {
+        /// A pod frozen at zero is filled no further than the others, however often it is polled.
+        #[test]
+        fn frozen_reports_end_level(pods in 2usize..6, arrivals in 1usize..120, every in 1usize..30) {
+            let now = Instant::now();
+            let mut pool = pool(pods);
+            let mut leases = Vec::new();
+            for arrival in 0..arrivals {
+                if arrival % every == 0 {
+                    poll_all(&mut pool, now, |_| report(0));
+                }
+                leases.push(open(&mut pool, now));
+            }
+            let counts = counts(&leases);
+            let most = counts.values().max().copied().unwrap_or(0);
+            prop_assert!(most - arrivals / pods <= 1, "{:?}", counts);
+        }
+    }
+}
