@@ -1,0 +1,27 @@
+//! Who holds state and who talks to whom.
+//!
+//! | message | from → to | answer |
+//! |---|---|---|
+//! | [`metrics::PickBackend`] | handshake → [`MetricsActor`] | `Lease` or `NoBackend` |
+//! | [`metrics::Polled`] | poll task → [`MetricsActor`] | – |
+//! | [`metrics::Snapshot`] | admin handler → [`MetricsActor`] | every backend as it stands |
+//! | [`registry::SessionOpened`], [`registry::SessionClosed`] | session → [`RegistryActor`] | – |
+//! | [`registry::CountSessions`] | admin handler → [`RegistryActor`] | how many live |
+//! | [`registry::CloseAll`], [`registry::AwaitEmpty`] | shutdown → [`RegistryActor`] | when all are gone |
+//! | [`session::CloseSession`] | [`RegistryActor`] → [`SessionActor`] | – |
+//! | [`session::PodSideEnded`] | [`BackendActor`] → [`SessionActor`] | – |
+//!
+//! [`MetricsActor`] and [`RegistryActor`] live on a control thread of their own, so that health
+//! and metrics answer while the workers are busy. A [`SessionActor`] and its [`BackendActor`] live
+//! on the worker that accepted the client; the bytes between them cross no mailbox.
+//!
+//! [`MetricsActor`]: metrics::MetricsActor
+//! [`RegistryActor`]: registry::RegistryActor
+//! [`SessionActor`]: session::SessionActor
+//! [`BackendActor`]: backend::BackendActor
+
+pub mod backend;
+pub mod metrics;
+pub mod poll;
+pub mod registry;
+pub mod session;

@@ -1,0 +1,143 @@
+//! One client connection: owns the direction from the client to the pod, and the session's end.
+
+use std::{sync::Arc, time::Duration};
+
+use actix::{
+    Actor, ActorContext as _, ActorFutureExt as _, Addr, AsyncContext as _, Context, Handler,
+    Message, fut::wrap_future,
+};
+
+use super::{
+    backend::BackendActor,
+    registry::{Registration, RegistryActor, SessionInfo},
+};
+use crate::{
+    domain::lease::Lease,
+    relay::{Control, Direction, End, Peer, Pump, Tunnel, close::CloseCode},
+};
+
+/// How long a side may go on sending after the other has closed its half.
+const HALF_CLOSED_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Ends a session with a Close frame each way.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "()")]
+pub struct CloseSession {
+    /// Code for the client.
+    pub to_client: CloseCode,
+    /// Code for the pod.
+    pub to_pod: CloseCode,
+    /// Reason in both frames.
+    pub reason: &'static str,
+}
+
+/// The direction from the pod to the client has ended.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct PodSideEnded(pub End);
+
+/// A client connection past its handshake, paired with a [`BackendActor`].
+///
+/// Everything it holds is released by being dropped: the lease, the place in the registry, both
+/// sockets.
+pub struct SessionActor {
+    info: Arc<SessionInfo>,
+    control: Control,
+    /// Taken when the actors start.
+    pumps: Option<(Pump, Pump)>,
+    ends: [Option<End>; 2],
+    registry: Arc<Addr<RegistryActor>>,
+    registration: Option<Registration>,
+    _lease: Lease,
+}
+
+impl SessionActor {
+    /// Joins `client` and `pod` on the current thread. `lease` counts the session on its backend.
+    pub fn start(
+        client: Peer,
+        pod: Peer,
+        info: SessionInfo,
+        mut lease: Lease,
+        registry: Arc<Addr<RegistryActor>>,
+    ) {
+        lease.establish();
+        let Tunnel { up, down, control } = Tunnel::new(client, pod, &info.stats);
+        let session = Self {
+            info: Arc::new(info),
+            control,
+            pumps: Some((up, down)),
+            ends: [None, None],
+            registry,
+            registration: None,
+            _lease: lease,
+        };
+        Actor::start(session);
+    }
+
+    fn direction_ended(&mut self, direction: Direction, end: End, ctx: &mut Context<Self>) {
+        match end {
+            // The other direction may go on: half-closes are passed on, and what a pod sent before
+            // it stopped reading still reaches the client.
+            End::Eof | End::Closed | End::WriteFailed(_) => {
+                ctx.run_later(HALF_CLOSED_TIMEOUT, |session, _| session.control.abort());
+            }
+            End::ReadFailed(_) | End::Aborted => self.control.abort(),
+        }
+        self.ends[direction as usize] = Some(end);
+        if self.ends.iter().all(Option::is_some) {
+            ctx.stop();
+        }
+    }
+}
+
+impl Actor for SessionActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        let address = ctx.address().downgrade();
+        let registration = Registration::new(
+            self.registry.clone(),
+            self.info.clone(),
+            address.clone().recipient(),
+        );
+        self.registration = Some(registration);
+        if let Some((up, down)) = self.pumps.take() {
+            BackendActor::start(down, address);
+            ctx.spawn(wrap_future(up).map(|end, session: &mut Self, ctx| {
+                session.direction_ended(Direction::Up, end, ctx);
+            }));
+        }
+    }
+
+    fn stopped(&mut self, _: &mut Self::Context) {
+        let SessionInfo { id, backend, stats, opened_at, .. } = &*self.info;
+        log::debug!(
+            "session {id} on {} ended after {:.1?}: up {} bytes in {} messages ({:?}), \
+             down {} bytes in {} messages ({:?})",
+            backend.url,
+            opened_at.elapsed(),
+            stats.up.bytes(),
+            stats.up.messages(),
+            self.ends[Direction::Up as usize],
+            stats.down.bytes(),
+            stats.down.messages(),
+            self.ends[Direction::Down as usize],
+        );
+    }
+}
+
+impl Handler<CloseSession> for SessionActor {
+    type Result = ();
+
+    fn handle(&mut self, close: CloseSession, _: &mut Self::Context) {
+        self.control.close(close.to_client, close.to_pod, close.reason);
+    }
+}
+
+impl Handler<PodSideEnded> for SessionActor {
+    type Result = ();
+
+    fn handle(&mut self, PodSideEnded(end): PodSideEnded, ctx: &mut Self::Context) {
+        self.direction_ended(Direction::Down, end, ctx);
+    }
+}
