@@ -1,0 +1,78 @@
+//! The admin listener: where connections are, and whether the process is well.
+
+use std::{net::TcpListener, sync::Arc, time::SystemTime};
+
+use actix::Addr;
+use actix_web::{
+    App, HttpResponse, HttpServer,
+    dev::Server,
+    error::ErrorInternalServerError,
+    http::header::{CACHE_CONTROL, CacheControl, CacheDirective},
+    web,
+};
+
+use super::distribution::Distribution;
+use crate::{
+    actors::{
+        metrics::{MetricsActor, Snapshot},
+        registry::{CountSessions, RegistryActor},
+    },
+    app::Health,
+};
+
+/// Path of the liveness probe.
+pub const LIVEZ: &str = "/livez";
+
+/// Path of the readiness probe.
+pub const READYZ: &str = "/readyz";
+
+/// What the handlers ask.
+#[derive(Clone)]
+pub struct AdminState {
+    /// Who knows the pods.
+    pub metrics: Addr<MetricsActor>,
+    /// Who knows the sessions.
+    pub registry: Arc<Addr<RegistryActor>>,
+    /// Whether the process takes connections.
+    pub health: Arc<Health>,
+}
+
+/// The admin server on a thread of its own; it runs once awaited.
+///
+/// # Errors
+/// The listener cannot be used.
+pub fn server(
+    listener: TcpListener,
+    distribution_path: String,
+    state: AdminState,
+) -> std::io::Result<Server> {
+    let server = HttpServer::new(move || {
+        App::new()
+            .app_data(web::Data::new(state.clone()))
+            .route(&distribution_path, web::get().to(distribution))
+            .route(LIVEZ, web::get().to(|| async { "ok\n" }))
+            .route(READYZ, web::get().to(readyz))
+    })
+    .workers(1)
+    .disable_signals()
+    .listen(listener)?;
+    Ok(server.run())
+}
+
+async fn distribution(state: web::Data<AdminState>) -> actix_web::Result<HttpResponse> {
+    let backends = state.metrics.send(Snapshot).await.map_err(ErrorInternalServerError)?;
+    let sessions = state.registry.send(CountSessions).await.map_err(ErrorInternalServerError)?;
+    let distribution = Distribution::new(backends.0, sessions, SystemTime::now());
+    Ok(HttpResponse::Ok()
+        .insert_header((CACHE_CONTROL, CacheControl(vec![CacheDirective::NoStore])))
+        .json(distribution))
+}
+
+/// Ready while new connections are welcome; having no pods does not matter here.
+async fn readyz(state: web::Data<AdminState>) -> HttpResponse {
+    if state.health.is_draining() {
+        HttpResponse::ServiceUnavailable().body("shutting down\n")
+    } else {
+        HttpResponse::Ok().body("ok\n")
+    }
+}

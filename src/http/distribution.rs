@@ -1,0 +1,211 @@
+//! The distribution of connections as JSON: the fields of the Traefik plugin that this project
+//! succeeds first, our own after them.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
+
+use serde::Serialize;
+
+use crate::domain::pool::{BackendSnapshot, State};
+
+/// The whole answer of `/balancer-metrics`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Distribution {
+    timestamp: String,
+    services: Vec<Service>,
+    pod_metrics: BTreeMap<String, Vec<Pod>>,
+    total_connections: u64,
+    agents_connections: u64,
+    own_sessions: usize,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Service {
+    /// The configured URL, verbatim.
+    url: String,
+    /// The estimate: the fresh report corrected by what happened since, else our own count.
+    connections: u64,
+    name: String,
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reported: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    report_age_ms: Option<u64>,
+    own: u32,
+    connecting: u32,
+    estimate: u64,
+}
+
+/// A pod's own words. What it does not say is left out; a count that is not known is never 0.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Pod {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    agents_connections: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pod_name: Option<String>,
+    #[serde(rename = "podIP", skip_serializing_if = "Option::is_none")]
+    pod_ip: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node_name: Option<String>,
+    address: String,
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+impl Distribution {
+    /// The distribution at `now`, from the pool's snapshot and the registry's count.
+    pub fn new(backends: Vec<BackendSnapshot>, own_sessions: usize, now: SystemTime) -> Self {
+        let total = backends.iter().map(|backend| backend.estimate).sum();
+        let mut services = Vec::with_capacity(backends.len());
+        let mut pod_metrics = BTreeMap::<String, Vec<Pod>>::new();
+        for snapshot in backends {
+            let (service, pod) = split(snapshot);
+            pod_metrics.entry(service.url.clone()).or_default().push(pod);
+            services.push(service);
+        }
+        Self {
+            timestamp: humantime::format_rfc3339_seconds(now).to_string(),
+            services,
+            pod_metrics,
+            total_connections: total,
+            agents_connections: total,
+            own_sessions,
+        }
+    }
+}
+
+fn split(snapshot: BackendSnapshot) -> (Service, Pod) {
+    let BackendSnapshot { backend, state, report, error, load, estimate } = snapshot;
+    let state = match state {
+        State::Up => "up",
+        State::Stale => "stale",
+        State::Unknown => "unknown",
+    };
+    let (report, age) = report.unzip();
+    let service = Service {
+        url: backend.url.clone(),
+        connections: estimate,
+        name: backend.service.clone(),
+        state,
+        reported: report.as_ref().map(|report| report.connections),
+        report_age_ms: age.map(|age: Duration| age.as_millis() as u64),
+        own: load.open,
+        connecting: load.connecting,
+        estimate,
+    };
+    let pod = Pod {
+        agents_connections: service.reported,
+        pod_name: report.as_ref().and_then(|report| report.pod_name.clone()),
+        pod_ip: report.as_ref().and_then(|report| report.pod_ip.clone()),
+        node_name: report.and_then(|report| report.node_name),
+        address: backend.address.clone(),
+        state,
+        error: error.map(|error| error.to_string()),
+    };
+    (service, pod)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::domain::{
+        lease::{Backend, Load},
+        report::{Report, ReportError},
+    };
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    fn snapshot(url: &str, address: &str) -> BackendSnapshot {
+        BackendSnapshot {
+            backend: Arc::new(Backend {
+                service: "default".into(),
+                url: url.into(),
+                address: address.into(),
+            }),
+            state: State::Up,
+            report: None,
+            error: None,
+            load: Load::default(),
+            estimate: 0,
+        }
+    }
+
+    #[test]
+    fn the_golden_example() {
+        let report = Report {
+            connections: 40,
+            pod_name: Some("pod-abc".into()),
+            pod_ip: Some("10.0.0.1".into()),
+            node_name: Some("node-1".into()),
+        };
+        let backend = BackendSnapshot {
+            report: Some((report, Duration::from_millis(812))),
+            load: Load { open: 12, connecting: 2 },
+            estimate: 42,
+            ..snapshot("http://a:3001", "10.0.0.1:3001")
+        };
+        let distribution = Distribution::new(vec![backend], 12, at(1_795_204_979));
+        let expected = r#"{
+  "timestamp": "2026-11-20T20:02:59Z",
+  "services": [
+    {
+      "url": "http://a:3001",
+      "connections": 42,
+      "name": "default",
+      "state": "up",
+      "reported": 40,
+      "reportAgeMs": 812,
+      "own": 12,
+      "connecting": 2,
+      "estimate": 42
+    }
+  ],
+  "podMetrics": {
+    "http://a:3001": [
+      {
+        "agentsConnections": 40,
+        "podName": "pod-abc",
+        "podIP": "10.0.0.1",
+        "nodeName": "node-1",
+        "address": "10.0.0.1:3001",
+        "state": "up"
+      }
+    ]
+  },
+  "totalConnections": 42,
+  "agentsConnections": 42,
+  "ownSessions": 12
+}"#;
+        assert_eq!(serde_json::to_string_pretty(&distribution).unwrap(), expected);
+    }
+
+    #[test]
+    fn what_is_not_known_is_left_out() {
+        let backend = BackendSnapshot {
+            state: State::Unknown,
+            error: Some(ReportError::Status(500)),
+            load: Load { open: 3, connecting: 0 },
+            estimate: 3,
+            ..snapshot("http://b:3001", "b:3001")
+        };
+        let json = serde_json::to_value(Distribution::new(vec![backend], 3, at(0))).unwrap();
+        assert_eq!(
+            json["podMetrics"]["http://b:3001"][0],
+            serde_json::json!({
+                "address": "b:3001", "state": "unknown", "error": "status 500 instead of 200"
+            })
+        );
+        assert_eq!(json["services"][0].get("reported"), None);
+        assert_eq!(json["totalConnections"], 3);
+    }
+}

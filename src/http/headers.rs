@@ -1,0 +1,81 @@
+//! Which header fields belong to one hop only.
+
+use actix_http::header::{self, HeaderMap, HeaderName};
+
+/// Fields that a proxy does not forward (RFC 9110 §7.6.1) beside those that `Connection` names.
+/// `Upgrade` is one of them too, but here the upgrade is what is forwarded.
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    const KEEP_ALIVE: &str = "keep-alive";
+    const PROXY_CONNECTION: &str = "proxy-connection";
+    matches!(*name, header::CONNECTION | header::TE | header::TRAILER | header::TRANSFER_ENCODING)
+        || name.as_str() == KEEP_ALIVE
+        || name.as_str() == PROXY_CONNECTION
+}
+
+/// A copy of `headers` for the next hop.
+pub fn end_to_end(headers: &HeaderMap) -> HeaderMap {
+    let named: Vec<String> =
+        tokens(headers, header::CONNECTION).map(str::to_ascii_lowercase).collect();
+    let mut kept = HeaderMap::with_capacity(headers.len());
+    for (name, value) in headers {
+        let named = *name != header::UPGRADE && named.iter().any(|token| token == name.as_str());
+        if !named && !is_hop_by_hop(name) {
+            kept.append(name.clone(), value.clone());
+        }
+    }
+    kept
+}
+
+/// The comma-separated tokens of all fields called `name` (RFC 9110 §5.6.1).
+pub fn tokens(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
+    headers
+        .get_all(name)
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .filter(|token| !token.is_empty())
+}
+
+/// Whether one of the tokens of `name` is `token`, whatever its case.
+pub fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
+    tokens(headers, name).any(|found| found.eq_ignore_ascii_case(token))
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_http::header::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn hop_by_hop_fields_and_those_that_connection_names_go() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("connection", "Upgrade, X-Private"),
+            ("connection", "close"),
+            ("upgrade", "websocket"),
+            ("x-private", "1"),
+            ("te", "trailers"),
+            ("proxy-connection", "keep-alive"),
+            ("cookie", "a=1"),
+            ("cookie", "b=2"),
+        ] {
+            headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        let kept = end_to_end(&headers);
+        assert_eq!(kept.get_all("cookie").count(), 2, "repeated fields stay repeated");
+        assert!(kept.contains_key("upgrade"), "the upgrade is what is forwarded");
+        for gone in ["connection", "x-private", "te", "proxy-connection"] {
+            assert!(!kept.contains_key(gone), "{gone}");
+        }
+    }
+
+    #[test]
+    fn tokens_are_found_in_lists_and_repeated_fields() {
+        let mut headers = HeaderMap::new();
+        headers.append(header::CONNECTION, HeaderValue::from_static("keep-alive"));
+        headers.append(header::CONNECTION, HeaderValue::from_static("foo , UPGRADE"));
+        assert!(has_token(&headers, header::CONNECTION, "upgrade"));
+        assert!(!has_token(&headers, header::CONNECTION, "up"));
+    }
+}
