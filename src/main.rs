@@ -1,0 +1,111 @@
+//! Arguments, settings, logging, app, signals, drain.
+
+use std::{error::Error, io, net::SocketAddr, process::ExitCode, time::Duration};
+
+use clap::Parser as _;
+use tokio::signal::unix::{SignalKind, signal};
+use wsbalancer::{
+    app::{App, Listeners},
+    cli::{Cli, Command},
+    config::{self, Config, Problems},
+    demo,
+    http::admin::READYZ,
+    telemetry::logging,
+};
+
+/// Wrong usage or configuration (EX_USAGE of sysexits.h).
+const USAGE: u8 = 64;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { USAGE.into() } else { ExitCode::SUCCESS };
+        }
+    };
+    let command = cli.command.unwrap_or(Command::Run(cli.settings));
+    match actix_rt::System::new().block_on(execute(command)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            if error.is::<Problems>() { USAGE.into() } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+async fn execute(command: Command) -> Result<(), Box<dyn Error>> {
+    match command {
+        Command::Run(settings) => run(&config::from_process(settings.config.as_deref())?).await,
+        Command::Check(settings) => {
+            print!("{}", config::from_process(settings.config.as_deref())?);
+            Ok(())
+        }
+        Command::Demo(settings) => {
+            demo::run(settings.config.as_deref(), shutdown_signal()?).await?;
+            Ok(())
+        }
+        Command::Pod { listen } => {
+            let pod = demo::pod::start(
+                std::net::TcpListener::bind(listen)?,
+                demo::pod::Identity::from_env(),
+            )?;
+            println!("listening on {}", pod.address);
+            shutdown_signal()?.await;
+            pod.stop().await;
+            Ok(())
+        }
+        Command::Client { url, every } => {
+            Ok(demo::client::run(&url, every, shutdown_signal()?).await?)
+        }
+        Command::Healthcheck(settings) => {
+            healthcheck(config::from_process(settings.config.as_deref())?.admin.listen).await
+        }
+    }
+}
+
+async fn run(config: &Config) -> Result<(), Box<dyn Error>> {
+    logging::init(config.log);
+    let shutdown = shutdown_signal()?;
+    let app = App::start(config, Listeners::bind(config)?)?;
+    shutdown.await;
+    log::info!("shutting down");
+    let summary = app.stop().await;
+    log::info!("stopped: {} sessions were open, {} were cut", summary.sessions, summary.cut);
+    Ok(())
+}
+
+/// Resolves at SIGTERM or SIGINT.
+fn shutdown_signal() -> io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+/// Asks the readiness probe of the balancer that runs with the same settings.
+async fn healthcheck(mut admin: SocketAddr) -> Result<(), Box<dyn Error>> {
+    if admin.ip().is_unspecified() {
+        let loopback = if admin.is_ipv4() {
+            [127, 0, 0, 1].into()
+        } else {
+            std::net::Ipv6Addr::LOCALHOST.into()
+        };
+        admin.set_ip(loopback);
+    }
+    let client = awc::Client::builder().timeout(Duration::from_secs(2)).finish();
+    let response = client
+        .get(format!("http://{admin}{READYZ}"))
+        .send()
+        .await
+        .map_err(|error| error.to_string())?;
+    if response.status().is_success() {
+        Ok(())
+    } else {
+        Err(format!("not ready: {}", response.status()).into())
+    }
+}

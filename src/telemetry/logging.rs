@@ -1,0 +1,27 @@
+//! Log lines, for people or for machines, on standard error.
+
+use std::{io::Write as _, time::SystemTime};
+
+use env_logger::{Builder, WriteStyle};
+
+use crate::config::{Log, LogFormat};
+
+/// Starts logging as configured; the first call in a process wins.
+pub fn init(log: Log) {
+    let mut builder = Builder::new();
+    builder.filter_level(log.level).write_style(WriteStyle::Never);
+    match log.format {
+        LogFormat::Text => builder.format_target(false),
+        LogFormat::Json => builder.format(|line, record| {
+            let object = serde_json::json!({
+                "timestamp": humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
+                "level": record.level().as_str().to_ascii_lowercase(),
+                "target": record.target(),
+                "message": record.args().to_string(),
+            });
+            writeln!(line, "{object}")
+        }),
+    };
+    // Tests start several balancers in one process.
+    let _ = builder.try_init();
+}

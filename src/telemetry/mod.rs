@@ -1,0 +1,3 @@
+//! What the process says of itself to those who watch it.
+
+pub mod logging;
