@@ -3,10 +3,7 @@
 use std::{
     io,
     net::{SocketAddr, TcpListener},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::Arc,
     time::Duration,
 };
 
@@ -25,27 +22,11 @@ use crate::{
     domain::pool::{Pool, PoolSettings},
     http::{
         admin::{self, AdminState},
+        health::Health,
         traffic::{self, Traffic},
     },
     relay::close::CloseCode,
 };
-
-/// Whether new connections are welcome.
-#[derive(Debug, Default)]
-pub struct Health {
-    draining: AtomicBool,
-}
-
-impl Health {
-    /// Whether the balancer is going down.
-    pub fn is_draining(&self) -> bool {
-        self.draining.load(Relaxed)
-    }
-
-    fn drain(&self) {
-        self.draining.store(true, Relaxed);
-    }
-}
 
 /// The control actors, on a thread of their own.
 pub struct Control {

@@ -11,13 +11,10 @@ use actix_web::{
     web,
 };
 
-use super::distribution::Distribution;
-use crate::{
-    actors::{
-        metrics::{MetricsActor, Snapshot},
-        registry::{CountSessions, RegistryActor},
-    },
-    app::Health,
+use super::{distribution::Distribution, health::Health};
+use crate::actors::{
+    metrics::{MetricsActor, Snapshot},
+    registry::{CountSessions, RegistryActor},
 };
 
 /// Path of the liveness probe.

@@ -5,5 +5,6 @@ mod dial;
 mod distribution;
 mod handshake;
 mod headers;
+pub mod health;
 mod refusal;
 pub mod traffic;

@@ -13,10 +13,10 @@ use tokio::net::TcpStream;
 use super::{
     dial::{DialTimeouts, Dialer},
     handshake::{self, Worker},
+    health::Health,
 };
 use crate::{
     actors::{metrics::MetricsActor, registry::RegistryActor},
-    app::Health,
     config::Balancer,
 };
 

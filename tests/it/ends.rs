@@ -1,0 +1,150 @@
+//! How sessions end: close codes, half-closes, deaths.
+
+use futures_util::{SinkExt as _, StreamExt as _};
+use socket2::SockRef;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio_tungstenite::tungstenite::{
+    Message,
+    protocol::{CloseFrame, frame::coding::CloseCode},
+};
+
+use crate::support::{
+    Balancer,
+    client::{connect, raw},
+    frames::{FIN, TEXT, masked, unmasked},
+    pod::{Pod, Script},
+    within,
+};
+
+fn close(code: u16, reason: &str) -> Option<CloseFrame> {
+    Some(CloseFrame { code: CloseCode::from(code), reason: reason.into() })
+}
+
+#[actix_rt::test]
+async fn close_codes_and_reasons_pass_both_ways() {
+    let pod = Pod::scripted(Script::default()).await;
+    let balancer = Balancer::start([&pod]).await;
+    for (code, reason) in
+        [(1000, "done"), (1001, ""), (1008, "no"), (3456, "library"), (4999, "own")]
+    {
+        let mut client = connect(balancer.address()).await;
+        let mut at_pod = pod.accept().await.into_websocket().await;
+        client.close(close(code, reason)).await.unwrap();
+        let seen = within("the Close", at_pod.next()).await.unwrap().unwrap();
+        assert_eq!(seen, Message::Close(close(code, reason)));
+        // tungstenite answers with the same code.
+        assert!(within("the pod's end", at_pod.next()).await.is_none());
+        let answer = within("the answer", client.next()).await.unwrap().unwrap();
+        assert_eq!(answer, Message::Close(close(code, reason)));
+
+        let mut client = connect(balancer.address()).await;
+        let mut at_pod = pod.accept().await.into_websocket().await;
+        at_pod.close(close(code, reason)).await.unwrap();
+        let seen = within("the Close", client.next()).await.unwrap().unwrap();
+        assert_eq!(seen, Message::Close(close(code, reason)));
+    }
+    balancer.until_sessions(0).await;
+}
+
+#[actix_rt::test]
+async fn a_close_without_a_code_stays_without_one() {
+    let pod = Pod::scripted(Script::default()).await;
+    let balancer = Balancer::start([&pod]).await;
+    let mut client = connect(balancer.address()).await;
+    let mut at_pod = pod.accept().await.into_websocket().await;
+    client.send(Message::Close(None)).await.unwrap();
+    assert_eq!(at_pod.next().await.unwrap().unwrap(), Message::Close(None));
+}
+
+#[actix_rt::test]
+async fn a_half_close_is_passed_on_and_the_other_half_lives() {
+    let pod = Pod::scripted(Script::default()).await;
+    let balancer = Balancer::start([&pod]).await;
+    let (mut client, _) = raw(balancer.address(), "", b"").await;
+    let mut session = pod.accept().await;
+    let last = masked(FIN | TEXT, b"my last words");
+    client.write_all(&last).await.unwrap();
+    client.shutdown().await.unwrap();
+    let mut at_pod = Vec::new();
+    within("the client's end", session.stream.read_to_end(&mut at_pod)).await.unwrap();
+    assert_eq!(at_pod, last);
+
+    let answer = unmasked(FIN | TEXT, b"but I still talk");
+    session.stream.write_all(&answer).await.unwrap();
+    let mut at_client = vec![0; answer.len()];
+    within("the pod's words", client.read_exact(&mut at_client)).await.unwrap();
+    assert_eq!(at_client, answer);
+    assert_eq!(balancer.sessions().await, 1);
+    drop(session);
+    assert_eq!(within("the pod's end", client.read(&mut [0])).await.unwrap(), 0);
+    balancer.until_sessions(0).await;
+}
+
+#[actix_rt::test]
+async fn a_pod_that_half_closes_still_hears_the_client() {
+    let pod = Pod::scripted(Script::default()).await;
+    let balancer = Balancer::start([&pod]).await;
+    let (mut client, _) = raw(balancer.address(), "", b"").await;
+    let mut session = pod.accept().await;
+    session.stream.shutdown().await.unwrap();
+    assert_eq!(within("the pod's end", client.read(&mut [0])).await.unwrap(), 0);
+    let words = masked(FIN | TEXT, b"are you there?");
+    client.write_all(&words).await.unwrap();
+    let mut at_pod = vec![0; words.len()];
+    within("the client's words", session.stream.read_exact(&mut at_pod)).await.unwrap();
+    assert_eq!(at_pod, words);
+}
+
+#[actix_rt::test]
+async fn the_last_words_of_a_pod_that_dies_arrive() {
+    let pod = Pod::scripted(Script::default()).await;
+    let balancer = Balancer::start([&pod]).await;
+    let (mut client, _) = raw(balancer.address(), "", b"").await;
+    let mut session = pod.accept().await;
+    let words = unmasked(FIN | TEXT, &[b'x'; 300_000]);
+    session.stream.write_all(&words).await.unwrap();
+    drop(session);
+    let mut at_client = Vec::new();
+    within("the end", client.read_to_end(&mut at_client)).await.unwrap();
+    assert!(at_client == words, "{} of {} bytes", at_client.len(), words.len());
+    drop(client);
+    balancer.until_sessions(0).await;
+}
+
+#[actix_rt::test]
+async fn a_reset_on_one_side_ends_the_other() {
+    let pod = Pod::scripted(Script::default()).await;
+    let balancer = Balancer::start([&pod]).await;
+    // RST: the socket is closed with nobody waiting for its bytes.
+    let reset = |stream: &tokio::net::TcpStream| {
+        SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+    };
+    let (mut client, _) = raw(balancer.address(), "", b"").await;
+    let session = pod.accept().await;
+    reset(&session.stream);
+    drop(session);
+    let end = within("the end of the client", client.read(&mut [0])).await;
+    assert!(matches!(end, Ok(0) | Err(_)));
+
+    let (client, _) = raw(balancer.address(), "", b"").await;
+    let mut session = pod.accept().await;
+    reset(&client);
+    drop(client);
+    let end = within("the end of the pod", session.stream.read(&mut [0])).await;
+    assert!(matches!(end, Ok(0) | Err(_)));
+    balancer.until_sessions(0).await;
+    assert_eq!(balancer.metrics().await["services"][0]["own"], 0, "leases are returned");
+}
+
+#[actix_rt::test]
+async fn one_sessions_end_is_not_anothers() {
+    let pod = Pod::echo().await;
+    let balancer = Balancer::start([&pod]).await;
+    let mut stays = connect(balancer.address()).await;
+    for _ in 0..50 {
+        drop(connect(balancer.address()).await);
+    }
+    balancer.until_sessions(1).await;
+    stays.send(Message::text("still here")).await.unwrap();
+    assert_eq!(stays.next().await.unwrap().unwrap(), Message::text("still here"));
+}

@@ -1,0 +1,193 @@
+//! From the request to the 101, and every way that does not lead there.
+
+use actix_http::ws::hash_key;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+use tokio_tungstenite::tungstenite::Error;
+
+use crate::support::{
+    Balancer,
+    client::{connect, connect_with, handshake, raw},
+    pod::{Pod, Script, Upgrade, answer, header, read_head},
+    within,
+};
+
+/// Sends `request` and returns the whole answer up to the end of the connection.
+async fn exchange(balancer: &Balancer, request: &str) -> String {
+    let mut stream = TcpStream::connect(balancer.address()).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    within("the end of the answer", stream.read_to_string(&mut answer)).await.unwrap();
+    answer
+}
+
+fn scripted(upgrade: Upgrade) -> Script {
+    Script { upgrade, ..Script::default() }
+}
+
+#[actix_rt::test]
+async fn the_pod_sees_the_request_and_the_client_its_answer() {
+    let fields = "Sec-WebSocket-Protocol: superchat\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\n";
+    let pod = Pod::scripted(scripted(Upgrade::Accept { fields, early: Vec::new() })).await;
+    let balancer = Balancer::start([&pod]).await;
+    let sent =
+        "Sec-WebSocket-Protocol: chat, superchat\r\nCookie: x=y\r\nAuthorization: Bearer t\r\n";
+    let (_client, head) = raw(balancer.address(), sent, b"").await;
+    assert_eq!(header(&head, "sec-websocket-protocol"), Some("superchat"));
+    let accept = hash_key(b"dGhlIHNhbXBsZSBub25jZQ==");
+    assert_eq!(header(&head, "sec-websocket-accept").unwrap().as_bytes(), accept);
+    assert_eq!(head.to_lowercase().matches("set-cookie: ").count(), 2, "{head}");
+
+    let request = pod.accept().await.request;
+    assert!(request.starts_with("GET /ws?room=%C3%A9 HTTP/1.1\r\n"), "{request}");
+    for (name, value) in [
+        ("host", "chat.example.org"),
+        ("connection", "upgrade"),
+        ("upgrade", "websocket"),
+        ("sec-websocket-version", "13"),
+        ("sec-websocket-protocol", "chat, superchat"),
+        ("cookie", "x=y"),
+        ("authorization", "Bearer t"),
+    ] {
+        assert_eq!(header(&request, name), Some(value), "{name} in {request}");
+    }
+}
+
+#[actix_rt::test]
+async fn what_is_not_a_handshake_is_refused_and_no_pod_hears_of_it() {
+    let pod = Pod::scripted(Script::default()).await;
+    let balancer = Balancer::start([&pod]).await;
+    let good = handshake("");
+    let cases = [
+        (good.replace("GET ", "POST "), "405", "allow: GET", "use GET"),
+        (good.replace("Version: 13", "Version: 8"), "426", "sec-websocket-version: 13", "\"8\""),
+        (good.replace("Connection: Upgrade\r\n", ""), "400", "connection: close", "Connection"),
+        (good.replace("Key: dGhl", "Key: "), "400", "connection: close", "Sec-WebSocket-Key"),
+        (good.replace("Upgrade: websocket", "Upgrade: h2c"), "400", "", "\"h2c\""),
+        (handshake("Content-Length: 4\r\n") + "body", "400", "", "Content-Length"),
+        ("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".to_owned(), "400", "", "Upgrade"),
+        ("CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n".to_owned(), "405", "allow: GET", "CONNECT"),
+    ];
+    for (request, status, field, named) in cases {
+        // Without keep-alive the end of the answer is the end of the connection.
+        let request = if request.contains("h2c") {
+            request.replace("Connection: Upgrade", "Connection: close, Upgrade")
+        } else {
+            request
+        };
+        let answer = exchange(&balancer, &request).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request}{answer}");
+        assert!(answer.contains(field), "{field} in {answer}");
+        assert!(answer.contains(named), "{named} in {answer}");
+    }
+    assert_eq!(pod.upgrades(), 0);
+}
+
+#[actix_rt::test]
+async fn an_answer_that_is_no_101_reaches_the_client_whole() {
+    let body = "sign in first ".repeat(20_000);
+    let rejection = answer("401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"x\"", &body);
+    let chunked = b"HTTP/1.1 403 Forbidden\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nno \r\n3\r\nway\r\n0\r\n\r\n";
+    let early_hint = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\ngone";
+    let cases = [
+        (rejection, "HTTP/1.1 401 ", "www-authenticate: Basic realm=\"x\"", body.as_str()),
+        (chunked.to_vec(), "HTTP/1.1 403 ", "connection: close", "\r\n\r\nno way"),
+        (early_hint.to_vec(), "HTTP/1.1 404 ", "content-length: 4", "\r\n\r\ngone"),
+        (answer("204 No Content", ""), "HTTP/1.1 204 ", "", "\r\n\r\n"),
+    ];
+    for (answer, status, field, body) in cases {
+        let pod = Pod::scripted(scripted(Upgrade::Answer(answer))).await;
+        let other = Pod::scripted(scripted(Upgrade::Silence)).await;
+        let balancer = Balancer::start([&pod]).await;
+        let answer = exchange(&balancer, &handshake("")).await;
+        assert!(answer.starts_with(status) && answer.contains(field), "{answer}");
+        assert!(answer.ends_with(body), "{answer}");
+        assert_eq!((pod.upgrades(), other.upgrades()), (1, 0), "not offered elsewhere");
+    }
+}
+
+#[actix_rt::test]
+async fn the_next_pod_takes_over_while_one_is_out_of_order() {
+    for broken in [
+        Upgrade::HangUp,
+        Upgrade::Answer(b"SSH-2.0-OpenSSH\r\n\r\n".to_vec()),
+        Upgrade::Answer(
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+              Sec-WebSocket-Accept: bm90IHRoZSByaWdodCBvbmU=\r\n\r\n"
+                .to_vec(),
+        ),
+        Upgrade::Silence,
+    ] {
+        let bad = Pod::scripted(scripted(broken.clone())).await;
+        let good = Pod::echo().await;
+        good.set_metric(answer("500 Internal Server Error", ""));
+        let balancer = Balancer::with([&bad, &good], &[("balancer.read_timeout", "200ms")]).await;
+        let mut clients = Vec::new();
+        for _ in 0..8 {
+            clients.push(connect(balancer.address()).await);
+        }
+        assert_eq!(good.open(), 8, "{broken:?}");
+        assert!(bad.upgrades() > 0, "{broken:?}: the test must have met the bad pod");
+        let metrics = balancer.metrics().await;
+        assert_eq!(metrics["services"][0]["own"], 0, "no slot is left on the bad pod");
+    }
+}
+
+#[actix_rt::test]
+async fn without_a_pod_that_works_the_client_hears_which_kind_of_trouble() {
+    let refused = {
+        let gone = Pod::echo().await;
+        let url = gone.url();
+        (url, "HTTP/1.1 502 ")
+    };
+    let silent = Pod::scripted(scripted(Upgrade::Silence)).await;
+    for (url, status) in [refused, (silent.url(), "HTTP/1.1 504 ")] {
+        let pods: [&Pod; 0] = [];
+        let settings = [("services", url.as_str()), ("balancer.read_timeout", "200ms")];
+        let balancer = Balancer::with(pods, &settings).await;
+        let answer = exchange(&balancer, &handshake("")).await;
+        assert!(answer.starts_with(status), "{answer}");
+        assert!(!answer.contains("127.0.0.1"), "addresses of pods are not for clients: {answer}");
+    }
+}
+
+#[actix_rt::test]
+async fn the_handshake_has_a_deadline_of_its_own() {
+    let pods = [
+        Pod::scripted(scripted(Upgrade::Silence)).await,
+        Pod::scripted(scripted(Upgrade::Silence)).await,
+    ];
+    let balancer = Balancer::with(&pods, &[("balancer.handshake_timeout", "300ms")]).await;
+    let answer = exchange(&balancer, &handshake("")).await;
+    assert!(answer.starts_with("HTTP/1.1 504 ") && answer.contains("300ms"), "{answer}");
+}
+
+#[actix_rt::test]
+async fn a_refused_client_is_told_through_its_library() {
+    let pod = Pod::scripted(scripted(Upgrade::Answer(answer("403 Forbidden", "not you")))).await;
+    let balancer = Balancer::start([&pod]).await;
+    match connect_with(balancer.address(), &[("origin", "https://else.example")]).await {
+        Err(Error::Http(response)) => {
+            assert_eq!(response.status(), 403);
+            assert_eq!(response.body().as_deref(), Some(&b"not you"[..]));
+        }
+        other => panic!("expected 403, got {:?}", other.map(|_| ())),
+    }
+}
+
+#[actix_rt::test]
+async fn several_requests_on_one_connection_end_with_a_tunnel() {
+    let pod = Pod::scripted(Script::default()).await;
+    let balancer = Balancer::start([&pod]).await;
+    let mut stream = TcpStream::connect(balancer.address()).await.unwrap();
+    let plain = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+    stream.write_all(format!("{plain}{}", handshake("")).as_bytes()).await.unwrap();
+    let first = read_head(&mut stream).await.unwrap();
+    assert!(first.starts_with("HTTP/1.1 400 "), "{first}");
+    let len = header(&first, "content-length").unwrap().parse().unwrap();
+    stream.read_exact(&mut vec![0; len]).await.unwrap();
+    let second = read_head(&mut stream).await.unwrap();
+    assert!(second.starts_with("HTTP/1.1 101 "), "{second}");
+}

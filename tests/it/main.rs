@@ -1,0 +1,13 @@
+//! Integration tests: real sockets, scriptable pods, actix's test server.
+//!
+//! One binary, because each further one would link the whole dependency tree again.
+
+mod backpressure;
+mod echo;
+mod ends;
+mod handshake;
+mod layering;
+mod metrics;
+mod process;
+mod selection;
+mod support;

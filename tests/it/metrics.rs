@@ -1,0 +1,86 @@
+//! What the admin listener says.
+
+use serde_json::json;
+
+use crate::support::{
+    Balancer,
+    client::connect,
+    pod::{Pod, answer, report},
+};
+
+#[actix_rt::test]
+async fn the_distribution_has_the_plugins_fields_and_ours() {
+    let whole = "{\"agentsConnections\":2,\"podName\":\"pod-a\",\"podIP\":\"10.0.0.1\",\"nodeName\":\"node-1\"}";
+    let pods = [Pod::reporting(answer("200 OK", whole)).await, Pod::reporting(report(1)).await];
+    let balancer = Balancer::start(&pods).await;
+    balancer.until_polled().await;
+    let _clients = [connect(balancer.address()).await, connect(balancer.address()).await];
+    let mut metrics = balancer.metrics().await;
+
+    let timestamp = metrics["timestamp"].take();
+    assert!(humantime::parse_rfc3339(timestamp.as_str().unwrap()).is_ok(), "{timestamp}");
+    let mut ages = 0;
+    for service in metrics["services"].as_array_mut().unwrap() {
+        ages += i32::from(service["reportAgeMs"].take().is_u64());
+    }
+    assert_eq!(ages, 2);
+    // The first goes to the second pod (1), the second to either (2, 2).
+    let own = [0, 1].map(|index| metrics["services"][index]["own"].as_u64().unwrap());
+    assert!(own == [1, 1] || own == [0, 2], "{own:?}");
+    let counts = [2 + own[0], 1 + own[1]];
+    let service = |index: usize| {
+        json!({
+            "url": pods[index].url(), "connections": counts[index], "name": "default", "state": "up",
+            "reported": 2 - index, "reportAgeMs": null, "own": own[index], "connecting": 0,
+            "estimate": counts[index],
+        })
+    };
+    let expected = json!({
+        "timestamp": null,
+        "services": [service(0), service(1)],
+        "podMetrics": {
+            pods[0].url(): [{
+                "agentsConnections": 2, "podName": "pod-a", "podIP": "10.0.0.1",
+                "nodeName": "node-1", "address": pods[0].address.to_string(), "state": "up",
+            }],
+            pods[1].url(): [{
+                "agentsConnections": 1, "address": pods[1].address.to_string(), "state": "up",
+            }],
+        },
+        "totalConnections": 5,
+        "agentsConnections": 5,
+        "ownSessions": 2,
+    });
+    assert_eq!(metrics, expected);
+}
+
+#[actix_rt::test]
+async fn json_is_given_however_it_is_asked_for() {
+    let pod = Pod::echo().await;
+    let balancer = Balancer::start([&pod]).await;
+    let client = awc::Client::new();
+    for (path, accept) in [
+        ("/balancer-metrics", "*/*"),
+        ("/balancer-metrics?format=json", "text/html"),
+        ("/balancer-metrics", "application/json"),
+    ] {
+        let request = client.get(balancer.admin_url(path)).insert_header(("accept", accept));
+        let response = request.send().await.unwrap();
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers().get("content-type").unwrap(), "application/json");
+    }
+}
+
+#[actix_rt::test]
+async fn probes_answer_and_nothing_of_it_is_on_the_traffic_listener() {
+    // No pods at all: that is no reason to be restarted or taken out of service.
+    let balancer = Balancer::with([], &[("services", "http://127.0.0.1:1")]).await;
+    let client = awc::Client::new();
+    for path in ["/livez", "/readyz"] {
+        assert_eq!(client.get(balancer.admin_url(path)).send().await.unwrap().status(), 200);
+    }
+    for path in ["/livez", "/readyz", "/balancer-metrics"] {
+        let url = format!("http://{}{path}", balancer.address());
+        assert_eq!(client.get(url).send().await.unwrap().status(), 400, "{path}");
+    }
+}

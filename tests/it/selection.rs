@@ -1,0 +1,120 @@
+//! Which pod gets the connection.
+
+use crate::support::{
+    Balancer,
+    client::connect,
+    eventually,
+    pod::{Pod, answer, report},
+};
+
+/// Opens `count` connections and returns the clients, which keep them.
+async fn open(balancer: &Balancer, count: usize) -> Vec<crate::support::client::Client> {
+    let mut clients = Vec::with_capacity(count);
+    for _ in 0..count {
+        clients.push(connect(balancer.address()).await);
+    }
+    clients
+}
+
+fn spread<const N: usize>(pods: &[Pod; N]) -> [usize; N] {
+    pods.each_ref().map(Pod::open)
+}
+
+#[actix_rt::test]
+async fn the_pod_that_reports_fewest_gets_the_next_until_it_is_level() {
+    let pods = [
+        Pod::reporting(report(10)).await,
+        Pod::reporting(report(4)).await,
+        Pod::reporting(report(7)).await,
+    ];
+    let balancer = Balancer::start(&pods).await;
+    balancer.until_polled().await;
+    let _first = open(&balancer, 3).await;
+    assert_eq!(spread(&pods), [0, 3, 0]);
+    let _then = open(&balancer, 6).await;
+    assert_eq!(spread(&pods), [0, 6, 3], "10 + 0, 4 + 6, 7 + 3");
+    let _more = open(&balancer, 30).await;
+    assert_eq!(spread(&pods), [10, 16, 13]);
+}
+
+#[actix_rt::test]
+async fn own_counts_decide_without_reports() {
+    let pods = [
+        Pod::reporting(answer("404 Not Found", "")).await,
+        Pod::reporting(answer("404 Not Found", "")).await,
+        Pod::reporting(answer("404 Not Found", "")).await,
+    ];
+    let balancer = Balancer::start(&pods).await;
+    let mut clients = open(&balancer, 30).await;
+    assert_eq!(spread(&pods), [10, 10, 10]);
+    // Five go, wherever they are; the next five fill exactly the gaps.
+    clients.drain(..5);
+    balancer.until_sessions(25).await;
+    let _five = open(&balancer, 5).await;
+    eventually("level again", async || spread(&pods) == [10, 10, 10]).await;
+}
+
+#[actix_rt::test]
+async fn a_bad_report_makes_no_favourite() {
+    for bad in [
+        answer("503 Service Unavailable", "{\"agentsConnections\": 0}"),
+        answer("200 OK", "{\"error\": \"no such route\"}"),
+        answer("200 OK", "{\"agentsConnections\": -5}"),
+        answer("200 OK", "<html></html>"),
+        answer(
+            "200 OK",
+            &format!("{{\"agentsConnections\": 0, \"x\": \"{}\"}}", "y".repeat(70_000)),
+        ),
+    ] {
+        let pods = [Pod::reporting(bad.clone()).await, Pod::reporting(report(0)).await];
+        let balancer = Balancer::start(&pods).await;
+        eventually("both polled", async || {
+            let metrics = balancer.metrics().await;
+            let pod = metrics["podMetrics"][pods[0].url()][0].clone();
+            !pod["error"].is_null() && metrics["services"][1]["state"] == "up"
+        })
+        .await;
+        let _clients = open(&balancer, 20).await;
+        assert_eq!(spread(&pods), [10, 10], "{}", String::from_utf8_lossy(&bad[..60]));
+        let metrics = balancer.metrics().await;
+        assert_eq!(metrics["services"][0]["state"], "unknown");
+        assert!(metrics["services"][0].get("reported").is_none(), "{metrics}");
+    }
+}
+
+#[actix_rt::test]
+async fn pods_frozen_at_zero_end_level_however_often_they_are_polled() {
+    let pods = [Pod::echo().await, Pod::echo().await, Pod::echo().await, Pod::echo().await];
+    let balancer = Balancer::with(&pods, &[("balancer.poll_interval", "100ms")]).await;
+    balancer.until_polled().await;
+    let _clients = open(&balancer, 200).await;
+    assert_eq!(spread(&pods), [50; 4]);
+}
+
+#[actix_rt::test]
+async fn a_pod_frozen_at_fifty_waits_for_the_others() {
+    let pods =
+        [Pod::reporting(report(50)).await, Pod::echo().await, Pod::echo().await, Pod::echo().await];
+    let balancer = Balancer::with(&pods, &[("balancer.poll_interval", "100ms")]).await;
+    balancer.until_polled().await;
+    let _first = open(&balancer, 120).await;
+    assert_eq!(spread(&pods), [0, 40, 40, 40]);
+    let _next = open(&balancer, 160).await;
+    let [frozen, others @ ..] = spread(&pods);
+    // 32 if its report is believed to the end, 70 if our own counts take over at once.
+    assert!((32..=70).contains(&frozen), "{frozen} {others:?}");
+    assert!(others.iter().all(|count| *count >= frozen), "never more than the others: {others:?}");
+}
+
+#[actix_rt::test]
+async fn a_report_counts_clients_that_we_never_saw() {
+    let pods = [Pod::reporting(report(0)).await, Pod::reporting(report(0)).await];
+    let balancer = Balancer::with(&pods, &[("balancer.poll_interval", "100ms")]).await;
+    balancer.until_polled().await;
+    // Six clients reach the first pod past the balancer.
+    pods[0].set_metric(report(6));
+    eventually("the new report", async || balancer.metrics().await["services"][0]["reported"] == 6)
+        .await;
+    let _clients = open(&balancer, 4).await;
+    assert_eq!(spread(&pods), [0, 4]);
+}

@@ -1,0 +1,38 @@
+//! Frames written by hand (RFC 6455 §5.2), for what a library would not send.
+
+pub const TEXT: u8 = 0x1;
+pub const FIN: u8 = 0x80;
+/// Reserved for permessage-deflate (RFC 7692 §6).
+pub const RSV1: u8 = 0x40;
+
+/// A frame as a server sends it; `first` holds FIN, reserved bits and opcode.
+pub fn unmasked(first: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![first];
+    push_len(&mut frame, payload.len(), 0);
+    frame.extend_from_slice(payload);
+    frame
+}
+
+/// A frame as a client sends it.
+pub fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
+    let key = [0xa1, 0xb2, 0xc3, 0xd4];
+    let mut frame = vec![first];
+    push_len(&mut frame, payload.len(), 0x80);
+    frame.extend_from_slice(&key);
+    frame.extend(payload.iter().zip(key.iter().cycle()).map(|(byte, key)| byte ^ key));
+    frame
+}
+
+fn push_len(frame: &mut Vec<u8>, len: usize, masked: u8) {
+    match len {
+        0..=125 => frame.push(masked | len as u8),
+        126..=65_535 => {
+            frame.push(masked | 126);
+            frame.extend((len as u16).to_be_bytes());
+        }
+        _ => {
+            frame.push(masked | 127);
+            frame.extend((len as u64).to_be_bytes());
+        }
+    }
+}

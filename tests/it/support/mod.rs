@@ -1,0 +1,132 @@
+//! A balancer on actix's test server, pods that do as they are told, clients of both kinds.
+
+pub mod client;
+pub mod frames;
+pub mod pod;
+pub mod program;
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use actix_http_test::TestServer;
+use serde_json::Value;
+use wsbalancer::{
+    actors::registry::CountSessions,
+    app::Control,
+    config::{Config, Layers},
+    http::{
+        admin::{self, AdminState},
+        health::Health,
+        traffic::{self, Traffic},
+    },
+};
+
+/// How long a test waits for something that must come. Generous: it only shows in failures.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A balancer whose traffic listener is actix's test server.
+pub struct Balancer {
+    server: TestServer,
+    pub control: Control,
+    admin: SocketAddr,
+}
+
+impl Balancer {
+    /// In front of `pods`, polling them as rarely as can be.
+    pub async fn start<'a>(pods: impl IntoIterator<Item = &'a pod::Pod>) -> Self {
+        Self::with(pods, &[]).await
+    }
+
+    /// With settings beside the defaults, such as `("balancer.retries", "0")`.
+    pub async fn with<'a>(
+        pods: impl IntoIterator<Item = &'a pod::Pod>,
+        settings: &[(&str, &str)],
+    ) -> Self {
+        let mut layers = Layers::defaults();
+        let urls = pods.into_iter().map(|pod| pod.url()).collect();
+        layers.set("services", urls, "test");
+        layers.set("balancer.poll_interval", vec!["1h".to_owned()], "test");
+        for (key, value) in settings {
+            layers.set(key, vec![(*value).to_owned()], "test");
+        }
+        let config = Config::resolve(layers).expect("valid settings");
+        let control = Control::start(&config);
+        let health = Arc::<Health>::default();
+        let traffic = Traffic {
+            metrics: control.metrics.clone(),
+            registry: control.registry.clone(),
+            health: health.clone(),
+            settings: (&config.balancer).into(),
+        };
+        let server = actix_http_test::test_server(move || traffic::service(traffic.clone())).await;
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let admin = listener.local_addr().unwrap();
+        let state = AdminState {
+            metrics: control.metrics.clone(),
+            registry: control.registry.clone(),
+            health,
+        };
+        let path = config.admin.balancer_metric_path.clone();
+        actix_rt::spawn(admin::server(listener, path, state).unwrap());
+        Self { server, control, admin }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.server.addr()
+    }
+
+    pub fn admin_url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.admin)
+    }
+
+    /// `/balancer-metrics` as it stands.
+    pub async fn metrics(&self) -> Value {
+        let url = self.admin_url("/balancer-metrics");
+        let mut response = awc::Client::new().get(url).send().await.expect("an answer");
+        assert_eq!(response.status(), 200);
+        response.json().await.expect("JSON")
+    }
+
+    pub async fn sessions(&self) -> usize {
+        self.control.registry.send(CountSessions).await.expect("a registry")
+    }
+
+    /// Waits until `sessions` sessions live.
+    pub async fn until_sessions(&self, sessions: usize) {
+        eventually(&format!("{sessions} sessions"), async || self.sessions().await == sessions)
+            .await;
+    }
+
+    /// Waits until every pod's count is known.
+    pub async fn until_polled(&self) {
+        eventually("all pods polled", async || {
+            let metrics = self.metrics().await;
+            let services = metrics["services"].as_array().unwrap().clone();
+            services.iter().all(|service| service["state"] == "up")
+        })
+        .await;
+    }
+}
+
+/// Waits until `condition` holds.
+///
+/// # Panics
+/// When it does not within [`PATIENCE`].
+pub async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
+    let start = Instant::now();
+    while !condition().await {
+        assert!(start.elapsed() < PATIENCE, "never came: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Waits for `future`.
+///
+/// # Panics
+/// When it takes longer than [`PATIENCE`].
+pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("never came: {what}"))
+}

@@ -1,0 +1,233 @@
+//! Pods that do as they are told: raw TCP, so that nothing is prettier than on the wire.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+};
+
+use actix_http::ws::hash_key;
+use futures_util::{SinkExt as _, StreamExt as _};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+    task::JoinHandle,
+};
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::protocol::{Role, WebSocketConfig},
+};
+
+use super::within;
+
+/// How a pod answers requests.
+#[derive(Clone, Debug)]
+pub struct Script {
+    /// Whole answer to the metric route.
+    pub metric: Vec<u8>,
+    /// What becomes of upgrades.
+    pub upgrade: Upgrade,
+}
+
+/// What a pod does with an upgrade.
+#[derive(Clone, Debug)]
+pub enum Upgrade {
+    /// 101 with these further header lines and, in the same segment, these bytes.
+    Accept { fields: &'static str, early: Vec<u8> },
+    /// This answer, then the end of the connection.
+    Answer(Vec<u8>),
+    /// Nothing at all.
+    Silence,
+    /// The end of the connection.
+    HangUp,
+}
+
+impl Default for Script {
+    fn default() -> Self {
+        let upgrade = Upgrade::Accept { fields: "", early: Vec::new() };
+        Self { metric: report(0), upgrade }
+    }
+}
+
+/// A metric answer with `connections`.
+pub fn report(connections: u64) -> Vec<u8> {
+    answer("200 OK", &format!("{{\"agentsConnections\": {connections}}}"))
+}
+
+/// A whole answer with `body`.
+pub fn answer(status: &str, body: &str) -> Vec<u8> {
+    let len = body.len();
+    format!("HTTP/1.1 {status}\r\nContent-Length: {len}\r\nConnection: close\r\n\r\n{body}")
+        .into_bytes()
+}
+
+/// An upgraded connection in the test's own hands.
+pub struct Session {
+    /// The request head as it arrived.
+    pub request: String,
+    pub stream: TcpStream,
+}
+
+impl Session {
+    /// As a WebSocket, the pod's side.
+    pub async fn into_websocket(self) -> WebSocketStream<TcpStream> {
+        WebSocketStream::from_raw_socket(self.stream, Role::Server, Some(no_limits())).await
+    }
+}
+
+/// Sizes are not what the tests are about.
+pub fn no_limits() -> WebSocketConfig {
+    WebSocketConfig::default().max_message_size(None).max_frame_size(None)
+}
+
+/// A listening pod.
+pub struct Pod {
+    pub address: SocketAddr,
+    script: Arc<Mutex<Script>>,
+    sessions: tokio::sync::Mutex<mpsc::UnboundedReceiver<Session>>,
+    upgrades: Arc<AtomicUsize>,
+    open: Arc<AtomicUsize>,
+    listening: JoinHandle<()>,
+}
+
+impl Pod {
+    /// Hands upgraded connections to the test, through [`accept`](Self::accept).
+    pub async fn scripted(script: Script) -> Self {
+        Self::start(script, false).await
+    }
+
+    /// Echoes every message.
+    pub async fn echo() -> Self {
+        Self::start(Script::default(), true).await
+    }
+
+    /// Echoes every message and answers the metric route with `metric`.
+    pub async fn reporting(metric: Vec<u8>) -> Self {
+        Self::start(Script { metric, ..Script::default() }, true).await
+    }
+
+    async fn start(script: Script, echo: bool) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let script = Arc::new(Mutex::new(script));
+        let (sender, sessions) = mpsc::unbounded_channel();
+        let upgrades = Arc::<AtomicUsize>::default();
+        let open = Arc::<AtomicUsize>::default();
+        let (scripts, counted, opened) = (script.clone(), upgrades.clone(), open.clone());
+        let listening = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let script = scripts.lock().unwrap().clone();
+                let (counted, opened) = (counted.clone(), opened.clone());
+                let sender = (!echo).then(|| sender.clone());
+                tokio::spawn(async move {
+                    let Some(session) = answer_one(stream, script, &counted).await else { return };
+                    opened.fetch_add(1, SeqCst);
+                    match sender {
+                        Some(sender) => drop(sender.send(session)),
+                        None => echo_all(session).await,
+                    }
+                    opened.fetch_sub(1, SeqCst);
+                });
+            }
+        });
+        let sessions = tokio::sync::Mutex::new(sessions);
+        Self { address, script, sessions, upgrades, open, listening }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// The next upgraded connection of a scripted pod.
+    pub async fn accept(&self) -> Session {
+        let mut sessions = self.sessions.lock().await;
+        within("a connection at the pod", sessions.recv()).await.expect("a running pod")
+    }
+
+    /// How many upgrades have been asked for so far.
+    pub fn upgrades(&self) -> usize {
+        self.upgrades.load(SeqCst)
+    }
+
+    /// Connections that an echoing pod holds now.
+    pub fn open(&self) -> usize {
+        self.open.load(SeqCst)
+    }
+
+    pub fn set_metric(&self, metric: Vec<u8>) {
+        self.script.lock().unwrap().metric = metric;
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        self.listening.abort();
+    }
+}
+
+/// Reads one request and answers it; an upgraded connection is returned.
+async fn answer_one(
+    mut stream: TcpStream,
+    script: Script,
+    upgrades: &AtomicUsize,
+) -> Option<Session> {
+    let request = read_head(&mut stream).await?;
+    if request.starts_with("GET /metric ") {
+        let _ = stream.write_all(&script.metric).await;
+        return None;
+    }
+    upgrades.fetch_add(1, SeqCst);
+    match script.upgrade {
+        Upgrade::Accept { fields, early } => {
+            let key = header(&request, "sec-websocket-key")?;
+            let accept = String::from_utf8(hash_key(key.as_bytes()).to_vec()).ok()?;
+            let head = format!(
+                "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                 Sec-WebSocket-Accept: {accept}\r\n{fields}\r\n"
+            );
+            stream.write_all(&[head.as_bytes(), &early].concat()).await.ok()?;
+            stream.set_nodelay(true).ok()?;
+            Some(Session { request, stream })
+        }
+        Upgrade::Answer(answer) => {
+            let _ = stream.write_all(&answer).await;
+            None
+        }
+        Upgrade::Silence => {
+            // Until the balancer gives up.
+            let _ = stream.read(&mut [0]).await;
+            None
+        }
+        Upgrade::HangUp => None,
+    }
+}
+
+/// Reads byte by byte up to the empty line, so that what follows stays in the socket.
+pub async fn read_head(stream: &mut TcpStream) -> Option<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.ok()?);
+    }
+    String::from_utf8(head).ok()
+}
+
+/// Value of the first field called `name` in a head.
+pub fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+    head.lines()
+        .filter_map(|line| line.split_once(':'))
+        .find(|(field, _)| field.eq_ignore_ascii_case(name))
+        .map(|(_, value)| value.trim())
+}
+
+async fn echo_all(session: Session) {
+    let mut socket = session.into_websocket().await;
+    while let Some(Ok(message)) = socket.next().await {
+        let data = message.is_text() || message.is_binary();
+        if data && socket.send(message).await.is_err() {
+            return;
+        }
+    }
+}
