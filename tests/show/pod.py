@@ -1,0 +1,105 @@
+"""A pod on Python's `websockets`: compresses, speaks `echo.example`, reports on `/metric`.
+
+What it does with a connection is decided by the path: `/flow` streams random bytes both ways and
+compares checksums, `/flood` sends zeros as fast as it is let, anything else echoes. `REPORT` freezes
+the count that it reports.
+"""
+
+import asyncio
+import hashlib
+import json
+import os
+import random
+from http import HTTPStatus
+from urllib.parse import parse_qsl, urlsplit
+
+from websockets.asyncio.server import serve
+from websockets.exceptions import ConnectionClosed
+
+NAME = os.environ.get("POD_NAME", "pod")
+FROZEN = os.environ.get("REPORT")
+SUBPROTOCOL = "echo.example"
+
+flooded = 0
+
+
+def messages(seed, total, largest=4 << 20):
+    """`total` random bytes in messages of 1 byte to 4 MiB, small and large ones mixed."""
+    seeded = random.Random(seed)
+    while total > 0:
+        size = min(total, int(2 ** seeded.uniform(0, largest.bit_length() - 1)))
+        yield seeded.randbytes(size)
+        total -= size
+
+
+async def stream(connection, seed, total):
+    """Sends the bytes of `seed`, then their checksum as text."""
+    digest = hashlib.sha256()
+    for message in messages(seed, total):
+        digest.update(message)
+        await connection.send(message)
+    await connection.send(digest.hexdigest())
+
+
+async def absorb(connection):
+    """Receives up to the checksum; the number of bytes, and whether it fits them."""
+    digest, count = hashlib.sha256(), 0
+    async for message in connection:
+        if isinstance(message, str):
+            return count, message == digest.hexdigest()
+        digest.update(message)
+        count += len(message)
+    return count, False
+
+
+async def serve_one(connection):
+    global flooded
+    url = urlsplit(connection.request.path)
+    query = dict(parse_qsl(url.query))
+    try:
+        if url.path == "/flow":
+            sending = stream(connection, "down" + query["seed"], int(query["bytes"]))
+            _, (count, right) = await asyncio.gather(sending, absorb(connection))
+            await connection.send(json.dumps({"count": count, "right": right}))
+        elif url.path == "/flood":
+            flooded = 0
+            chunk = bytes(int(query["chunk"]))
+            while flooded < int(query["bytes"]):
+                await connection.send(chunk)
+                flooded += len(chunk)
+        else:
+            async for message in connection:
+                await connection.send(message)
+    except ConnectionClosed:
+        pass  # some clients leave without a Close: that is part of the show
+
+
+async def main():
+    def metric(connection, request):
+        if request.path != "/metric":
+            return None
+        count = len(server.connections) if FROZEN is None else int(FROZEN)
+        report = {"agentsConnections": count, "podName": NAME, "held": len(server.connections), "flooded": flooded}
+        answer = connection.respond(HTTPStatus.OK, json.dumps(report))
+        del answer.headers["Content-Type"]
+        answer.headers["Content-Type"] = "application/json"
+        return answer
+
+    server = await serve(
+        serve_one,
+        "127.0.0.1",
+        0,
+        # The library's own rule refuses clients that offer none.
+        select_subprotocol=lambda _, offered: SUBPROTOCOL if SUBPROTOCOL in offered else None,
+        compression="deflate",
+        process_request=metric,
+        max_size=None,
+        ping_interval=None,  # a ping's pong would hide an idle connection that the chain cut
+    )
+    host, port = server.sockets[0].getsockname()
+    print(f"listening on {host}:{port}", flush=True)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
