@@ -1,4 +1,49 @@
-//! wsbalancer
+//! wsbalancer: a WebSocket connection balancer on actix actors.
+//!
+//! For every new connection it picks the pod with the fewest live ones, opens a WebSocket to that
+//! pod and relays both ways until either side ends.
+//!
+//! ```text
+//!  clients ──► Traefik ──► traffic listener ─ SessionActor ═ BackendActor ──► pods  /ws …
+//!                                                │                             │
+//!             operators ──► admin listener       │ PickBackend                 │ /metric
+//!                            /balancer-metrics   ▼                             ▼
+//!                            /livez /readyz ── RegistryActor, MetricsActor ── polls
+//!
+//!  data plane (worker threads): sessions; bytes never cross a mailbox
+//!  control plane (threads of its own): pods' counts, live sessions, admin answers
+//! ```
+//!
+//! # One connection's way
+//!
+//! 1. [`http::traffic`]: the listener's service; an upgrade leaves HTTP here.
+//! 2. `http::handshake`: the request is checked (RFC 6455 §4.2.1) and a slot asked for.
+//! 3. [`actors::metrics`]: `PickBackend` is answered with a [`domain::lease::Lease`] on the backend
+//!    with the smallest [`domain::estimate`].
+//! 4. `http::dial`: awc's connector opens the WebSocket; when the pod fails, the next is tried.
+//! 5. [`actors::session`]: the client's socket and the direction up; [`actors::backend`]: the
+//!    pod's connection and the direction down. Each drives one [`relay::Pump`].
+//! 6. The session ends when both directions have; dropping it returns the lease, the place in
+//!    [`actors::registry`] and both sockets.
+//!
+//! # Who may import whom
+//!
+//! `main` → [`app`], [`demo`] → [`http`] → [`actors`] → [`relay`], [`domain`]. [`config`] is read by
+//! `app` and `http` and knows `domain`; `relay` and `domain` know nobody. A test enforces it.
+//!
+//! # Words
+//!
+//! - *pod, backend*: one address that takes WebSocket connections.
+//! - *service*: a named set of backends with one set of rules.
+//! - *session*: one client connection and its backend connection.
+//! - *handshake*: from the client's request to the 101; *tunnel*: after it.
+//! - *up, down*: from client to pod, from pod to client.
+//! - *report*: what a pod said on its metric path; *stale* once it is too old to be believed.
+//! - *lease*: a session's slot on a backend, released when dropped.
+//! - *metrics*: the pods' counts; *telemetry*: what the process says of itself.
+//! - *drain*: let live sessions be, or close them in good order, and start no new ones.
+
+#![warn(missing_docs)]
 
 pub mod actors;
 pub mod app;

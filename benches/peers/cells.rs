@@ -90,14 +90,8 @@ impl Bench<'_> {
     async fn prepare(&self, peer: Peer, message: &Arc<Message>) -> Result<Rounds> {
         let running = peer.start(self.folder, self.pod, BUSY).await?;
         let load = Load::open(running.address, BUSY, IN_FLIGHT).await?;
-        let mut rounds = Rounds {
-            peer,
-            trips: 0,
-            cost: Vec::new(),
-            busy: Vec::new(),
-            running,
-            load,
-        };
+        let mut rounds =
+            Rounds { peer, trips: 0, cost: Vec::new(), busy: Vec::new(), running, load };
         rounds.calibrate(message, self.options.work).await?;
         Ok(rounds)
     }
@@ -131,11 +125,7 @@ impl Bench<'_> {
         load.run_once_each(&message).await?;
         time::sleep(SETTLE).await;
         let after_message = per_session(running.process.rss()?);
-        Ok(Memory {
-            peer,
-            idle,
-            after_message,
-        })
+        Ok(Memory { peer, idle, after_message })
     }
 }
 
@@ -161,10 +151,8 @@ impl Rounds {
         let before = self.running.process.cpu()?;
         self.load.run(message, self.trips).await?;
         let spent = self.running.process.cpu()? - before;
-        self.cost
-            .push(spent.as_secs_f64() * 1e6 / self.trips as f64);
-        self.busy
-            .push(spent.as_secs_f64() / start.elapsed().as_secs_f64());
+        self.cost.push(spent.as_secs_f64() * 1e6 / self.trips as f64);
+        self.busy.push(spent.as_secs_f64() / start.elapsed().as_secs_f64());
         Ok(())
     }
 

@@ -49,10 +49,7 @@ impl Load {
             });
         }
         let sessions = join(workers).await?;
-        Ok(Self {
-            sessions,
-            in_flight,
-        })
+        Ok(Self { sessions, in_flight })
     }
 
     /// Makes `trips` round trips of `message`, shared out as the sessions come free, so that all
@@ -97,10 +94,7 @@ impl Load {
 
 /// Takes one of the units of work left, if any.
 fn take_one(left: &AtomicUsize) -> bool {
-    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
-        left.checked_sub(1)
-    })
-    .is_ok()
+    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
 }
 
 /// Collects the workers' sessions; the first error ends all of them.
@@ -112,9 +106,7 @@ async fn join(mut workers: JoinSet<Result<Vec<TcpStream>>>) -> Result<Vec<TcpStr
         }
         Ok(sessions)
     };
-    time::timeout(STALLED, all)
-        .await
-        .unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()))
+    time::timeout(STALLED, all).await.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()))
 }
 
 async fn connect(address: SocketAddr) -> Result<TcpStream> {

@@ -72,9 +72,7 @@ fn main() -> ExitCode {
 
 /// A signal drops the measurement, and the processes it started with it.
 fn run_until_signal(options: &Options) -> Result<bool> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         tokio::select! {
@@ -89,37 +87,23 @@ fn run_until_signal(options: &Options) -> Result<bool> {
 async fn run(options: &Options) -> Result<bool> {
     let folder = Folder::new()?;
     let mut verdict = Verdict::default();
-    let (peers, missing): (Vec<_>, Vec<_>) = options
-        .peers
-        .iter()
-        .partition(|peer| peer.program().is_some());
+    let (peers, missing): (Vec<_>, Vec<_>) =
+        options.peers.iter().partition(|peer| peer.program().is_some());
     print_inputs(options, &peers);
     for peer in missing {
         if !peer.is_tuned() {
             verdict.skip(peer.program_name());
         }
     }
-    let bench = Bench {
-        options,
-        folder: &folder.0,
-        pod: echo::start()?,
-        peers: &peers,
-    };
+    let bench = Bench { options, folder: &folder.0, pod: echo::start()?, peers: &peers };
 
-    let sizes: &[usize] = if options.full {
-        &[SMALL, 1024, LATE_MESSAGE, LARGE]
-    } else {
-        &[SMALL, LARGE]
-    };
+    let sizes: &[usize] =
+        if options.full { &[SMALL, 1024, LATE_MESSAGE, LARGE] } else { &[SMALL, LARGE] };
     for &size in sizes {
         let mut rounds = bench.speed(size).await?;
         let ratio = print_speed(size, &rounds);
         if size == SMALL || size == LARGE {
-            verdict.limit(
-                &format!("processor time, {} / haproxy", bytes(size)),
-                ratio,
-                MAX_RATIO,
-            );
+            verdict.limit(&format!("processor time, {} / haproxy", bytes(size)), ratio, MAX_RATIO);
         }
         if size == SMALL {
             let calls = count_syscalls(&mut rounds, &folder.0, &mut verdict).await?;
@@ -129,11 +113,7 @@ async fn run(options: &Options) -> Result<bool> {
     let memory = bench.memory().await?;
     print_memory(options.sessions, &memory);
     let idle = memory.iter().find(|memory| memory.peer == Peer::Wsbalancer);
-    verdict.limit(
-        "kB per idle session",
-        idle.map(|memory| memory.idle / 1e3),
-        MAX_KB_PER_SESSION,
-    );
+    verdict.limit("kB per idle session", idle.map(|memory| memory.idle / 1e3), MAX_KB_PER_SESSION);
 
     Ok(verdict.print(options.assert))
 }
@@ -175,10 +155,7 @@ fn print_speed(size: usize, all: &[Rounds]) -> Option<f64> {
         let (ratio, range) = ratios.map_or(("–".into(), "–".into()), |ratios| {
             let low = ratios.iter().copied().fold(f64::INFINITY, f64::min);
             let high = ratios.iter().copied().fold(0.0, f64::max);
-            (
-                format!("{:.2}", median(&ratios)),
-                format!("{low:.2}–{high:.2}"),
-            )
+            (format!("{:.2}", median(&ratios)), format!("{low:.2}–{high:.2}"))
         });
         table.row([
             rounds.peer.to_string(),
@@ -190,10 +167,7 @@ fn print_speed(size: usize, all: &[Rounds]) -> Option<f64> {
             rounds.trips.to_string(),
         ]);
     }
-    table.print(&format!(
-        "Processor time per round trip, {}, {BUSY} sessions",
-        bytes(size)
-    ));
+    table.print(&format!("Processor time per round trip, {}, {BUSY} sessions", bytes(size)));
     wsbalancer
 }
 
@@ -203,10 +177,7 @@ async fn count_syscalls(
     folder: &Path,
     verdict: &mut Verdict,
 ) -> Result<Option<f64>> {
-    let Some(tool) = all
-        .first()
-        .and_then(|first| Tool::choose(first.pid(), folder))
-    else {
+    let Some(tool) = all.first().and_then(|first| Tool::choose(first.pid(), folder)) else {
         verdict.skip("perf or strace, and the right to watch other processes");
         return Ok(None);
     };
@@ -218,13 +189,7 @@ async fn count_syscalls(
         let per_trip = |count: u64| count as f64 / rounds.trips as f64;
         let known = counts.receive + counts.send + counts.epoll;
         let other = counts.total.saturating_sub(known);
-        let figures = [
-            counts.total,
-            counts.receive,
-            counts.send,
-            counts.epoll,
-            other,
-        ];
+        let figures = [counts.total, counts.receive, counts.send, counts.epoll, other];
         if rounds.peer == Peer::Wsbalancer {
             wsbalancer = Some(per_trip(counts.total));
         }
@@ -251,11 +216,7 @@ fn print_memory(sessions: usize, all: &[Memory]) {
 }
 
 fn bytes(count: usize) -> String {
-    if count < 1024 {
-        format!("{count} B")
-    } else {
-        format!("{} KiB", count / 1024)
-    }
+    if count < 1024 { format!("{count} B") } else { format!("{} KiB", count / 1024) }
 }
 
 /// A folder for configurations and reports, gone in the end.

@@ -77,9 +77,7 @@ impl Options {
     pub fn check_files(&self) -> Result<(), String> {
         let needed = 2 * self.sessions + SPARE_FILES;
         let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
-        let line = limits
-            .lines()
-            .find_map(|line| line.strip_prefix("Max open files"));
+        let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
         let soft = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
         match soft {
             Some(soft) if needed > soft => Err(format!(

@@ -35,13 +35,8 @@ pub struct Running {
 
 impl Peer {
     /// In the order of their rounds; the first is the 1.00.
-    pub const ALL: [Self; 5] = [
-        Self::Haproxy,
-        Self::HaproxyTuned,
-        Self::Nginx,
-        Self::NginxTuned,
-        Self::Wsbalancer,
-    ];
+    pub const ALL: [Self; 5] =
+        [Self::Haproxy, Self::HaproxyTuned, Self::Nginx, Self::NginxTuned, Self::Wsbalancer];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -85,17 +80,10 @@ impl Peer {
 
     /// The first line in which the program states its version.
     pub fn version(self) -> Option<String> {
-        let flag = if self == Self::Wsbalancer {
-            "--version"
-        } else {
-            "-v"
-        };
+        let flag = if self == Self::Wsbalancer { "--version" } else { "-v" };
         let output = Command::new(self.program()?).arg(flag).output().ok()?;
         let text = [output.stdout, output.stderr].concat(); // nginx prints to stderr
-        String::from_utf8_lossy(&text)
-            .lines()
-            .next()
-            .map(str::to_owned)
+        String::from_utf8_lossy(&text).lines().next().map(str::to_owned)
     }
 
     /// Starts it in `folder` before `pod`, ready for `sessions`, and waits until it relays.
@@ -119,9 +107,7 @@ impl Peer {
     }
 
     fn spawn(self, folder: &Path, pod: SocketAddr, sessions: usize) -> Result<Running> {
-        let program = self
-            .program()
-            .ok_or_else(|| Error::other("not installed"))?;
+        let program = self.program().ok_or_else(|| Error::other("not installed"))?;
         let mut command = Command::new(program);
         // No configuration of the caller's may be found.
         command.current_dir(folder).env_remove("WSBALANCER_CONFIG");
@@ -149,13 +135,7 @@ impl Peer {
             command.arg("-db").arg("-f").arg(&file);
         } else {
             fs::write(&file, nginx(address, pod, room, self.is_tuned()))?;
-            command
-                .arg("-e")
-                .arg("stderr")
-                .arg("-p")
-                .arg(folder)
-                .arg("-c")
-                .arg(&file);
+            command.arg("-e").arg("stderr").arg("-p").arg(folder).arg("-c").arg(&file);
         }
         let process = Process::start(&mut command)?;
         Ok(Running { process, address })
@@ -196,11 +176,7 @@ backend pods
 fn nginx(listen: SocketAddr, pod: SocketAddr, sessions: usize, tuned: bool) -> String {
     // When a sixteenth of its connections is left, it resets new ones that have sent nothing yet.
     let connections = 2 * sessions * 9 / 8;
-    let buffers = if tuned {
-        "proxy_buffer_size 64k; proxy_buffers 8 64k;"
-    } else {
-        ""
-    };
+    let buffers = if tuned { "proxy_buffer_size 64k; proxy_buffers 8 64k;" } else { "" };
     format!(
         "daemon off;
 master_process off;

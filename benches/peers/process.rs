@@ -21,11 +21,8 @@ pub struct Process {
 impl Process {
     /// Starts `command` and collects what it prints.
     pub fn start(command: &mut Command) -> Result<Self> {
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let (sender, lines) = mpsc::channel();
         let streams: [Option<Box<dyn Read + Send>>; 2] = [
             child.stdout.take().map(|out| Box::new(out) as _),
@@ -56,10 +53,7 @@ impl Process {
             }
             seen.push(line);
         }
-        Err(Error::other(format!(
-            "it did not say that it is ready, but:\n{}",
-            seen.join("\n")
-        )))
+        Err(Error::other(format!("it did not say that it is ready, but:\n{}", seen.join("\n"))))
     }
 
     /// What it printed and nobody has taken yet.
@@ -84,13 +78,7 @@ impl Process {
         let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid()))?;
         rollup
             .lines()
-            .find_map(|line| {
-                line.strip_prefix("Rss:")?
-                    .strip_suffix("kB")?
-                    .trim()
-                    .parse()
-                    .ok()
-            })
+            .find_map(|line| line.strip_prefix("Rss:")?.strip_suffix("kB")?.trim().parse().ok())
             .map(|kib: u64| kib * 1024)
             .ok_or_else(|| Error::other("no Rss in /proc/PID/smaps_rollup"))
     }

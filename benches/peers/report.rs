@@ -34,10 +34,7 @@ impl Table {
         let columns = self.0.iter().map(Vec::len).max().unwrap_or_default();
         let width = |column: usize| {
             let cells = self.0.iter().filter_map(|row| row.get(column));
-            cells
-                .map(|cell| cell.chars().count())
-                .max()
-                .unwrap_or_default()
+            cells.map(|cell| cell.chars().count()).max().unwrap_or_default()
         };
         let widths: Vec<usize> = (0..columns).map(width).collect();
         println!("\n{title}");
@@ -96,11 +93,7 @@ impl Verdict {
         let well = !(broken || skipped && in_ci);
         if assert {
             let word = if well { "PASS" } else { "FAIL" };
-            let rest = if skipped {
-                ", but not everything was measured"
-            } else {
-                ""
-            };
+            let rest = if skipped { ", but not everything was measured" } else { "" };
             println!("{word}{rest}");
         }
         well

@@ -66,9 +66,8 @@ impl Counter {
         let mut command;
         if tool == Tool::Perf {
             let grouped = RECEIVE.iter().chain(&SEND).chain(EPOLL);
-            let events = grouped.fold(TOTAL.to_owned(), |events, call| {
-                format!("{events},{TRACEPOINT}{call}")
-            });
+            let events = grouped
+                .fold(TOTAL.to_owned(), |events, call| format!("{events},{TRACEPOINT}{call}"));
             command = Command::new("perf");
             // perf counts for as long as the command runs that it is given: a `cat` that says when
             // it runs and ends with our pipe.
@@ -84,15 +83,8 @@ impl Counter {
                 .arg(&report)
                 .stderr(Stdio::piped());
         }
-        let child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let mut counter = Self {
-            tool,
-            child,
-            report,
-        };
+        let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut counter = Self { tool, child, report };
         counter.wait_until_attached()?;
         Ok(counter)
     }
@@ -116,10 +108,7 @@ impl Counter {
         if line.contains("attached") {
             return Ok(());
         }
-        Err(Error::other(format!(
-            "{} cannot attach: {line}",
-            self.tool.name()
-        )))
+        Err(Error::other(format!("{} cannot attach: {line}", self.tool.name())))
     }
 
     /// Stops counting.
@@ -172,11 +161,7 @@ fn perf_line(line: &str) -> Option<(&str, u64)> {
     let mut fields = line.split(',');
     let count = fields.next()?.parse().ok()?;
     let event = fields.nth(1)?;
-    let call = if event == TOTAL {
-        "total"
-    } else {
-        event.strip_prefix(TRACEPOINT)?
-    };
+    let call = if event == TOTAL { "total" } else { event.strip_prefix(TRACEPOINT)? };
     Some((call, count))
 }
 

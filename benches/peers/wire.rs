@@ -31,9 +31,7 @@ pub struct Message {
 impl Message {
     /// A binary message of `size` random bytes under a random mask.
     pub fn new(size: usize) -> Self {
-        let mut payload: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..))
-            .take(size)
-            .collect();
+        let mut payload: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..)).take(size).collect();
         let header = server_header(size);
         let echo = [header.as_slice(), &payload].concat();
 
@@ -95,10 +93,7 @@ impl Frame {
     /// Reads a header; `None` until all of it is there.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let (length_len, length) = match bytes.get(1)? & !MASKED {
-            126 => (
-                2,
-                u16::from_be_bytes(*bytes.get(2..)?.first_chunk()?).into(),
-            ),
+            126 => (2, u16::from_be_bytes(*bytes.get(2..)?.first_chunk()?).into()),
             127 => (8, u64::from_be_bytes(*bytes.get(2..)?.first_chunk()?)),
             short => (0, short.into()),
         };

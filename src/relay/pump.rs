@@ -55,7 +55,7 @@ pub enum End {
     Aborted,
 }
 
-/// Moves the bytes of one direction until it ends. See the [module](self).
+/// Moves the bytes of one direction until it ends.
 pub struct Pump {
     source: Socket,
     sink: Socket,

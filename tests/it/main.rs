@@ -3,6 +3,7 @@
 //! One binary, because each further one would link the whole dependency tree again.
 
 mod backpressure;
+mod docs;
 mod echo;
 mod ends;
 mod handshake;
