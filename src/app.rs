@@ -9,6 +9,7 @@ use std::{
 
 use actix::{Actor as _, Addr, Arbiter};
 use actix_server::{Server, ServerHandle};
+use socket2::{Domain, Socket, Type};
 use tokio::time::timeout;
 
 use crate::{
@@ -27,6 +28,10 @@ use crate::{
     },
     relay::close::CloseCode,
 };
+
+/// Connections that may wait to be accepted: after a restart everyone comes back at once. The
+/// kernel cuts it to `net.core.somaxconn`, 4096 by default.
+const BACKLOG: i32 = 4096;
 
 /// The control actors, on a thread of their own.
 pub struct Control {
@@ -77,8 +82,8 @@ impl Listeners {
     /// # Errors
     /// One cannot be bound; the error names its key and address.
     pub fn bind(config: &Config) -> io::Result<Self> {
-        let bind = |key, address: SocketAddr| {
-            TcpListener::bind(address).map_err(|error| {
+        let bind = |key, address| {
+            bind(address).map_err(|error| {
                 io::Error::new(error.kind(), format!("{key} = \"{address}\": {error}"))
             })
         };
@@ -87,6 +92,15 @@ impl Listeners {
             admin: bind("admin.listen", config.admin.listen)?,
         })
     }
+}
+
+/// Like `TcpListener::bind`, but with a longer queue than the standard library's 128.
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
 }
 
 /// A running balancer.

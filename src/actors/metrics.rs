@@ -25,8 +25,6 @@ pub struct PickBackend {
 pub struct Polled {
     /// The poll, begun when its request was sent.
     pub poll: Poll,
-    /// The pod's name for itself, or why there is none.
-    pub backend: Arc<Backend>,
     /// The report, or why there is none.
     pub result: Result<Report, ReportError>,
 }
@@ -75,12 +73,13 @@ impl Handler<PickBackend> for MetricsActor {
 impl Handler<Polled> for MetricsActor {
     type Result = ();
 
-    fn handle(&mut self, Polled { poll, backend, result }: Polled, _: &mut Self::Context) {
-        match (&result, self.pool.last_error(&backend)) {
+    fn handle(&mut self, Polled { poll, result }: Polled, _: &mut Self::Context) {
+        let url = &poll.backend().url;
+        match (&result, self.pool.last_error(poll.backend())) {
             (Err(error), known) if known != Some(error) => {
-                log::warn!("{}: its count is unknown or ages: {error}", backend.url);
+                log::warn!("{url}: its count is unknown or ages: {error}");
             }
-            (Ok(_), Some(_)) => log::info!("{}: reports again", backend.url),
+            (Ok(_), Some(_)) => log::info!("{url}: reports again"),
             _ => {}
         }
         self.pool.record(poll, result);

@@ -64,7 +64,7 @@ async fn poll_forever(
     loop {
         let poll = target.begin(Instant::now());
         let result = ask(&client, &url, settings.timeout).await;
-        reports.do_send(Polled { poll, backend: target.backend().clone(), result });
+        reports.do_send(Polled { poll, result });
         let jitter = 1.0 + JITTER * (2.0 * fastrand::f64() - 1.0);
         actix_rt::time::sleep(settings.interval.mul_f64(jitter)).await;
     }

@@ -75,13 +75,15 @@ impl SessionActor {
     }
 
     fn direction_ended(&mut self, direction: Direction, end: End, ctx: &mut Context<Self>) {
-        match end {
-            // The other direction may go on: half-closes are passed on, and what a pod sent before
-            // it stopped reading still reaches the client.
-            End::Eof | End::Closed | End::WriteFailed(_) => {
+        match (direction, &end) {
+            // The client is gone: nobody waits for anything any more.
+            (Direction::Up, End::ReadFailed(_))
+            | (Direction::Down, End::WriteFailed(_))
+            | (_, End::Aborted) => self.control.abort(),
+            // A half-close has been passed on; the other half goes on for a while.
+            _ => {
                 ctx.run_later(HALF_CLOSED_TIMEOUT, |session, _| session.control.abort());
             }
-            End::ReadFailed(_) | End::Aborted => self.control.abort(),
         }
         self.ends[direction as usize] = Some(end);
         if self.ends.iter().all(Option::is_some) {

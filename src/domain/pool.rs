@@ -69,6 +69,13 @@ pub struct Poll {
     own_when_sent: u32,
 }
 
+impl Poll {
+    /// The backend that was asked.
+    pub fn backend(&self) -> &Backend {
+        &self.backend
+    }
+}
+
 /// What a poll needs to start: where to ask, and the load to remember.
 #[derive(Clone, Debug)]
 pub struct PollTarget {
@@ -78,7 +85,7 @@ pub struct PollTarget {
 
 impl PollTarget {
     /// The backend to ask.
-    pub fn backend(&self) -> &Arc<Backend> {
+    pub fn backend(&self) -> &Backend {
         &self.backend
     }
 

@@ -1,9 +1,9 @@
 //! One direction of a tunnel: read, track, write, and hold only what the sink refuses.
 //!
 //! ```text
-//!   Relaying ──source's EOF──────────────► Finishing ──sink shut down──► End::Eof
-//!      │ Close injected at a boundary          ▲
-//!      └────────► Draining ──Close or EOF──────┘                         End::Closed
+//!   Relaying ──source's EOF or failure───────────► Finishing ──sink shut down──► the End
+//!      │ our Close went out, or a pod is gone          ▲
+//!      └────────► Discarding ──Close or EOF────────────┘
 //! ```
 //!
 //! An idle pump holds no buffer: it reads into its thread's scratch space and writes from there.
@@ -45,11 +45,11 @@ thread_local! {
 pub enum End {
     /// The source closed its side; the sink has been told.
     Eof,
-    /// The source failed: it is gone.
+    /// The source failed: it is gone. The sink has been told.
     ReadFailed(io::Error),
     /// The sink failed: it takes nothing any more.
     WriteFailed(io::Error),
-    /// Our own Close frame was sent, and the source closed in answer.
+    /// Our own Close frame was sent, and the source has closed too.
     Closed,
     /// Cut by [`Control::abort`](super::Control::abort).
     Aborted,
@@ -70,15 +70,12 @@ pub struct Pump {
     injection: Option<Vec<u8>>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Relaying,
-    /// Our Close is on its way; what the source still sends is read and thrown away.
-    Draining,
-    /// The source is done: flush, shut the sink down, end.
-    Finishing {
-        closed: bool,
-    },
+    /// What the source still sends is read and thrown away, up to its Close or its end; then this.
+    Discarding(End),
+    /// The source is done: flush, shut the sink down, end with this.
+    Finishing(End),
 }
 
 /// Bytes that the sink has refused so far; no allocation while there are none.
@@ -140,36 +137,53 @@ impl Pump {
             match self.switch.take() {
                 Command::Abort => return Poll::Ready(End::Aborted),
                 // After the source's own Close nothing may follow, not even ours.
-                Command::Close(frame) if self.relaying() && !self.tracker.closed() => {
-                    self.injection = Some(frame);
-                }
+                Command::Close(frame) if !self.tracker.closed() => self.injection = Some(frame),
                 Command::Close(_) | Command::Relay => {}
             }
             if let Err(error) = ready!(self.poll_flush_kept(cx)) {
-                return Poll::Ready(End::WriteFailed(error));
+                self.sink_failed(error);
             }
-            if let State::Finishing { closed } = self.state {
+            if let State::Finishing(end) = &mut self.state {
                 // A sink that is already gone cannot be told, which is as good.
                 let _ = ready!(Pin::new(&mut *self.sink.borrow_mut()).poll_shutdown(cx));
-                return Poll::Ready(if closed { End::Closed } else { End::Eof });
+                return Poll::Ready(std::mem::replace(end, End::Eof));
             }
-            if self.tracker.at_boundary()
+            if self.relaying()
+                && self.tracker.at_boundary()
                 && let Some(frame) = self.injection.take()
             {
                 self.kept.push(&frame);
-                self.state = State::Draining;
+                self.state = State::Discarding(End::Closed);
                 continue;
             }
-            if let Err(end) = ready!(self.poll_read_write(cx)) {
-                return Poll::Ready(end);
-            }
+            ready!(self.poll_read_write(cx));
         }
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 
     fn relaying(&self) -> bool {
-        self.state == State::Relaying
+        matches!(self.state, State::Relaying)
+    }
+
+    /// The sink takes nothing any more. A client is still read to its end, because closing with
+    /// its bytes unread would reset the connection and take our last words to it along; what a pod
+    /// still says to a client that is gone is of no use to anyone.
+    fn sink_failed(&mut self, error: io::Error) {
+        self.kept = Kept::default();
+        let end = End::WriteFailed(error);
+        self.state = match self.direction {
+            Direction::Up if self.relaying() => State::Discarding(end),
+            _ => State::Finishing(end),
+        };
+    }
+
+    /// The source sends nothing any more.
+    fn source_ended(&mut self, end: End) {
+        self.state = State::Finishing(match std::mem::replace(&mut self.state, State::Relaying) {
+            State::Relaying => end,
+            State::Discarding(end) | State::Finishing(end) => end,
+        });
     }
 
     fn poll_flush_kept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -185,41 +199,45 @@ impl Pump {
     }
 
     /// One read and the write of what it gave.
-    fn poll_read_write(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+    fn poll_read_write(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         SCRATCH.with_borrow_mut(|scratch| {
             let mut buffer = ReadBuf::new(&mut scratch[..self.read_len]);
             let read = Pin::new(&mut *self.source.borrow_mut()).poll_read(cx, &mut buffer);
-            if let Err(error) = ready!(read) {
-                return Poll::Ready(Err(End::ReadFailed(error)));
+            match ready!(read) {
+                Ok(()) if buffer.filled().is_empty() => self.source_ended(End::Eof),
+                Ok(()) => self.take(buffer.filled(), cx),
+                Err(error) => self.source_ended(End::ReadFailed(error)),
             }
-            let chunk = buffer.filled();
-            if chunk.is_empty() {
-                self.state = State::Finishing { closed: self.state == State::Draining };
-                return Poll::Ready(Ok(()));
-            }
-            let progress = self.tracker.feed(chunk);
-            self.stats.of(self.direction).record(chunk.len(), progress, &self.tracker);
-            if self.state == State::Draining {
-                if self.tracker.closed() {
-                    self.state = State::Finishing { closed: true };
-                }
-                return Poll::Ready(Ok(()));
-            }
-            let written = match (&self.injection, progress.boundary) {
-                (Some(_), Some(boundary)) => {
-                    let written = self.poll_write_or_keep(cx, &chunk[..boundary]);
-                    self.kept.push(&self.injection.take().unwrap_or_default());
-                    self.state = State::Draining;
-                    written
-                }
-                _ => self.poll_write_or_keep(cx, chunk),
-            };
-            Poll::Ready(written.map_err(End::WriteFailed))
+            Poll::Ready(())
         })
     }
 
+    /// What the source has sent: follow it, pass it on.
+    fn take(&mut self, chunk: &[u8], cx: &mut Context<'_>) {
+        let progress = self.tracker.feed(chunk);
+        self.stats.of(self.direction).record(chunk.len(), progress, &self.tracker);
+        if !self.relaying() {
+            if self.tracker.closed() {
+                self.source_ended(End::Closed);
+            }
+            return;
+        }
+        let written = match progress.boundary {
+            Some(boundary) if self.injection.is_some() => {
+                let written = self.write_or_keep(&chunk[..boundary], cx);
+                self.kept.push(&self.injection.take().unwrap_or_default());
+                self.state = State::Discarding(End::Closed);
+                written
+            }
+            _ => self.write_or_keep(chunk, cx),
+        };
+        if let Err(error) = written {
+            self.sink_failed(error);
+        }
+    }
+
     /// Writes what the sink takes at once and keeps the rest.
-    fn poll_write_or_keep(&mut self, cx: &mut Context<'_>, chunk: &[u8]) -> io::Result<()> {
+    fn write_or_keep(&mut self, chunk: &[u8], cx: &mut Context<'_>) -> io::Result<()> {
         let written = match Pin::new(&mut *self.sink.borrow_mut()).poll_write(cx, chunk) {
             Poll::Ready(written) => written?,
             Poll::Pending => 0,

@@ -1,6 +1,7 @@
 //! Frames written by hand (RFC 6455 §5.2), for what a library would not send.
 
 pub const TEXT: u8 = 0x1;
+pub const CLOSE: u8 = 0x8;
 pub const FIN: u8 = 0x80;
 /// Reserved for permessage-deflate (RFC 7692 §6).
 pub const RSV1: u8 = 0x40;
