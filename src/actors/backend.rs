@@ -10,29 +10,24 @@ use crate::relay::{End, Pump};
 
 /// Holds the awc connection to the chosen pod; paired with a [`SessionActor`] on the same thread.
 pub struct BackendActor {
-    /// Taken when the actor starts.
-    pump: Option<Pump>,
     session: WeakAddr<SessionActor>,
     end: Option<End>,
 }
 
 impl BackendActor {
     pub(super) fn start(pump: Pump, session: WeakAddr<SessionActor>) {
-        Actor::start(Self { pump: Some(pump), session, end: None });
+        Self::create(|ctx| {
+            ctx.spawn(wrap_future(pump).map(|end, backend: &mut Self, ctx: &mut Context<Self>| {
+                backend.end = Some(end);
+                ctx.stop();
+            }));
+            Self { session, end: None }
+        });
     }
 }
 
 impl Actor for BackendActor {
     type Context = Context<Self>;
-
-    fn started(&mut self, ctx: &mut Self::Context) {
-        if let Some(pump) = self.pump.take() {
-            ctx.spawn(wrap_future(pump).map(|end, backend: &mut Self, ctx: &mut Self::Context| {
-                backend.end = Some(end);
-                ctx.stop();
-            }));
-        }
-    }
 }
 
 impl Drop for BackendActor {

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     domain::lease::Lease,
-    relay::{Control, Direction, End, Peer, Pump, Tunnel, close::CloseCode},
+    relay::{Control, Direction, End, Peer, Tunnel, close::CloseCode},
 };
 
 /// How long a side may go on sending after the other has closed its half.
@@ -43,12 +43,9 @@ pub struct PodSideEnded(pub End);
 pub struct SessionActor {
     info: Arc<SessionInfo>,
     control: Control,
-    /// Taken when the actors start.
-    pumps: Option<(Pump, Pump)>,
     ends: [Option<End>; 2],
-    registry: Arc<Addr<RegistryActor>>,
-    registration: Option<Registration>,
     _lease: Lease,
+    _registration: Registration,
 }
 
 impl SessionActor {
@@ -61,17 +58,19 @@ impl SessionActor {
         registry: Arc<Addr<RegistryActor>>,
     ) {
         lease.establish();
+        let info = Arc::new(info);
         let Tunnel { up, down, control } = Tunnel::new(client, pod, &info.stats);
-        let session = Self {
-            info: Arc::new(info),
-            control,
-            pumps: Some((up, down)),
-            ends: [None, None],
-            registry,
-            registration: None,
-            _lease: lease,
-        };
-        Actor::start(session);
+        // The pumps go straight to their contexts: as fields they would cost every idle session
+        // their room for good.
+        Self::create(|ctx| {
+            let session = ctx.address().downgrade();
+            BackendActor::start(down, session.clone());
+            ctx.spawn(wrap_future(up).map(|end, session: &mut Self, ctx| {
+                session.direction_ended(Direction::Up, end, ctx);
+            }));
+            let registration = Registration::new(registry, info.clone(), session.recipient());
+            Self { info, control, ends: [None, None], _lease: lease, _registration: registration }
+        });
     }
 
     fn direction_ended(&mut self, direction: Direction, end: End, ctx: &mut Context<Self>) {
@@ -94,22 +93,6 @@ impl SessionActor {
 
 impl Actor for SessionActor {
     type Context = Context<Self>;
-
-    fn started(&mut self, ctx: &mut Self::Context) {
-        let address = ctx.address().downgrade();
-        let registration = Registration::new(
-            self.registry.clone(),
-            self.info.clone(),
-            address.clone().recipient(),
-        );
-        self.registration = Some(registration);
-        if let Some((up, down)) = self.pumps.take() {
-            BackendActor::start(down, address);
-            ctx.spawn(wrap_future(up).map(|end, session: &mut Self, ctx| {
-                session.direction_ended(Direction::Up, end, ctx);
-            }));
-        }
-    }
 
     fn stopped(&mut self, _: &mut Self::Context) {
         let SessionInfo { id, backend, stats, opened_at, .. } = &*self.info;
