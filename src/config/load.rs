@@ -64,6 +64,17 @@ pub struct Setting {
     pub texts: Vec<String>,
     /// `default`, a file, or an environment variable.
     pub origin: String,
+    /// Written as a list; otherwise commas in the one text may separate several.
+    pub is_list: bool,
+}
+
+impl Setting {
+    /// The items of a list, in whichever way it was written.
+    pub fn items(&self) -> impl Iterator<Item = &str> {
+        let separators: &[char] = if self.is_list { &[] } else { &[','] };
+        let items = self.texts.iter().flat_map(move |text| text.split(separators));
+        items.map(str::trim).filter(|item| !item.is_empty())
+    }
 }
 
 /// The merged layers: one setting per dotted key.
@@ -97,6 +108,30 @@ impl Layers {
             let source = File::from(path).format(FileFormat::Toml);
             layers.add(&source, &origin, |_| origin.clone())?;
         }
+        layers.add_environment(environment)?;
+        Ok(layers)
+    }
+
+    /// Like [`new`](Self::new), with the file's text in place of its path.
+    ///
+    /// # Errors
+    /// The text is not TOML.
+    pub fn from_texts(
+        toml: Option<&str>,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, Problems> {
+        let mut layers = Self::defaults();
+        if let Some(text) = toml {
+            layers.add(&File::from_str(text, FileFormat::Toml), "text", |_| "text".to_owned())?;
+        }
+        layers.add_environment(environment)?;
+        Ok(layers)
+    }
+
+    fn add_environment(
+        &mut self,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<(), Problems> {
         let mut variables = HashMap::new();
         for (name, value) in environment {
             // Kubernetes sets WSBALANCER_PORT and the like for a Service of that name: only the
@@ -112,10 +147,9 @@ impl Layers {
             .separator("__")
             .ignore_empty(true)
             .source(Some(variables));
-        layers.add(&source, "the environment", |key| {
+        self.add(&source, "the environment", |key| {
             format!("{ENV_PREFIX}{}", key.to_uppercase().replace('.', "__"))
-        })?;
-        Ok(layers)
+        })
     }
 
     /// The compiled-in defaults alone.
@@ -130,7 +164,8 @@ impl Layers {
 
     /// Overrides one key, as a command line would.
     pub fn set(&mut self, key: &str, texts: Vec<String>, origin: &str) {
-        self.0.insert(key.to_owned(), Setting { texts, origin: origin.to_owned() });
+        let is_list = texts.len() != 1;
+        self.0.insert(key.to_owned(), Setting { texts, origin: origin.to_owned(), is_list });
     }
 
     /// Whether nothing overrides the default of `key`.
@@ -159,6 +194,7 @@ impl Layers {
     }
 
     fn flatten(&mut self, key: String, value: Value, origin: &impl Fn(&str) -> String) {
+        let is_list = matches!(value.kind, ValueKind::Array(_));
         let texts = match value.kind {
             ValueKind::Table(table) => {
                 for (name, value) in table {
@@ -170,6 +206,6 @@ impl Layers {
             scalar => vec![Value::new(None, scalar).to_string()],
         };
         let origin = origin(&key);
-        self.0.insert(key, Setting { texts, origin });
+        self.0.insert(key, Setting { texts, origin, is_list });
     }
 }

@@ -3,16 +3,24 @@
 use std::{
     collections::{BTreeMap, HashSet},
     fmt,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
+    num::NonZeroU32,
     ops::RangeInclusive,
     time::Duration,
 };
 
-use actix_http::Uri;
+use actix_http::{
+    Uri,
+    header::{HeaderName, HeaderValue},
+};
+use ipnet::IpNet;
 use log::LevelFilter;
 
 use super::load::{Layers, Problem, Problems, Setting};
 use crate::domain::lease::Backend;
+
+/// What switches may be.
+const SWITCH: [(&str, bool); 2] = [("true", true), ("false", false)];
 
 /// Name of the service that the `services` list makes.
 const DEFAULT_SERVICE: &str = "default";
@@ -32,6 +40,8 @@ pub struct Config {
     pub log: Log,
     /// Every key as it was written, for `wsbalancer check`.
     settings: BTreeMap<String, Setting>,
+    /// The keys among them that hold lists.
+    lists: HashSet<String>,
 }
 
 /// `[server]`
@@ -41,6 +51,18 @@ pub struct Server {
     pub listen: SocketAddr,
     /// Worker threads, at least 1.
     pub workers: usize,
+    /// Who is believed about clients' addresses.
+    pub trusted_proxies: Vec<IpNet>,
+    /// For a request's whole head.
+    pub request_timeout: Duration,
+    /// Header fields of a request.
+    pub max_headers: usize,
+    /// Bytes of a request's head.
+    pub max_header_bytes: usize,
+    /// Sessions in all.
+    pub max_sessions: Option<NonZeroU32>,
+    /// Sessions of one client address.
+    pub max_sessions_per_address: Option<NonZeroU32>,
     /// From SIGTERM to the cut of what still lives.
     pub shutdown_timeout: Duration,
 }
@@ -57,8 +79,10 @@ pub struct Admin {
 /// `[balancer]`
 #[derive(Clone, Debug)]
 pub struct Balancer {
-    /// Path of the pods' metric route.
-    pub metric_path: String,
+    /// The pods' metric route, unless they have none.
+    pub metric_path: Option<String>,
+    /// Port of that route, unless it is the pod's own.
+    pub metric_port: Option<u16>,
     /// From a pod's answer to the next poll.
     pub poll_interval: Duration,
     /// For a whole poll.
@@ -69,6 +93,26 @@ pub struct Balancer {
     pub replicas: u32,
     /// Further pods tried for one connection.
     pub retries: usize,
+    /// Answers to a handshake that lead to the next pod.
+    pub retry_on: Vec<u16>,
+    /// Sessions of the service.
+    pub max_sessions: Option<NonZeroU32>,
+    /// Connections of one pod, by its estimate.
+    pub max_sessions_per_pod: Option<NonZeroU32>,
+    /// How long a client waits while every pod is full.
+    pub queue_timeout: Duration,
+    /// How many clients wait.
+    pub queue_limit: usize,
+    /// Whether pods see the client's Host.
+    pub pass_host_header: bool,
+    /// Fields added to requests.
+    pub add_headers: Vec<(HeaderName, HeaderValue)>,
+    /// Fields set on requests.
+    pub set_headers: Vec<(HeaderName, HeaderValue)>,
+    /// Fields removed from requests.
+    pub remove_headers: Vec<HeaderName>,
+    /// Whether connections for plain HTTP are kept.
+    pub reuse_connections: bool,
     /// To reach a pod by TCP.
     pub connect_timeout: Duration,
     /// From the request to the head of the pod's answer.
@@ -113,6 +157,15 @@ impl Config {
                 0 => std::thread::available_parallelism().map_or(1, usize::from),
                 workers => workers as usize,
             },
+            trusted_proxies: read.list("server.trusted_proxies", |text| {
+                let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+                network.map_err(|_| "expected an IP address or a range such as 10.0.0.0/8".into())
+            }),
+            request_timeout: read.duration("server.request_timeout", millis(100)..=10 * minute),
+            max_headers: read.number("server.max_headers", 1..=96) as usize,
+            max_header_bytes: read.number("server.max_header_bytes", 256..=131_072) as usize,
+            max_sessions: read.limit("server.max_sessions"),
+            max_sessions_per_address: read.limit("server.max_sessions_per_address"),
             shutdown_timeout: read.duration("server.shutdown_timeout", millis(0)..=hour),
         };
         let admin = Admin {
@@ -123,12 +176,32 @@ impl Config {
         let cache_ttl = read.duration("balancer.cache_ttl", millis(0)..=24 * hour);
         let handshake = millis(10)..=10 * minute;
         let balancer = Balancer {
-            metric_path: read.path("balancer.metric_path"),
+            metric_path: match read
+                .value("balancer.metric_path", |text| Ok(["", "none"].contains(&text)))
+            {
+                true => None,
+                false => Some(read.path("balancer.metric_path")),
+            },
+            metric_port: Some(read.number("balancer.metric_port", 0..=65_535) as u16)
+                .filter(|port| *port != 0),
             poll_interval,
             poll_timeout: read.duration("balancer.poll_timeout", millis(10)..=minute),
             stale_after: cache_ttl.max(3 * poll_interval),
             replicas: read.number("balancer.replicas", 1..=1000) as u32,
             retries: read.number("balancer.retries", 0..=100) as usize,
+            retry_on: read.list("balancer.retry_on", |text| {
+                let status = text.parse().ok().filter(|status| (400..=599).contains(status));
+                status.ok_or_else(|| "expected statuses from 400 to 599".to_owned())
+            }),
+            max_sessions: read.limit("balancer.max_sessions"),
+            max_sessions_per_pod: read.limit("balancer.max_sessions_per_pod"),
+            queue_timeout: read.duration("balancer.queue_timeout", millis(0)..=10 * minute),
+            queue_limit: read.number("balancer.queue_limit", 0..=100_000) as usize,
+            pass_host_header: read.choice("balancer.pass_host_header", &SWITCH),
+            add_headers: read.list("balancer.add_headers", field),
+            set_headers: read.list("balancer.set_headers", field),
+            remove_headers: read.list("balancer.remove_headers", field_name),
+            reuse_connections: read.choice("balancer.reuse_connections", &SWITCH),
             connect_timeout: read.duration("balancer.connect_timeout", handshake.clone()),
             read_timeout: read.duration("balancer.read_timeout", handshake.clone()),
             handshake_timeout: read.duration("balancer.handshake_timeout", handshake),
@@ -153,18 +226,23 @@ impl Config {
                 "is the traffic listener's too: give it a port of its own",
             );
         }
+        let lists = std::mem::take(&mut read.lists);
         read.finish()?;
-        Ok(Self { backends, server, admin, balancer, log, settings })
+        Ok(Self { backends, server, admin, balancer, log, settings, lists })
     }
 }
 
 impl fmt::Display for Config {
     /// Every key with its value and origin, as TOML with dotted keys.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (key, Setting { texts, origin }) in &self.settings {
-            match &texts[..] {
-                [text] if key != "services" => writeln!(f, "{key} = {text:?}  # {origin}")?,
-                texts => writeln!(f, "{key} = {texts:?}  # {origin}")?,
+        for (key, setting) in &self.settings {
+            let origin = &setting.origin;
+            match &setting.texts[..] {
+                [text] if !self.lists.contains(key) => writeln!(f, "{key} = {text:?}  # {origin}")?,
+                _ => {
+                    let items: Vec<_> = setting.items().collect();
+                    writeln!(f, "{key} = {items:?}  # {origin}")?;
+                }
             }
         }
         Ok(())
@@ -176,6 +254,7 @@ struct Reader {
     settings: BTreeMap<String, Setting>,
     defaults: BTreeMap<String, Setting>,
     taken: HashSet<String>,
+    lists: HashSet<String>,
     problems: Vec<Problem>,
 }
 
@@ -185,6 +264,7 @@ impl Reader {
             settings: layers.0,
             defaults: Layers::defaults().0,
             taken: HashSet::new(),
+            lists: HashSet::new(),
             problems: Vec::new(),
         }
     }
@@ -195,7 +275,7 @@ impl Reader {
     }
 
     fn complain(&mut self, key: &str, advice: impl Into<String>) {
-        let Setting { texts, origin } = self.setting(key);
+        let Setting { texts, origin, .. } = self.setting(key);
         self.problems.push(Problem {
             key: key.to_owned(),
             value: Some(texts.join(",")),
@@ -272,19 +352,35 @@ impl Reader {
         })
     }
 
-    fn backends(&mut self, key: &str) -> Vec<Backend> {
-        let Setting { texts, .. } = self.setting(key);
-        let mut backends: Vec<Backend> = Vec::new();
-        for url in texts.iter().flat_map(|text| text.split(',')).map(str::trim) {
-            match backend(url) {
-                Ok(backend) if backends.iter().any(|known| known.address == backend.address) => {
-                    self.complain(key, format!("{url:?} stands there twice"));
-                }
-                Ok(backend) => backends.push(backend),
-                Err(advice) => self.complain(key, format!("{url:?}: {advice}")),
+    /// A limit; 0 means none.
+    fn limit(&mut self, key: &str) -> Option<NonZeroU32> {
+        NonZeroU32::new(self.number(key, 0..=u64::from(u32::MAX)) as u32)
+    }
+
+    /// The items that are right; each wrong one is a problem of its own.
+    fn list<T>(&mut self, key: &str, parse: impl Fn(&str) -> Result<T, String>) -> Vec<T> {
+        self.lists.insert(key.to_owned());
+        let setting = self.setting(key);
+        let mut parsed = Vec::new();
+        for item in setting.items() {
+            match parse(item) {
+                Ok(value) => parsed.push(value),
+                Err(advice) => self.complain(key, format!("{item:?}: {advice}")),
             }
         }
-        if texts.is_empty() {
+        parsed
+    }
+
+    fn backends(&mut self, key: &str) -> Vec<Backend> {
+        let mut backends: Vec<Backend> = Vec::new();
+        for backend in self.list(key, backend) {
+            if backends.iter().any(|known| known.address == backend.address) {
+                self.complain(key, format!("{:?} stands there twice", backend.url));
+            } else {
+                backends.push(backend);
+            }
+        }
+        if self.setting(key).items().next().is_none() {
             self.complain(
                 key,
                 "names no pod: set services = [\"http://pod:3001\"] or WSBALANCER_SERVICES",
@@ -329,6 +425,18 @@ fn backend(url: &str) -> Result<Backend, String> {
         url: url.to_owned(),
         address: format!("{}:{port}", authority.host()),
     })
+}
+
+/// `Name: value`.
+fn field(text: &str) -> Result<(HeaderName, HeaderValue), String> {
+    let (name, value) = text.split_once(':').ok_or("expected \"Name: value\"")?;
+    let value = HeaderValue::from_str(value.trim())
+        .map_err(|_| "its value holds characters that no header field may".to_owned())?;
+    Ok((field_name(name.trim())?, value))
+}
+
+fn field_name(text: &str) -> Result<HeaderName, String> {
+    text.parse().map_err(|_| "expected the name of a header field".to_owned())
 }
 
 /// `; did you mean "…"?` for the nearest of `names`, if one is near.
