@@ -31,7 +31,7 @@ const CONNECTING: u64 = 1 << 32;
 pub struct Load {
     /// Sessions in the tunnel.
     pub open: u32,
-    /// Handshakes under way.
+    /// Handshakes and plain requests under way.
     pub connecting: u32,
 }
 

@@ -3,6 +3,7 @@
 //! No actor, no clock, no I/O: time comes in as a parameter and randomness from a seed, so that
 //! the same code serves, is property-tested and can be simulated.
 
+pub mod admission;
 pub mod estimate;
 pub mod lease;
 pub mod pool;

@@ -1,6 +1,7 @@
 //! The backends of a service, what is known of each, and the choice between them.
 
 use std::{
+    num::NonZeroU32,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -20,6 +21,10 @@ pub struct PoolSettings {
     pub replicas: u32,
     /// A report older than this is stale: own counts decide instead.
     pub stale_after: Duration,
+    /// This replica's sessions on all backends together.
+    pub max_sessions: Option<NonZeroU32>,
+    /// Connections of one backend, by its estimate.
+    pub max_sessions_per_pod: Option<NonZeroU32>,
 }
 
 /// Why no backend could be given.
@@ -31,6 +36,12 @@ pub enum NoBackend {
     /// Every one has been tried for this connection.
     #[error("every backend has been tried")]
     AllTried,
+    /// Every one that has not been tried holds as many connections as it may.
+    #[error("every backend is full")]
+    AllFull,
+    /// The service holds as many sessions as it may.
+    #[error("the service is full")]
+    ServiceFull,
 }
 
 /// How much the pool knows of a backend.
@@ -144,10 +155,18 @@ impl Pool {
     /// # Errors
     /// [`NoBackend`] when there is none.
     pub fn pick(&mut self, tried: &[Arc<Backend>], now: Instant) -> Result<Lease, NoBackend> {
+        if self.is_full() {
+            return Err(NoBackend::ServiceFull);
+        }
+        let mut none = if self.entries.is_empty() { NoBackend::Empty } else { NoBackend::AllTried };
         let mut best: Option<(u64, &Entry)> = None;
         let mut ties = 0;
         for entry in self.entries.iter().filter(|entry| !tried.contains(&entry.backend)) {
             let estimate = entry.estimate(&self.settings, now);
+            if exceeds(estimate, self.settings.max_sessions_per_pod) {
+                none = NoBackend::AllFull;
+                continue;
+            }
             let smallest = best.map_or(u64::MAX, |(smallest, _)| smallest);
             if best.is_none() || estimate < smallest {
                 best = Some((estimate, entry));
@@ -160,11 +179,14 @@ impl Pool {
                 }
             }
         }
-        match best {
-            Some((_, entry)) => Ok(Lease::new(entry.backend.clone(), entry.gauge.clone())),
-            None if self.entries.is_empty() => Err(NoBackend::Empty),
-            None => Err(NoBackend::AllTried),
-        }
+        let (_, entry) = best.ok_or(none)?;
+        Ok(Lease::new(entry.backend.clone(), entry.gauge.clone()))
+    }
+
+    fn is_full(&self) -> bool {
+        let loads = self.entries.iter().map(|entry| entry.gauge.load());
+        let taken = loads.map(|load| u64::from(load.open) + u64::from(load.connecting)).sum();
+        exceeds(taken, self.settings.max_sessions)
     }
 
     /// Takes in what a poll brought. Answers that are overtaken by a later poll's are dropped.
@@ -229,6 +251,11 @@ impl Pool {
     }
 }
 
+/// Whether one more than `count` would be over `limit`.
+fn exceeds(count: u64, limit: Option<NonZeroU32>) -> bool {
+    limit.is_some_and(|limit| count >= u64::from(limit.get()))
+}
+
 impl Entry {
     fn state(&self, settings: &PoolSettings, now: Instant) -> State {
         match &self.report {
@@ -256,8 +283,12 @@ mod tests {
 
     use super::*;
 
-    const SETTINGS: PoolSettings =
-        PoolSettings { replicas: 1, stale_after: Duration::from_secs(30) };
+    const SETTINGS: PoolSettings = PoolSettings {
+        replicas: 1,
+        stale_after: Duration::from_secs(30),
+        max_sessions: None,
+        max_sessions_per_pod: None,
+    };
 
     fn pool(size: usize) -> Pool {
         let backends = (0..size).map(|index| Backend {
@@ -334,6 +365,31 @@ mod tests {
         let tried = [first.backend().clone(), second.backend().clone()];
         assert_eq!(pool.pick(&tried, now).unwrap_err(), NoBackend::AllTried);
         assert_eq!(Pool::new([], SETTINGS, 1).pick(&[], now).unwrap_err(), NoBackend::Empty);
+    }
+
+    #[test]
+    fn full_backends_are_passed_over() {
+        let now = Instant::now();
+        let mut pool = pool(2);
+        pool.settings.max_sessions_per_pod = NonZeroU32::new(3);
+        poll_all(&mut pool, now, |index| report([0, 2][index]));
+        let leases: Vec<Lease> = (0..4).map(|_| open(&mut pool, now)).collect();
+        assert_eq!(counts(&leases)["http://pod-0:3001"], 3);
+        assert_eq!(pool.pick(&[], now).unwrap_err(), NoBackend::AllFull);
+        drop(leases);
+        assert!(pool.pick(&[], now).is_ok());
+    }
+
+    #[test]
+    fn the_service_has_a_limit_of_its_own() {
+        let now = Instant::now();
+        let mut pool = pool(3);
+        pool.settings.max_sessions = NonZeroU32::new(4);
+        let mut leases: Vec<Lease> = (0..3).map(|_| open(&mut pool, now)).collect();
+        leases.push(pool.pick(&[], now).expect("one handshake more"));
+        assert_eq!(pool.pick(&[], now).unwrap_err(), NoBackend::ServiceFull);
+        leases.pop();
+        assert!(pool.pick(&[], now).is_ok());
     }
 
     #[test]

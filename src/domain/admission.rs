@@ -1,0 +1,136 @@
+//! How many sessions there may be, in all and of one client.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    num::NonZeroU32,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use thiserror::Error;
+
+/// What is admitted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Sessions in all.
+    pub sessions: Option<NonZeroU32>,
+    /// Sessions of one client address.
+    pub sessions_per_address: Option<NonZeroU32>,
+}
+
+/// Which limit is reached.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum LimitReached {
+    /// [`Limits::sessions`]
+    #[error("the balancer holds as many sessions as it may")]
+    Sessions,
+    /// [`Limits::sessions_per_address`]
+    #[error("your address holds as many sessions as it may")]
+    SessionsPerAddress,
+}
+
+/// Counts the sessions that are let in.
+#[derive(Debug, Default)]
+pub struct Admission {
+    limits: Limits,
+    counts: Mutex<Counts>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    sessions: u32,
+    /// Addresses with at least one session; empty without a limit per address.
+    addresses: HashMap<IpAddr, u32>,
+}
+
+/// A session that was let in, for as long as it is held.
+#[derive(Debug)]
+pub struct Ticket {
+    admission: Arc<Admission>,
+    address: IpAddr,
+}
+
+impl Admission {
+    /// Nobody is in yet.
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, counts: Mutex::default() }
+    }
+
+    /// Lets a session of `address` in; `None` where nothing is limited, so nothing is counted.
+    ///
+    /// # Errors
+    /// The limit that it would exceed.
+    pub fn admit(self: &Arc<Self>, address: IpAddr) -> Result<Option<Ticket>, LimitReached> {
+        let Limits { sessions, sessions_per_address } = self.limits;
+        if sessions.is_none() && sessions_per_address.is_none() {
+            return Ok(None);
+        }
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if sessions.is_some_and(|limit| counts.sessions >= limit.get()) {
+            return Err(LimitReached::Sessions);
+        }
+        if let Some(limit) = sessions_per_address {
+            let held = counts.addresses.get(&address).copied().unwrap_or_default();
+            if held >= limit.get() {
+                return Err(LimitReached::SessionsPerAddress);
+            }
+            counts.addresses.insert(address, held + 1);
+        }
+        counts.sessions += 1;
+        Ok(Some(Ticket { admission: self.clone(), address }))
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let mut counts = self.admission.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.sessions -= 1;
+        if let Some(held) = counts.addresses.get_mut(&self.address) {
+            *held -= 1;
+            if *held == 0 {
+                counts.addresses.remove(&self.address);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn admission(sessions: u32, per_address: u32) -> Arc<Admission> {
+        Arc::new(Admission::new(Limits {
+            sessions: NonZeroU32::new(sessions),
+            sessions_per_address: NonZeroU32::new(per_address),
+        }))
+    }
+
+    fn address(last: u8) -> IpAddr {
+        [127, 0, 0, last].into()
+    }
+
+    #[test]
+    fn each_limit_is_named_and_freed_by_dropping() {
+        let admission = admission(3, 2);
+        let first = admission.admit(address(1)).unwrap();
+        let _second = admission.admit(address(1)).unwrap();
+        assert_eq!(admission.admit(address(1)).unwrap_err(), LimitReached::SessionsPerAddress);
+        let _third = admission.admit(address(2)).unwrap();
+        assert_eq!(admission.admit(address(3)).unwrap_err(), LimitReached::Sessions);
+        drop(first);
+        assert!(admission.admit(address(1)).is_ok());
+    }
+
+    #[test]
+    fn addresses_that_left_are_forgotten() {
+        let admission = admission(0, 1);
+        drop(admission.admit(address(1)).unwrap());
+        assert!(admission.counts.lock().unwrap().addresses.is_empty());
+    }
+
+    #[test]
+    fn without_limits_nothing_is_counted() {
+        let admission = admission(0, 0);
+        assert!(admission.admit(address(1)).unwrap().is_none());
+    }
+}
