@@ -19,7 +19,7 @@ use crate::{
         registry::{AwaitEmpty, CloseAll, CountSessions, RegistryActor},
         session::CloseSession,
     },
-    config::{Balancer, Config},
+    config::Config,
     domain::pool::{Pool, PoolSettings},
     http::{
         admin::{self, AdminState},
@@ -46,14 +46,20 @@ impl Control {
     /// Starts the actors for the pods of `config`. Polling begins at once.
     pub fn start(config: &Config) -> Self {
         let arbiter = Arbiter::new();
-        let Balancer { replicas, stale_after, .. } = config.balancer;
-        let settings = PoolSettings { replicas, stale_after };
-        let pool = Pool::new(config.backends.clone(), settings, fastrand::u64(..));
-        let polls = PollSettings {
-            path: config.balancer.metric_path.clone(),
-            interval: config.balancer.poll_interval,
-            timeout: config.balancer.poll_timeout,
+        let balancer = &config.balancer;
+        let settings = PoolSettings {
+            replicas: balancer.replicas,
+            stale_after: balancer.stale_after,
+            max_sessions: balancer.max_sessions,
+            max_sessions_per_pod: balancer.max_sessions_per_pod,
         };
+        let pool = Pool::new(config.backends.clone(), settings, fastrand::u64(..));
+        let polls = balancer.metric_path.clone().map(|path| PollSettings {
+            path,
+            port: balancer.metric_port,
+            interval: balancer.poll_interval,
+            timeout: balancer.poll_timeout,
+        });
         let handle = arbiter.handle();
         let metrics = MetricsActor::start_in_arbiter(&handle, |_| MetricsActor::new(pool, polls));
         let registry = RegistryActor::start_in_arbiter(&handle, |_| RegistryActor::default());
@@ -134,25 +140,15 @@ impl App {
         let traffic_address = listeners.traffic.local_addr()?;
         let admin_address = listeners.admin.local_addr()?;
         let control = Control::start(config);
-        let health = Arc::<Health>::default();
-
-        let traffic = Traffic {
-            metrics: control.metrics.clone(),
-            registry: control.registry.clone(),
-            health: health.clone(),
-            settings: (&config.balancer).into(),
-        };
+        let traffic = Traffic::new(config, control.metrics.clone(), control.registry.clone());
+        let health = traffic.health.clone();
+        let state = AdminState::from(&traffic);
         // Sessions outlive the server's own idea of a connection, so the drain is ours.
         let traffic_server = Server::build()
             .workers(config.server.workers)
             .disable_signals()
             .listen("traffic", listeners.traffic, move || traffic::service(traffic.clone()))?
             .run();
-        let state = AdminState {
-            metrics: control.metrics.clone(),
-            registry: control.registry.clone(),
-            health: health.clone(),
-        };
         let path = config.admin.balancer_metric_path.clone();
         let admin_server = admin::server(listeners.admin, path, state)?;
 

@@ -41,15 +41,16 @@ pub struct Backends(pub Vec<BackendSnapshot>);
 /// Polls every backend and answers who gets the next connection.
 pub struct MetricsActor {
     pool: Pool,
-    settings: PollSettings,
+    /// `None` where pods have no metric route.
+    polls: Option<PollSettings>,
     /// One per backend; they stop when the actor does.
     pollers: Vec<Poller>,
 }
 
 impl MetricsActor {
-    /// An actor over `pool` that polls once started.
-    pub fn new(pool: Pool, settings: PollSettings) -> Self {
-        Self { pool, settings, pollers: Vec::new() }
+    /// An actor over `pool` that polls once started, unless there is nothing to ask.
+    pub fn new(pool: Pool, polls: Option<PollSettings>) -> Self {
+        Self { pool, polls, pollers: Vec::new() }
     }
 }
 
@@ -57,8 +58,10 @@ impl Actor for MetricsActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        let reports = ctx.address().recipient();
-        self.pollers = Poller::start_all(self.pool.poll_targets(), &self.settings, &reports);
+        if let Some(polls) = &self.polls {
+            let reports = ctx.address().recipient();
+            self.pollers = Poller::start_all(self.pool.poll_targets(), polls, &reports);
+        }
     }
 }
 

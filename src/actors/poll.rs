@@ -21,6 +21,8 @@ const JITTER: f64 = 0.1;
 pub struct PollSettings {
     /// Path of the metric route, with its leading slash.
     pub path: String,
+    /// Port of the metric route, unless it is the pod's own.
+    pub port: Option<u16>,
     /// From one poll's answer to the next poll.
     pub interval: Duration,
     /// For a whole poll: connect, answer, body.
@@ -60,13 +62,22 @@ async fn poll_forever(
     client: Client,
     reports: Recipient<Polled>,
 ) {
-    let url = format!("{}{}", target.backend().url.trim_end_matches('/'), settings.path);
+    let url = url(&target.backend().address, &settings);
     loop {
         let poll = target.begin(Instant::now());
         let result = ask(&client, &url, settings.timeout).await;
         reports.do_send(Polled { poll, result });
         let jitter = 1.0 + JITTER * (2.0 * fastrand::f64() - 1.0);
         actix_rt::time::sleep(settings.interval.mul_f64(jitter)).await;
+    }
+}
+
+/// Where a pod at `address` (`host:port`) is asked.
+fn url(address: &str, settings: &PollSettings) -> String {
+    let path = &settings.path;
+    match (settings.port, address.rsplit_once(':')) {
+        (Some(port), Some((host, _))) => format!("http://{host}:{port}{path}"),
+        _ => format!("http://{address}{path}"),
     }
 }
 

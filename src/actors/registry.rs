@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    net::SocketAddr,
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -22,8 +22,8 @@ use crate::{domain::lease::Backend, relay::TunnelStats};
 pub struct SessionInfo {
     /// Unique in this process, counted from 1.
     pub id: u64,
-    /// The client's address, unless it was gone before it could be asked for.
-    pub client: Option<SocketAddr>,
+    /// The client's address, as far as proxies in front are believed.
+    pub client: IpAddr,
     /// Where its bytes go.
     pub backend: Arc<Backend>,
     /// When its tunnel opened.
@@ -34,7 +34,7 @@ pub struct SessionInfo {
 
 impl SessionInfo {
     /// A session that opens now.
-    pub fn new(client: Option<SocketAddr>, backend: Arc<Backend>) -> Self {
+    pub fn new(client: IpAddr, backend: Arc<Backend>) -> Self {
         static LAST_ID: AtomicU64 = AtomicU64::new(0);
         let id = LAST_ID.fetch_add(1, Relaxed) + 1;
         Self { id, client, backend, opened_at: Instant::now(), stats: Arc::default() }

@@ -7,12 +7,14 @@ use actix::{
     Message, fut::wrap_future,
 };
 
+use tokio::sync::Notify;
+
 use super::{
     backend::BackendActor,
     registry::{Registration, RegistryActor, SessionInfo},
 };
 use crate::{
-    domain::lease::Lease,
+    domain::{admission::Ticket, lease::Lease},
     relay::{Control, Direction, End, Peer, Tunnel, close::CloseCode},
 };
 
@@ -36,28 +38,50 @@ pub struct CloseSession {
 #[rtype(result = "()")]
 pub struct PodSideEnded(pub End);
 
+/// What a connection occupies, released by being dropped: first the places, then the bell is rung
+/// for whoever waits for one.
+pub struct Slot {
+    /// The place on the backend.
+    pub lease: Lease,
+    /// The place in the balancer, where places are limited.
+    pub ticket: Option<Ticket>,
+    /// Rung by being dropped.
+    pub bell: Bell,
+}
+
+/// Tells the first in the queue, if there is a queue, that there may be room.
+pub struct Bell(pub Option<Arc<Notify>>);
+
+impl Drop for Bell {
+    fn drop(&mut self) {
+        if let Some(bell) = &self.0 {
+            bell.notify_one();
+        }
+    }
+}
+
 /// A client connection past its handshake, paired with a [`BackendActor`].
 ///
-/// Everything it holds is released by being dropped: the lease, the place in the registry, both
+/// Everything it holds is released by being dropped: its slot, its place in the registry, both
 /// sockets.
 pub struct SessionActor {
     info: Arc<SessionInfo>,
     control: Control,
     ends: [Option<End>; 2],
-    _lease: Lease,
+    _slot: Slot,
     _registration: Registration,
 }
 
 impl SessionActor {
-    /// Joins `client` and `pod` on the current thread. `lease` counts the session on its backend.
+    /// Joins `client` and `pod` on the current thread.
     pub fn start(
         client: Peer,
         pod: Peer,
         info: SessionInfo,
-        mut lease: Lease,
+        mut slot: Slot,
         registry: Arc<Addr<RegistryActor>>,
     ) {
-        lease.establish();
+        slot.lease.establish();
         let info = Arc::new(info);
         let Tunnel { up, down, control } = Tunnel::new(client, pod, &info.stats);
         // The pumps go straight to their contexts: as fields they would cost every idle session
@@ -69,7 +93,7 @@ impl SessionActor {
                 session.direction_ended(Direction::Up, end, ctx);
             }));
             let registration = Registration::new(registry, info.clone(), session.recipient());
-            Self { info, control, ends: [None, None], _lease: lease, _registration: registration }
+            Self { info, control, ends: [None, None], _slot: slot, _registration: registration }
         });
     }
 

@@ -11,10 +11,13 @@ use actix_web::{
     web,
 };
 
-use super::{distribution::Distribution, health::Health};
-use crate::actors::{
-    metrics::{MetricsActor, Snapshot},
-    registry::{CountSessions, RegistryActor},
+use super::{distribution::Distribution, health::Health, traffic::Traffic};
+use crate::{
+    actors::{
+        metrics::{MetricsActor, Snapshot},
+        registry::{CountSessions, RegistryActor},
+    },
+    telemetry::counters::Counters,
 };
 
 /// Path of the liveness probe.
@@ -22,6 +25,9 @@ pub const LIVEZ: &str = "/livez";
 
 /// Path of the readiness probe.
 pub const READYZ: &str = "/readyz";
+
+/// Path of what Prometheus scrapes.
+pub const TELEMETRY: &str = "/telemetry";
 
 /// What the handlers ask.
 #[derive(Clone)]
@@ -32,6 +38,19 @@ pub struct AdminState {
     pub registry: Arc<Addr<RegistryActor>>,
     /// Whether the process takes connections.
     pub health: Arc<Health>,
+    /// What is counted.
+    pub counters: Arc<Counters>,
+}
+
+impl From<&Traffic> for AdminState {
+    fn from(traffic: &Traffic) -> Self {
+        Self {
+            metrics: traffic.metrics.clone(),
+            registry: traffic.registry.clone(),
+            health: traffic.health.clone(),
+            counters: traffic.counters.clone(),
+        }
+    }
 }
 
 /// The admin server on a thread of its own; it runs once awaited.
@@ -49,6 +68,7 @@ pub fn server(
             .route(&distribution_path, web::get().to(distribution))
             .route(LIVEZ, web::get().to(|| async { "ok\n" }))
             .route(READYZ, web::get().to(readyz))
+            .route(TELEMETRY, web::get().to(telemetry))
     })
     .workers(1)
     .disable_signals()
@@ -72,4 +92,8 @@ async fn readyz(state: web::Data<AdminState>) -> HttpResponse {
     } else {
         HttpResponse::Ok().body("ok\n")
     }
+}
+
+async fn telemetry(state: web::Data<AdminState>) -> HttpResponse {
+    HttpResponse::Ok().content_type("text/plain; version=0.0.4").body(state.counters.render())
 }

@@ -1,30 +1,41 @@
-//! Opens the WebSocket to a pod through awc's connector.
+//! Reaches pods through awc's connector, and shakes hands with them.
 //!
 //! The connector is used directly because `awc::Client::ws()` throws away every answer that is
 //! not a 101, and because the tunnel wants the bare socket.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, rc::Rc, time::Duration};
 
-use actix_http::{RequestHead, ResponseHead, StatusCode, Uri, h1::MessageType};
+use actix_codec::Framed;
+use actix_http::{
+    RequestHead, ResponseHead, StatusCode, Uri,
+    body::BodySize,
+    h1::{ClientCodec, Message, MessageType},
+};
 use actix_service::{Service as _, ServiceExt as _};
 use awc::{Connect, Connector, error::PayloadError};
 use bytes::Bytes;
 use futures_util::{
-    FutureExt as _, StreamExt as _,
+    FutureExt as _, SinkExt as _, StreamExt as _,
     future::LocalBoxFuture,
     stream::{self, LocalBoxStream},
 };
 use thiserror::Error;
 use tokio::time::timeout;
 
-use crate::{domain::lease::Backend, relay::Peer};
+use crate::{
+    domain::lease::Backend,
+    relay::{Io, Peer},
+};
 
-/// What a pod answered.
+/// A pod's answer, from its head on.
+pub type Body = LocalBoxStream<'static, Result<Bytes, PayloadError>>;
+
+/// What a pod answered to a handshake.
 pub enum Answer {
     /// 101, and the pod's side of the tunnel.
     Switched(ResponseHead, Peer),
     /// Any other status, with its body.
-    Other(ResponseHead, LocalBoxStream<'static, Result<Bytes, PayloadError>>),
+    Other(ResponseHead, Body),
 }
 
 /// Why a pod gave no answer.
@@ -36,8 +47,8 @@ pub enum DialError {
     /// No TCP connection in time.
     #[error("cannot be reached within {0:?}")]
     ConnectTimeout(Duration),
-    /// Connected, but no whole answer head.
-    #[error("broke off the handshake: {0}")]
+    /// Connected, but no whole answer head, or one that breaks the protocol.
+    #[error("broke off: {0}")]
     Broken(String),
     /// Connected, but no answer head in time.
     #[error("did not answer within {0:?}")]
@@ -48,6 +59,10 @@ impl DialError {
     /// Too slow, rather than wrong.
     pub fn timed_out(&self) -> bool {
         matches!(self, Self::ConnectTimeout(_) | Self::HeadTimeout(_))
+    }
+
+    fn broken(error: impl std::fmt::Display) -> Self {
+        Self::Broken(error.to_string())
     }
 }
 
@@ -60,11 +75,14 @@ pub struct DialTimeouts {
     pub head: Duration,
 }
 
-type Dialing = LocalBoxFuture<'static, Result<Answer, DialError>>;
+type Connecting = LocalBoxFuture<'static, Result<Box<dyn Io>, awc::error::ConnectError>>;
 
-/// Opens connections to pods; one per worker thread. A closure, because awc's connector has no
-/// type that can be named.
-pub struct Dialer(Box<dyn Fn(Connect, RequestHead) -> Dialing>);
+/// Opens connections to pods; one per worker thread.
+pub struct Dialer {
+    /// A closure, because awc's connector has no type that can be named.
+    connect: Box<dyn Fn(Connect) -> Connecting>,
+    timeouts: DialTimeouts,
+}
 
 impl Dialer {
     /// A dialer for the current thread.
@@ -77,71 +95,79 @@ impl Dialer {
             },
         );
         // No limit: a tunnel keeps its permit for hours, and capacity is the pool's to judge.
-        let connector = std::rc::Rc::new(
-            Connector::new().connector(tcp).timeout(timeouts.connect).limit(0).finish(),
-        );
-        Self(Box::new(move |connect, head| {
+        let connector =
+            Rc::new(Connector::new().connector(tcp).timeout(timeouts.connect).limit(0).finish());
+        let connect = Box::new(move |connect| {
             let connector = connector.clone();
-            async move {
-                let connection = timeout(timeouts.connect, connector.call(connect))
-                    .await
-                    .map_err(|_| DialError::ConnectTimeout(timeouts.connect))?
-                    .map_err(|error| match error {
-                        awc::error::ConnectError::Timeout => {
-                            DialError::ConnectTimeout(timeouts.connect)
-                        }
-                        error => DialError::Connect(error.to_string()),
-                    })?;
-                let opening = async {
-                    let broken =
-                        |error: &dyn std::fmt::Display| DialError::Broken(error.to_string());
-                    let (mut head, mut framed) =
-                        connection.open_tunnel(head).await.map_err(|error| broken(&error))?;
-                    // Interim answers (RFC 9110 §15.2) are not the answer.
-                    while head.status.is_informational()
-                        && head.status != StatusCode::SWITCHING_PROTOCOLS
-                    {
-                        head = framed
-                            .next()
-                            .await
-                            .ok_or_else(|| broken(&"closed after an interim answer"))?
-                            .map_err(|error| broken(&error))?;
-                    }
-                    Ok((head, framed))
-                };
-                let (head, framed) = timeout(timeouts.head, opening)
-                    .await
-                    .map_err(|_| DialError::HeadTimeout(timeouts.head))??;
-                if head.status == StatusCode::SWITCHING_PROTOCOLS {
-                    let parts = framed.into_parts();
-                    return Ok(Answer::Switched(head, Peer::new(parts.io, parts.read_buf)));
-                }
-                // The payload codec panics where there is no payload.
-                let body = match framed.codec_ref().message_type() {
-                    MessageType::None => stream::empty().boxed_local(),
-                    MessageType::Payload | MessageType::Stream => framed
-                        .into_map_codec(|codec| codec.into_payload_codec())
-                        .map(Result::transpose)
-                        .take_while(|item| std::future::ready(item.is_some()))
-                        .filter_map(std::future::ready)
-                        .boxed_local(),
-                };
-                Ok(Answer::Other(head, body))
-            }
-            .boxed_local()
-        }))
+            async move { Ok(Box::new(connector.call(connect).await?) as Box<dyn Io>) }.boxed_local()
+        });
+        Self { connect, timeouts }
     }
 
-    /// Sends `head` to `backend` and waits for the head of its answer.
+    /// From a request that has been sent to the head of its answer.
+    pub fn head_timeout(&self) -> Duration {
+        self.timeouts.head
+    }
+
+    /// A TCP connection to `backend`.
     ///
     /// # Errors
-    /// A [`DialError`] when there is none; any status is an answer.
-    pub async fn dial(&self, backend: &Backend, head: RequestHead) -> Result<Answer, DialError> {
+    /// [`DialError::Connect`] or [`DialError::ConnectTimeout`].
+    pub async fn connect(&self, backend: &Backend) -> Result<Box<dyn Io>, DialError> {
         let uri = format!("http://{}", backend.address)
             .parse::<Uri>()
             .map_err(|error| DialError::Connect(error.to_string()))?;
         // A literal address saves the look-up, which would block a thread.
         let addr = backend.address.parse::<SocketAddr>().ok();
-        (self.0)(Connect { uri, addr }, head).await
+        let too_late = DialError::ConnectTimeout(self.timeouts.connect);
+        // awc's own time-out covers neither its permit nor the whole of the look-up.
+        match timeout(self.timeouts.connect, (self.connect)(Connect { uri, addr })).await {
+            Ok(Ok(io)) => Ok(io),
+            Ok(Err(awc::error::ConnectError::Timeout)) | Err(_) => Err(too_late),
+            Ok(Err(error)) => Err(DialError::Connect(error.to_string())),
+        }
+    }
+
+    /// Sends a handshake's `head` to `backend` and waits for the head of the answer.
+    ///
+    /// # Errors
+    /// A [`DialError`] when there is none; any status is an answer.
+    pub async fn shake_hands(
+        &self,
+        backend: &Backend,
+        head: RequestHead,
+    ) -> Result<Answer, DialError> {
+        let mut pod = Framed::new(self.connect(backend).await?, ClientCodec::default());
+        let exchange = async {
+            let request = Message::Item((head.into(), BodySize::None));
+            pod.send(request).await.map_err(DialError::broken)?;
+            loop {
+                let head = pod.next().await.ok_or_else(|| DialError::broken("no answer"))?;
+                let head = head.map_err(DialError::broken)?;
+                // Interim answers (RFC 9110 §15.2) are not the answer.
+                if !head.status.is_informational() || head.status == StatusCode::SWITCHING_PROTOCOLS
+                {
+                    return Ok(head);
+                }
+            }
+        };
+        let head = timeout(self.timeouts.head, exchange)
+            .await
+            .map_err(|_| DialError::HeadTimeout(self.timeouts.head))??;
+        if head.status == StatusCode::SWITCHING_PROTOCOLS {
+            let parts = pod.into_parts();
+            return Ok(Answer::Switched(head, Peer::new(parts.io, parts.read_buf)));
+        }
+        // The payload codec panics where there is no payload.
+        let body = match pod.codec_ref().message_type() {
+            MessageType::None => stream::empty().boxed_local(),
+            MessageType::Payload | MessageType::Stream => pod
+                .into_map_codec(|codec| codec.into_payload_codec())
+                .map(Result::transpose)
+                .take_while(|item| std::future::ready(item.is_some()))
+                .filter_map(std::future::ready)
+                .boxed_local(),
+        };
+        Ok(Answer::Other(head, body))
     }
 }

@@ -1,83 +1,105 @@
 //! From a client's request to its tunnel: check, pick, dial, answer, join.
 
-use std::{rc::Rc, sync::Arc};
+use std::{io, sync::atomic::Ordering::Relaxed};
 
 use actix_codec::Framed;
 use actix_http::{
     ConnectionType, Method, Request, RequestHead, Response, ResponseHead, Version,
-    body::{BodySize, BoxBody},
-    h1::{Codec, Message},
-    header::{self, HeaderMap},
+    body::BodySize,
+    h1::Codec,
+    header::{self, HeaderMap, HeaderName, HeaderValue},
     ws::hash_key,
 };
-use bytes::Bytes;
-use futures_util::{SinkExt as _, StreamExt as _, stream::LocalBoxStream};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-    time::timeout,
-};
+use tokio::time::timeout;
 
 use super::{
-    dial::{Answer, Dialer},
-    headers::{end_to_end, has_token, tokens},
+    client::Client,
+    dial::{Answer, Body, DialError, Dialer},
+    forward::{Forwarded, x_request_id},
+    headers::{end_to_end, has_token, shown, tokens},
     refusal::Refusal,
+    reuse::Idle,
+    rewind::Rewind,
     traffic::Traffic,
+    tries::Tries,
 };
 use crate::{
-    actors::{metrics::PickBackend, registry::SessionInfo, session::SessionActor},
-    domain::lease::{Backend, Lease},
+    actors::{
+        registry::SessionInfo,
+        session::{SessionActor, Slot},
+    },
+    domain::admission::Ticket,
     relay::Peer,
 };
 
-/// How long a refused client may take to read its answer and hang up.
-const LINGER: std::time::Duration = std::time::Duration::from_secs(1);
-
-/// What the handshakes of one worker thread share.
+/// What the connections of one worker thread share.
 pub struct Worker {
     /// What all workers share.
     pub traffic: Traffic,
     /// This thread's way to the pods.
     pub dialer: Dialer,
+    /// This thread's idle connections to the pods.
+    pub idle: Idle,
 }
 
-/// Takes a connection over after its request head and either starts its session or refuses it.
+/// Takes a client over after its request head and either starts its session or refuses it.
 ///
 /// When this returns, everything of the HTTP side is gone: a session holds its sockets alone.
 ///
 /// # Errors
 /// The client vanished before it had its answer.
-pub async fn serve(
-    worker: Rc<Worker>,
-    request: Request,
-    client: Framed<TcpStream, Codec>,
-) -> std::io::Result<()> {
-    let opened = match check(request.head()) {
-        Ok(()) => open(&worker, request.head()).await,
-        Err(refusal) => Err(refusal),
+pub async fn serve(worker: &Worker, request: &Request, mut client: Client) -> io::Result<()> {
+    let traffic = &worker.traffic;
+    let request = request.head();
+    let forwarded = traffic.settings.forwarding.apply(request, client.peer);
+    let opened = tokio::select! {
+        opened = open(worker, request, &forwarded) => opened,
+        () = client.left() => {
+            log::debug!("{} left during its handshake", forwarded.client);
+            return Ok(());
+        }
     };
     match opened {
-        Ok(Opened::Tunnel { head, pod, lease }) => join(&worker, client, &head, pod, lease).await,
-        Ok(Opened::Rejection { head, body }) => pass_on(client, &head, body).await,
+        Ok(Opened::Tunnel { head, pod, slot }) => {
+            let mut response = answer(&head, &forwarded.request_id);
+            let websocket = HeaderValue::from_static("websocket");
+            response.headers_mut().insert(header::UPGRADE, websocket);
+            let client = client.switch(response).await?;
+            let info = SessionInfo::new(forwarded.client, slot.lease.backend().clone());
+            traffic.counters.sessions.fetch_add(1, Relaxed);
+            SessionActor::start(client, pod, info, slot, traffic.registry.clone());
+            Ok(())
+        }
+        Ok(Opened::Rejection { head, body }) => {
+            let length = head.headers.get(header::CONTENT_LENGTH);
+            let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
+            let mut response = answer(&head, &forwarded.request_id);
+            response.headers_mut().remove(header::CONTENT_LENGTH);
+            client.answer(response, length.map_or(BodySize::Stream, BodySize::Sized), body).await
+        }
         Err(refusal) => {
-            log_refusal(&refusal, &request);
-            refuse(client, &refusal).await
+            traffic.refused(&refusal, forwarded.client);
+            client.refuse(&refusal).await
         }
     }
 }
 
-/// The answer to a request that never was an upgrade.
-pub fn not_a_handshake(request: &Request) -> Response<BoxBody> {
-    let refusal = check(request.head()).err();
-    let refusal = refusal
-        .unwrap_or_else(|| Refusal::Upgrade(shown(&request.head().headers, header::UPGRADE)));
-    log_refusal(&refusal, request);
-    refusal.response()
-}
-
-fn log_refusal(refusal: &Refusal, request: &Request) {
-    let client = request.peer_addr().map_or_else(String::new, |address| address.to_string());
-    log::log!(refusal.level(), "{client} {}: {refusal}", refusal.status().as_u16());
+/// A handshake that follows a plain request on the same connection.
+pub async fn serve_late(worker: &Worker, request: &Request, framed: Framed<Rewind, Codec>) {
+    let Some(peer) = request.peer_addr() else { return };
+    let served = async {
+        let client = Client::new(framed, peer.ip()).await?;
+        match worker.traffic.settings.head.check(request) {
+            Ok(()) => serve(worker, request, client).await,
+            Err(refusal) => {
+                worker.traffic.refused(&refusal, peer.ip());
+                client.refuse(&refusal).await
+            }
+        }
+    };
+    if let Err(error) = served.await {
+        log::debug!("a client left before its answer: {error}");
+    }
 }
 
 /// RFC 6455 §4.2.1, and what no handshake may carry.
@@ -88,6 +110,9 @@ fn check(request: &RequestHead) -> Result<(), Refusal> {
     }
     if request.version != Version::HTTP_11 {
         return Err(Refusal::HttpVersion(format!("{:?}", request.version)));
+    }
+    if headers.get(header::HOST).is_none_or(HeaderValue::is_empty) {
+        return Err(Refusal::Host);
     }
     if !has_token(headers, header::UPGRADE, "websocket") {
         return Err(Refusal::Upgrade(shown(headers, header::UPGRADE)));
@@ -123,143 +148,116 @@ fn is_nonce(key: &str) -> bool {
     })
 }
 
-fn shown(headers: &HeaderMap, name: header::HeaderName) -> String {
-    tokens(headers, name).collect::<Vec<_>>().join(", ")
-}
-
 /// What the pods made of a handshake.
 enum Opened {
     /// One said 101.
-    Tunnel { head: ResponseHead, pod: Peer, lease: Lease },
+    Tunnel { head: ResponseHead, pod: Peer, slot: Slot },
     /// One said something else, which is the client's to hear.
-    Rejection {
-        head: ResponseHead,
-        body: LocalBoxStream<'static, Result<Bytes, awc::error::PayloadError>>,
-    },
+    Rejection { head: ResponseHead, body: Body },
 }
 
-/// Offers the handshake to the least-loaded pod, and to the next when one cannot be reached.
-async fn open(worker: &Worker, request: &RequestHead) -> Result<Opened, Refusal> {
-    let Traffic { health, settings, .. } = &worker.traffic;
+/// Checks the handshake, lets the client in, and finds it a pod.
+async fn open(
+    worker: &Worker,
+    request: &RequestHead,
+    forwarded: &Forwarded,
+) -> Result<Opened, Refusal> {
+    check(request)?;
+    let Traffic { health, admission, settings, .. } = &worker.traffic;
     if health.is_draining() {
         return Err(Refusal::ShuttingDown);
     }
-    timeout(settings.handshake_timeout, try_pods(worker, request))
+    let ticket = admission.admit(forwarded.client)?;
+    // Waiting in the queue has a time-out of its own.
+    let deadline = settings.handshake_timeout + worker.traffic.queue.timeout();
+    timeout(deadline, try_pods(worker, request, forwarded, ticket))
         .await
         .map_err(|_| Refusal::Deadline(settings.handshake_timeout))?
 }
 
-async fn try_pods(worker: &Worker, request: &RequestHead) -> Result<Opened, Refusal> {
-    let Traffic { metrics, settings, .. } = &worker.traffic;
-    let mut tried: Vec<Arc<Backend>> = Vec::new();
-    let mut last = None;
-    while tried.len() <= settings.retries {
-        let pick = PickBackend { tried: tried.clone() };
-        let lease = match metrics.send(pick).await.map_err(|_| Refusal::Internal)? {
-            Ok(lease) => lease,
-            Err(none) => return Err(last.unwrap_or(Refusal::NoBackend(none))),
-        };
-        let failure = match worker.dialer.dial(lease.backend(), forwarded(request)).await {
-            Ok(Answer::Switched(head, pod)) if accepts(request, &head) => {
-                return Ok(Opened::Tunnel { head, pod, lease });
-            }
-            Ok(Answer::Switched(..)) => ("sent a wrong Sec-WebSocket-Accept".to_owned(), false),
-            Ok(Answer::Other(head, body)) => return Ok(Opened::Rejection { head, body }),
-            Err(error) => (error.to_string(), error.timed_out()),
-        };
-        let (reason, timed_out) = failure;
-        let address = lease.backend().address.clone();
-        log::warn!("{address} {reason}");
-        tried.push(lease.backend().clone());
-        last = Some(Refusal::Pod { address, reason, timed_out });
-    }
-    Err(last.unwrap_or(Refusal::Internal))
-}
-
-/// The request as the pod gets it.
-fn forwarded(request: &RequestHead) -> RequestHead {
-    let mut head = RequestHead::default();
-    head.uri = request.uri.clone();
-    head.headers = end_to_end(&request.headers);
-    head.set_connection_type(ConnectionType::Upgrade);
-    head
-}
-
-/// Whether a 101 answers the key that was sent (RFC 6455 §4.1).
-fn accepts(request: &RequestHead, answer: &ResponseHead) -> bool {
-    let key = request.headers.get(header::SEC_WEBSOCKET_KEY).map_or(&[][..], |key| key.as_bytes());
-    let accept = answer.headers.get(header::SEC_WEBSOCKET_ACCEPT);
-    accept.is_some_and(|accept| accept.as_bytes() == hash_key(key))
-}
-
-/// Tells the client 101 and hands both sockets to the session.
-async fn join(
+/// Offers the handshake to the least-loaded pod, and to the next when one fails.
+async fn try_pods(
     worker: &Worker,
-    mut client: Framed<TcpStream, Codec>,
-    head: &ResponseHead,
-    pod: Peer,
-    lease: Lease,
-) -> std::io::Result<()> {
-    let mut response = answer(head);
-    response.head_mut().set_connection_type(ConnectionType::Upgrade);
-    // Flushes whatever an earlier response left behind, too.
-    client.send(Message::Item((response, BodySize::None))).await?;
-    let parts = client.into_parts();
-    let info = SessionInfo::new(parts.io.peer_addr().ok(), lease.backend().clone());
-    let client = Peer::new(parts.io, parts.read_buf);
-    SessionActor::start(client, pod, info, lease, worker.traffic.registry.clone());
+    request: &RequestHead,
+    forwarded: &Forwarded,
+    ticket: Option<Ticket>,
+) -> Result<Opened, Refusal> {
+    let settings = &worker.traffic.settings;
+    let mut tries = Tries::new(&worker.traffic, ticket);
+    let mut unavailable = None;
+    loop {
+        let slot = match tries.next().await {
+            Ok(slot) => slot,
+            // A pod's own words say more than ours.
+            Err(refusal) => return unavailable.ok_or(refusal),
+        };
+        let backend = slot.lease.backend();
+        let mut head = RequestHead::default();
+        head.uri = request.uri.clone();
+        head.headers = forwarded.headers(&settings.forwarding, &backend.address);
+        head.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        head.set_connection_type(ConnectionType::Upgrade);
+        let error = match worker.dialer.shake_hands(backend, head).await {
+            Ok(Answer::Switched(head, pod)) => match accept(request, &head) {
+                Ok(()) => return Ok(Opened::Tunnel { head, pod, slot }),
+                Err(broken) => DialError::Broken(broken),
+            },
+            Ok(Answer::Other(head, body)) => {
+                let status = head.status.as_u16();
+                let rejection = Opened::Rejection { head, body };
+                if !settings.retry_on.contains(&status) {
+                    return Ok(rejection);
+                }
+                unavailable = Some(rejection);
+                DialError::Broken(format!("answered {status}"))
+            }
+            Err(error) => error,
+        };
+        tries.failed(slot, &error);
+    }
+}
+
+/// Whether a 101 answers what was asked (RFC 6455 §4.1): the key, and nothing that the client did
+/// not offer.
+fn accept(request: &RequestHead, answer: &ResponseHead) -> Result<(), String> {
+    let key = request.headers.get(header::SEC_WEBSOCKET_KEY).map_or(&[][..], |key| key.as_bytes());
+    let accepts = answer.headers.get(header::SEC_WEBSOCKET_ACCEPT);
+    if accepts.is_none_or(|accept| accept.as_bytes() != hash_key(key)) {
+        return Err("sent a wrong Sec-WebSocket-Accept".to_owned());
+    }
+    if !has_token(&answer.headers, header::UPGRADE, "websocket")
+        || !has_token(&answer.headers, header::CONNECTION, "upgrade")
+    {
+        return Err("sent a 101 without Upgrade: websocket and Connection: Upgrade".to_owned());
+    }
+    let not_offered = |name: HeaderName| {
+        let offered: Vec<&str> = tokens(&request.headers, name.clone()).map(first_word).collect();
+        let mut chosen = tokens(&answer.headers, name).map(first_word);
+        chosen.find(|chosen| !offered.contains(chosen)).map(str::to_owned)
+    };
+    if let Some(subprotocol) = not_offered(header::SEC_WEBSOCKET_PROTOCOL) {
+        return Err(format!("chose the subprotocol {subprotocol:?}, which was not offered"));
+    }
+    if let Some(extension) = not_offered(header::SEC_WEBSOCKET_EXTENSIONS) {
+        return Err(format!("chose the extension {extension:?}, which was not offered"));
+    }
     Ok(())
+}
+
+/// An extension's name without its parameters.
+fn first_word(token: &str) -> &str {
+    token.split(';').next().unwrap_or_default().trim()
 }
 
 /// A pod's answer as the client gets it, without its body.
-fn answer(head: &ResponseHead) -> Response<()> {
+fn answer(head: &ResponseHead, request_id: &HeaderValue) -> Response<()> {
     let mut response = Response::with_body(head.status, ());
-    response.head_mut().headers = end_to_end(&head.headers);
-    response
-}
-
-/// Relays an answer that is not a 101, whole, then closes.
-async fn pass_on(
-    mut client: Framed<TcpStream, Codec>,
-    head: &ResponseHead,
-    mut body: LocalBoxStream<'static, Result<Bytes, awc::error::PayloadError>>,
-) -> std::io::Result<()> {
-    let length = head
-        .headers
-        .get(header::CONTENT_LENGTH)
-        .and_then(|length| length.to_str().ok()?.parse().ok());
-    let mut response = answer(head);
-    response.headers_mut().remove(header::CONTENT_LENGTH);
-    response.head_mut().set_connection_type(ConnectionType::Close);
-    // Without a length the end of the connection ends the body (RFC 9112 §6.3).
-    response.head_mut().no_chunking(true);
-    let size = length.map_or(BodySize::Stream, BodySize::Sized);
-    client.send(Message::Item((response, size))).await?;
-    while let Some(chunk) = body.next().await {
-        // Cutting the client off is the only way left to say that the body is not whole.
-        let chunk = chunk.map_err(std::io::Error::other)?;
-        client.send(Message::Chunk(Some(chunk))).await?;
+    let mut headers: HeaderMap = end_to_end(&head.headers);
+    if !headers.contains_key(x_request_id()) {
+        headers.insert(x_request_id(), request_id.clone());
     }
-    hang_up(client).await
-}
-
-async fn refuse(mut client: Framed<TcpStream, Codec>, refusal: &Refusal) -> std::io::Result<()> {
-    let (mut response, body) = (refusal.head(), refusal.body());
-    response.head_mut().set_connection_type(ConnectionType::Close);
-    let size = BodySize::Sized(body.len() as u64);
-    client.send(Message::Item((response, size))).await?;
-    client.send(Message::Chunk(Some(body.into()))).await?;
-    hang_up(client).await
-}
-
-/// Closes so that the answer arrives: a reset for unread bytes would overtake it (RFC 9112 §9.6).
-async fn hang_up(client: Framed<TcpStream, Codec>) -> std::io::Result<()> {
-    let mut io = client.into_parts().io;
-    io.shutdown().await?;
-    let mut unread = [0; 1024];
-    let drain = async { while io.read(&mut unread).await.is_ok_and(|n| n > 0) {} };
-    let _ = timeout(LINGER, drain).await;
-    Ok(())
+    response.head_mut().headers = headers;
+    response
 }
 
 #[cfg(test)]
@@ -277,11 +275,12 @@ mod tests {
         head
     }
 
-    const GOOD: [(&str, &str); 4] = [
+    const GOOD: [(&str, &str); 5] = [
         ("connection", "keep-alive, Upgrade"),
         ("upgrade", "WebSocket"),
         ("sec-websocket-version", "13"),
         ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+        ("host", "chat.example"),
     ];
 
     #[test]
@@ -296,6 +295,7 @@ mod tests {
             (1, "h2c", "Upgrade"),
             (2, "8", "Sec-WebSocket-Version"),
             (3, "c2hvcnQ=", "Sec-WebSocket-Key"),
+            (4, "", "Host"),
         ];
         for (index, value, named) in wrong {
             let mut fields = GOOD;
@@ -321,12 +321,37 @@ mod tests {
     }
 
     #[test]
-    fn the_pods_answer_must_fit_the_key() {
-        let mut answer = ResponseHead::new(actix_http::StatusCode::SWITCHING_PROTOCOLS);
-        assert!(!accepts(&request(&GOOD), &answer));
+    fn the_pods_answer_must_fit_what_was_asked() {
+        let mut asked = request(&GOOD);
+        let offer = HeaderValue::from_static("permessage-deflate; client_max_window_bits, x-a");
+        asked.headers.insert(header::SEC_WEBSOCKET_EXTENSIONS, offer);
+        asked.headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("a, b"));
+        let with = |fields: &[(&'static str, &'static str)]| {
+            let mut answer = ResponseHead::new(actix_http::StatusCode::SWITCHING_PROTOCOLS);
+            for (name, value) in fields {
+                let value = HeaderValue::from_static(value);
+                answer.headers.append(HeaderName::from_static(name), value);
+            }
+            accept(&asked, &answer)
+        };
         // The example of RFC 6455 §1.3.
-        let value = header::HeaderValue::from_static("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
-        answer.headers.insert(header::SEC_WEBSOCKET_ACCEPT, value);
-        assert!(accepts(&request(&GOOD), &answer));
+        let good = [
+            ("sec-websocket-accept", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="),
+            ("upgrade", "websocket"),
+            ("connection", "Upgrade"),
+        ];
+        assert_eq!(with(&good), Ok(()));
+        for missing in 0..good.len() {
+            let rest: Vec<_> = good.iter().copied().filter(|one| *one != good[missing]).collect();
+            assert!(with(&rest).is_err(), "without {}", good[missing].0);
+        }
+        for (name, value, right) in [
+            ("sec-websocket-protocol", "b", true),
+            ("sec-websocket-protocol", "c", false),
+            ("sec-websocket-extensions", "permessage-deflate; server_no_context_takeover", true),
+            ("sec-websocket-extensions", "x-b", false),
+        ] {
+            assert_eq!(with(&[&good[..], &[(name, value)]].concat()).is_ok(), right, "{value}");
+        }
     }
 }

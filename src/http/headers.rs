@@ -3,13 +3,25 @@
 use actix_http::header::{self, HeaderMap, HeaderName};
 
 /// Fields that a proxy does not forward (RFC 9110 §7.6.1) beside those that `Connection` names.
-/// `Upgrade` is one of them too, but here the upgrade is what is forwarded.
+/// A handshake's `Upgrade` is written anew for the next hop.
 fn is_hop_by_hop(name: &HeaderName) -> bool {
     const KEEP_ALIVE: &str = "keep-alive";
     const PROXY_CONNECTION: &str = "proxy-connection";
-    matches!(*name, header::CONNECTION | header::TE | header::TRAILER | header::TRANSFER_ENCODING)
-        || name.as_str() == KEEP_ALIVE
-        || name.as_str() == PROXY_CONNECTION
+    matches!(
+        *name,
+        header::CONNECTION
+            | header::TE
+            | header::TRAILER
+            | header::TRANSFER_ENCODING
+            | header::UPGRADE
+    ) || [KEEP_ALIVE, PROXY_CONNECTION].contains(&name.as_str())
+}
+
+/// Fields that keep their meaning whatever `Connection` says: without them a message would be
+/// framed or routed in another way than its sender meant (RFC 9110 §7.6.1).
+fn is_structural(name: &HeaderName) -> bool {
+    matches!(*name, header::HOST | header::CONTENT_LENGTH)
+        || name.as_str().starts_with("sec-websocket-")
 }
 
 /// A copy of `headers` for the next hop.
@@ -18,7 +30,7 @@ pub fn end_to_end(headers: &HeaderMap) -> HeaderMap {
         tokens(headers, header::CONNECTION).map(str::to_ascii_lowercase).collect();
     let mut kept = HeaderMap::with_capacity(headers.len());
     for (name, value) in headers {
-        let named = *name != header::UPGRADE && named.iter().any(|token| token == name.as_str());
+        let named = named.iter().any(|token| token == name.as_str()) && !is_structural(name);
         if !named && !is_hop_by_hop(name) {
             kept.append(name.clone(), value.clone());
         }
@@ -41,6 +53,12 @@ pub fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
     tokens(headers, name).any(|found| found.eq_ignore_ascii_case(token))
 }
 
+/// All values of `name` as one list, for people.
+pub fn shown(headers: &HeaderMap, name: HeaderName) -> String {
+    let values = headers.get_all(name).map(|value| String::from_utf8_lossy(value.as_bytes()));
+    values.collect::<Vec<_>>().join(", ")
+}
+
 #[cfg(test)]
 mod tests {
     use actix_http::header::HeaderValue;
@@ -51,9 +69,10 @@ mod tests {
     fn hop_by_hop_fields_and_those_that_connection_names_go() {
         let mut headers = HeaderMap::new();
         for (name, value) in [
-            ("connection", "Upgrade, X-Private"),
+            ("connection", "Upgrade, X-Private, Host"),
             ("connection", "close"),
             ("upgrade", "websocket"),
+            ("host", "a"),
             ("x-private", "1"),
             ("te", "trailers"),
             ("proxy-connection", "keep-alive"),
@@ -64,8 +83,8 @@ mod tests {
         }
         let kept = end_to_end(&headers);
         assert_eq!(kept.get_all("cookie").count(), 2, "repeated fields stay repeated");
-        assert!(kept.contains_key("upgrade"), "the upgrade is what is forwarded");
-        for gone in ["connection", "x-private", "te", "proxy-connection"] {
+        assert!(kept.contains_key("host"), "nobody can talk us into dropping it");
+        for gone in ["connection", "upgrade", "x-private", "te", "proxy-connection"] {
             assert!(!kept.contains_key(gone), "{gone}");
         }
     }

@@ -1,10 +1,19 @@
-//! HTTP on both listeners: handshakes on the traffic side, metrics and health on the admin side.
+//! HTTP on both listeners: handshakes and plain requests on the traffic side, metrics and health on
+//! the admin side.
 
 pub mod admin;
+mod client;
 mod dial;
 mod distribution;
+pub mod forward;
+mod front;
 mod handshake;
-mod headers;
+pub mod headers;
 pub mod health;
+mod plain;
+mod queue;
 mod refusal;
+mod reuse;
+mod rewind;
 pub mod traffic;
+mod tries;

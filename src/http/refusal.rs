@@ -1,5 +1,7 @@
 //! Why a client gets no tunnel: the one table from reason to status, header fields and log level.
 
+use std::time::Duration;
+
 use actix_http::{
     Response, StatusCode,
     body::BoxBody,
@@ -8,7 +10,29 @@ use actix_http::{
 use log::Level;
 use thiserror::Error;
 
-use crate::domain::pool::NoBackend;
+use super::queue::NoTurn;
+use crate::domain::{admission::LimitReached, pool::NoBackend};
+
+/// Every handshake that breaks RFC 6455 is counted under one name.
+const BAD_HANDSHAKE: &str = "bad_handshake";
+
+/// The names that refusals are counted under.
+pub const REASONS: [&str; 14] = [
+    BAD_HANDSHAKE,
+    "handshake_timed_out",
+    "internal",
+    "large_head",
+    "max_sessions",
+    "max_sessions_per_address",
+    "no_backend",
+    "pod_failed",
+    "pod_timed_out",
+    "pods_full",
+    "queue_full",
+    "service_full",
+    "shutting_down",
+    "slow_head",
+];
 
 /// Seconds that refused clients are asked to wait, at random so that they do not come back as one.
 const RETRY_AFTER: std::ops::RangeInclusive<u32> = 1..=5;
@@ -37,6 +61,21 @@ pub enum Refusal {
     /// Client: a handshake has no body.
     #[error("the {0} header has no place in a WebSocket handshake")]
     Body(&'static str),
+    /// Client: not one `Host` (RFC 9112 §3.2).
+    #[error("the Host header must stand there once, with a value")]
+    Host,
+    /// Client: the head is not there in time.
+    #[error("the request's header fields did not come within {0:?}")]
+    SlowHead(Duration),
+    /// Client: the head is too large.
+    #[error("the request's head is larger than this balancer takes: {0}")]
+    LargeHead(String),
+    /// Limits of ours.
+    #[error("{0}: try again later")]
+    Limit(#[from] LimitReached),
+    /// Limits of the service, with nothing gained by waiting.
+    #[error("no room in the queue: {0:?}")]
+    Queue(NoTurn),
     /// Us: going down.
     #[error("this balancer is shutting down: try again")]
     ShuttingDown,
@@ -58,32 +97,60 @@ pub enum Refusal {
     },
     /// Pods: none answered before the handshake's own deadline.
     #[error("no pod answered within {0:?}")]
-    Deadline(std::time::Duration),
+    Deadline(Duration),
 }
 
 impl Refusal {
-    /// The status that the client gets.
-    pub fn status(&self) -> StatusCode {
+    /// The status that the client gets, and the name that the reason is counted under.
+    fn kind(&self) -> (StatusCode, &'static str) {
         match self {
-            Self::Method(_) => StatusCode::METHOD_NOT_ALLOWED,
-            Self::WebSocketVersion(_) => StatusCode::UPGRADE_REQUIRED,
+            Self::Method(_) => (StatusCode::METHOD_NOT_ALLOWED, BAD_HANDSHAKE),
+            Self::WebSocketVersion(_) => (StatusCode::UPGRADE_REQUIRED, BAD_HANDSHAKE),
             Self::HttpVersion(_)
             | Self::Upgrade(_)
             | Self::Connection(_)
             | Self::Key(_)
-            | Self::Body(_) => StatusCode::BAD_REQUEST,
-            Self::ShuttingDown | Self::NoBackend(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::Pod { timed_out: false, .. } => StatusCode::BAD_GATEWAY,
-            Self::Pod { timed_out: true, .. } | Self::Deadline(_) => StatusCode::GATEWAY_TIMEOUT,
+            | Self::Body(_)
+            | Self::Host => (StatusCode::BAD_REQUEST, BAD_HANDSHAKE),
+            Self::SlowHead(_) => (StatusCode::REQUEST_TIMEOUT, "slow_head"),
+            Self::LargeHead(_) => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "large_head"),
+            Self::Limit(LimitReached::Sessions) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "max_sessions")
+            }
+            Self::Limit(LimitReached::SessionsPerAddress) => {
+                (StatusCode::TOO_MANY_REQUESTS, "max_sessions_per_address")
+            }
+            Self::Queue(NoTurn::QueueFull) => (StatusCode::SERVICE_UNAVAILABLE, "queue_full"),
+            Self::Queue(NoTurn::TimedOut) => (StatusCode::SERVICE_UNAVAILABLE, "pods_full"),
+            Self::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
+            Self::NoBackend(NoBackend::ServiceFull) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "service_full")
+            }
+            Self::NoBackend(_) => (StatusCode::SERVICE_UNAVAILABLE, "no_backend"),
+            Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+            Self::Pod { timed_out: false, .. } => (StatusCode::BAD_GATEWAY, "pod_failed"),
+            Self::Pod { timed_out: true, .. } => (StatusCode::GATEWAY_TIMEOUT, "pod_timed_out"),
+            Self::Deadline(_) => (StatusCode::GATEWAY_TIMEOUT, "handshake_timed_out"),
         }
+    }
+
+    /// The status that the client gets.
+    pub fn status(&self) -> StatusCode {
+        self.kind().0
+    }
+
+    /// The name that the reason is counted under: one of [`REASONS`].
+    pub fn reason(&self) -> &'static str {
+        self.kind().1
     }
 
     /// How loudly it is logged: clients' mistakes are everyday life, missing pods are not.
     pub fn level(&self) -> Level {
         match self {
             Self::Internal => Level::Error,
-            Self::NoBackend(_) | Self::Pod { .. } | Self::Deadline(_) => Level::Warn,
+            Self::NoBackend(_) | Self::Queue(_) | Self::Pod { .. } | Self::Deadline(_) => {
+                Level::Warn
+            }
             _ => Level::Info,
         }
     }
@@ -97,7 +164,7 @@ impl Refusal {
                 (header::SEC_WEBSOCKET_VERSION, fixed("13")),
                 (header::UPGRADE, fixed("websocket")),
             ],
-            Self::ShuttingDown | Self::NoBackend(_) => {
+            Self::ShuttingDown | Self::NoBackend(_) | Self::Limit(_) | Self::Queue(_) => {
                 vec![(header::RETRY_AFTER, fastrand::u32(RETRY_AFTER).into())]
             }
             _ => Vec::new(),
@@ -127,5 +194,35 @@ impl Refusal {
     /// The whole answer.
     pub fn response(&self) -> Response<BoxBody> {
         self.head().set_body(BoxBody::new(self.body()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_refusal_is_counted_under_a_known_name() {
+        let text = String::new;
+        let pod = |timed_out| Refusal::Pod { address: text(), reason: text(), timed_out };
+        for refusal in [
+            Refusal::Method(text()),
+            Refusal::SlowHead(Duration::ZERO),
+            Refusal::LargeHead(text()),
+            Refusal::Limit(LimitReached::Sessions),
+            Refusal::Limit(LimitReached::SessionsPerAddress),
+            Refusal::Queue(NoTurn::QueueFull),
+            Refusal::Queue(NoTurn::TimedOut),
+            Refusal::ShuttingDown,
+            Refusal::NoBackend(NoBackend::ServiceFull),
+            Refusal::NoBackend(NoBackend::Empty),
+            Refusal::Internal,
+            pod(true),
+            pod(false),
+            Refusal::Deadline(Duration::ZERO),
+        ] {
+            assert!(REASONS.contains(&refusal.reason()), "{refusal:?}");
+        }
+        assert!(REASONS.is_sorted());
     }
 }

@@ -1,3 +1,4 @@
 //! What the process says of itself to those who watch it.
 
+pub mod counters;
 pub mod logging;

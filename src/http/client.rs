@@ -1,0 +1,123 @@
+//! A client whose request head has been read, before it is known what becomes of it.
+
+use std::{io, net::IpAddr, time::Duration};
+
+use actix_codec::{Framed, FramedParts};
+use actix_http::{
+    ConnectionType, Response,
+    body::BodySize,
+    h1::{Codec, Message},
+};
+use bytes::BytesMut;
+use futures_util::{SinkExt, StreamExt as _};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    time::timeout,
+};
+
+use super::{dial::Body, refusal::Refusal, rewind::Rewind};
+use crate::relay::Peer;
+
+/// How long a refused client may take to read its answer and hang up.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Bytes that a client may send before its handshake is answered; further ones wait in its socket.
+const MAX_EARLY: usize = 64 * 1024;
+
+/// The client's side of a handshake.
+pub struct Client {
+    io: Rewind,
+    codec: Codec,
+    /// What it has sent behind its request.
+    early: BytesMut,
+    /// The address at the other end of the socket.
+    pub peer: IpAddr,
+}
+
+impl Client {
+    /// Takes a client over once everything that was written to it has been flushed.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub async fn new(mut framed: Framed<Rewind, Codec>, peer: IpAddr) -> io::Result<Self> {
+        SinkExt::<Message<(Response<()>, BodySize)>>::flush(&mut framed).await?;
+        let FramedParts { io, codec, read_buf, .. } = framed.into_parts();
+        Ok(Self { io, codec, early: read_buf, peer })
+    }
+
+    /// Resolves when the client closes its connection; until then what it sends is kept.
+    pub async fn left(&mut self) {
+        while self.early.len() < MAX_EARLY {
+            match self.io.read_buf(&mut self.early).await {
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// Says 101 with the fields of `response` and becomes one end of a tunnel.
+    ///
+    /// # Errors
+    /// The client is gone.
+    pub async fn switch(self, mut response: Response<()>) -> io::Result<Peer> {
+        response.head_mut().set_connection_type(ConnectionType::Upgrade);
+        let mut framed = self.into_framed();
+        framed.send(Message::Item((response, BodySize::None))).await?;
+        let FramedParts { io, mut read_buf, .. } = framed.into_parts();
+        let (io, unread) = io.into_parts();
+        read_buf.unsplit(unread);
+        Ok(Peer::new(io, read_buf))
+    }
+
+    /// Relays an answer that is not a 101, whole, then closes.
+    ///
+    /// # Errors
+    /// The client is gone, or the pod broke off: then the client is cut off too.
+    pub async fn answer(
+        self,
+        mut response: Response<()>,
+        size: BodySize,
+        mut body: Body,
+    ) -> io::Result<()> {
+        let mut framed = self.into_framed();
+        response.head_mut().set_connection_type(ConnectionType::Close);
+        // Without a length the end of the connection ends the body (RFC 9112 §6.3).
+        response.head_mut().no_chunking(true);
+        framed.send(Message::Item((response, size))).await?;
+        while let Some(chunk) = body.next().await {
+            // Cutting the client off is the only way left to say that the body is not whole.
+            let chunk = chunk.map_err(io::Error::other)?;
+            framed.send(Message::Chunk(Some(chunk))).await?;
+        }
+        hang_up(framed).await
+    }
+
+    /// Says why there is no tunnel, then closes.
+    ///
+    /// # Errors
+    /// The client is gone.
+    pub async fn refuse(self, refusal: &Refusal) -> io::Result<()> {
+        let mut framed = self.into_framed();
+        let (mut response, body) = (refusal.head(), refusal.body());
+        response.head_mut().set_connection_type(ConnectionType::Close);
+        let size = BodySize::Sized(body.len() as u64);
+        framed.send(Message::Item((response, size))).await?;
+        framed.send(Message::Chunk(Some(body.into()))).await?;
+        hang_up(framed).await
+    }
+
+    fn into_framed(self) -> Framed<Rewind, Codec> {
+        Framed::from_parts(FramedParts::with_read_buf(self.io, self.codec, self.early))
+    }
+}
+
+/// Closes so that the answer arrives: a reset for unread bytes would overtake it (RFC 9112 §9.6).
+async fn hang_up(framed: Framed<Rewind, Codec>) -> io::Result<()> {
+    let mut io = framed.into_parts().io;
+    io.shutdown().await?;
+    let mut unread = [0; 1024];
+    let drain = async { while io.read(&mut unread).await.is_ok_and(|n| n > 0) {} };
+    let _ = timeout(LINGER, drain).await;
+    Ok(())
+}

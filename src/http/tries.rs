@@ -1,0 +1,76 @@
+//! One client's way from pod to pod until one takes it.
+
+use std::sync::Arc;
+
+use super::{dial::DialError, refusal::Refusal, traffic::Traffic};
+use crate::{
+    actors::{
+        metrics::PickBackend,
+        session::{Bell, Slot},
+    },
+    domain::{
+        admission::Ticket,
+        lease::{Backend, Lease},
+        pool::NoBackend,
+    },
+};
+
+/// The pods that a client has been offered to.
+pub struct Tries<'a> {
+    traffic: &'a Traffic,
+    ticket: Option<Ticket>,
+    tried: Vec<Arc<Backend>>,
+    last: Option<Refusal>,
+}
+
+impl<'a> Tries<'a> {
+    /// None yet. `ticket` is the client's place in the balancer.
+    pub fn new(traffic: &'a Traffic, ticket: Option<Ticket>) -> Self {
+        Self { traffic, ticket, tried: Vec::new(), last: None }
+    }
+
+    /// A place on the next best pod.
+    ///
+    /// # Errors
+    /// No pod, no more tries: what the last one did, or why there is none.
+    pub async fn next(&mut self) -> Result<Slot, Refusal> {
+        if self.tried.len() > self.traffic.settings.retries {
+            return Err(self.give_up());
+        }
+        let queue = &self.traffic.queue;
+        let must_wait = self.tried.is_empty() && !queue.is_empty();
+        let picked = if must_wait { Err(NoBackend::AllFull) } else { self.pick().await? };
+        let lease = match picked {
+            Ok(lease) => lease,
+            Err(NoBackend::AllFull) if self.last.is_none() => {
+                let look = async || match self.pick().await {
+                    Ok(Err(NoBackend::AllFull)) => None,
+                    settled => Some(settled),
+                };
+                queue.wait(look).await.map_err(Refusal::Queue)???
+            }
+            Err(none) => return Err(self.last.take().unwrap_or(Refusal::NoBackend(none))),
+        };
+        Ok(Slot { lease, ticket: self.ticket.take(), bell: Bell(queue.bell()) })
+    }
+
+    async fn pick(&self) -> Result<Result<Lease, NoBackend>, Refusal> {
+        let pick = PickBackend { tried: self.tried.clone() };
+        self.traffic.metrics.send(pick).await.map_err(|_| Refusal::Internal)
+    }
+
+    /// The pod of `slot` did not take the client.
+    pub fn failed(&mut self, slot: Slot, error: &DialError) {
+        let backend = slot.lease.backend().clone();
+        self.ticket = slot.ticket;
+        let (address, reason) = (backend.address.clone(), error.to_string());
+        log::warn!("{address} {reason}");
+        self.tried.push(backend);
+        self.last = Some(Refusal::Pod { address, reason, timed_out: error.timed_out() });
+    }
+
+    /// What the last pod did: it must not be tried again elsewhere.
+    pub fn give_up(&mut self) -> Refusal {
+        self.last.take().unwrap_or(Refusal::Internal)
+    }
+}
