@@ -9,6 +9,7 @@ mod ends;
 mod handshake;
 mod layering;
 mod metrics;
+mod plain;
 mod process;
 mod selection;
 mod support;

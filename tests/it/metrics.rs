@@ -1,6 +1,7 @@
 //! What the admin listener says.
 
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::support::{
     Balancer,
@@ -72,6 +73,22 @@ async fn json_is_given_however_it_is_asked_for() {
 }
 
 #[actix_rt::test]
+async fn refusals_are_counted_by_reason() {
+    let pod = Pod::echo().await;
+    let balancer = Balancer::start([&pod]).await;
+    let _client = connect(balancer.address()).await;
+    let request = crate::support::client::handshake("").replace("Version: 13", "Version: 7");
+    let mut stream = tokio::net::TcpStream::connect(balancer.address()).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    stream.read_to_end(&mut Vec::new()).await.unwrap();
+    let url = balancer.admin_url("/telemetry");
+    let body = awc::Client::new().get(url).send().await.unwrap().body().await.unwrap();
+    let text = String::from_utf8(body.to_vec()).unwrap();
+    assert!(text.contains("wsbalancer_refusals_total{reason=\"bad_handshake\"} 1\n"), "{text}");
+    assert!(text.contains("wsbalancer_sessions_opened_total 1\n"), "{text}");
+}
+
+#[actix_rt::test]
 async fn probes_answer_and_nothing_of_it_is_on_the_traffic_listener() {
     // No pods at all: that is no reason to be restarted or taken out of service.
     let balancer = Balancer::with([], &[("services", "http://127.0.0.1:1")]).await;
@@ -81,6 +98,6 @@ async fn probes_answer_and_nothing_of_it_is_on_the_traffic_listener() {
     }
     for path in ["/livez", "/readyz", "/balancer-metrics"] {
         let url = format!("http://{}{path}", balancer.address());
-        assert_eq!(client.get(url).send().await.unwrap().status(), 400, "{path}");
+        assert_eq!(client.get(url).send().await.unwrap().status(), 502, "{path} is for pods");
     }
 }

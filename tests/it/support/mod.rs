@@ -7,7 +7,6 @@ pub mod program;
 
 use std::{
     net::{SocketAddr, TcpListener},
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -19,7 +18,6 @@ use wsbalancer::{
     config::{Config, Layers},
     http::{
         admin::{self, AdminState},
-        health::Health,
         traffic::{self, Traffic},
     },
 };
@@ -54,21 +52,11 @@ impl Balancer {
         }
         let config = Config::resolve(layers).expect("valid settings");
         let control = Control::start(&config);
-        let health = Arc::<Health>::default();
-        let traffic = Traffic {
-            metrics: control.metrics.clone(),
-            registry: control.registry.clone(),
-            health: health.clone(),
-            settings: (&config.balancer).into(),
-        };
+        let traffic = Traffic::new(&config, control.metrics.clone(), control.registry.clone());
+        let state = AdminState::from(&traffic);
         let server = actix_http_test::test_server(move || traffic::service(traffic.clone())).await;
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let admin = listener.local_addr().unwrap();
-        let state = AdminState {
-            metrics: control.metrics.clone(),
-            registry: control.registry.clone(),
-            health,
-        };
         let path = config.admin.balancer_metric_path.clone();
         actix_rt::spawn(admin::server(listener, path, state).unwrap());
         Self { server, control, admin }

@@ -30,6 +30,8 @@ pub struct Script {
     pub metric: Vec<u8>,
     /// What becomes of upgrades.
     pub upgrade: Upgrade,
+    /// Whole answer to a plain request, however often it is asked on one connection.
+    pub plain: Vec<u8>,
 }
 
 /// What a pod does with an upgrade.
@@ -48,7 +50,8 @@ pub enum Upgrade {
 impl Default for Script {
     fn default() -> Self {
         let upgrade = Upgrade::Accept { fields: "", early: Vec::new() };
-        Self { metric: report(0), upgrade }
+        let plain = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nplain".to_vec();
+        Self { metric: report(0), upgrade, plain }
     }
 }
 
@@ -177,6 +180,14 @@ async fn answer_one(
     let request = read_head(&mut stream).await?;
     if request.starts_with("GET /metric ") {
         let _ = stream.write_all(&script.metric).await;
+        return None;
+    }
+    if header(&request, "upgrade").is_none() {
+        let mut next = Some(request);
+        while next.is_some() {
+            stream.write_all(&script.plain).await.ok()?;
+            next = read_head(&mut stream).await;
+        }
         return None;
     }
     upgrades.fetch_add(1, SeqCst);
