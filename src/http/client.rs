@@ -9,7 +9,7 @@ use actix_http::{
     h1::{Codec, Message},
 };
 use bytes::BytesMut;
-use futures_util::{SinkExt, StreamExt as _};
+use futures_util::{FutureExt as _, SinkExt, StreamExt as _};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     time::timeout,
@@ -40,7 +40,7 @@ impl Client {
     /// # Errors
     /// It is gone.
     pub async fn new(mut framed: Framed<Rewind, Codec>, peer: IpAddr) -> io::Result<Self> {
-        SinkExt::<Message<(Response<()>, BodySize)>>::flush(&mut framed).await?;
+        flush(&mut framed).await?;
         let FramedParts { io, codec, read_buf, .. } = framed.into_parts();
         Ok(Self { io, codec, early: read_buf, peer })
     }
@@ -80,16 +80,31 @@ impl Client {
         size: BodySize,
         mut body: Body,
     ) -> io::Result<()> {
-        let mut framed = self.into_framed();
+        // A codec that has not seen the request as an upgrade: in chunks, a body that is cut short
+        // can be told from a whole one (RFC 9112 §8).
+        let mut framed = self.into_framed().replace_codec(Codec::default());
         response.head_mut().set_connection_type(ConnectionType::Close);
-        // Without a length the end of the connection ends the body (RFC 9112 §6.3).
-        response.head_mut().no_chunking(true);
-        framed.send(Message::Item((response, size))).await?;
-        while let Some(chunk) = body.next().await {
-            // Cutting the client off is the only way left to say that the body is not whole.
-            let chunk = chunk.map_err(io::Error::other)?;
-            framed.send(Message::Chunk(Some(chunk))).await?;
+        framed.feed(Message::Item((response, size))).await?;
+        loop {
+            // What is there leaves together with the head: some clients read no further.
+            let next = match body.next().now_or_never() {
+                Some(next) => next,
+                None => {
+                    flush(&mut framed).await?;
+                    body.next().await
+                }
+            };
+            let Some(chunk) = next else { break };
+            match chunk {
+                Ok(chunk) => framed.feed(Message::Chunk(Some(chunk))).await?,
+                Err(error) => {
+                    // Cutting the client off is the only way left to say that this is not all.
+                    flush(&mut framed).await?;
+                    return Err(io::Error::other(error));
+                }
+            }
         }
+        framed.send(Message::Chunk(None)).await?;
         hang_up(framed).await
     }
 
@@ -102,7 +117,7 @@ impl Client {
         let (mut response, body) = (refusal.head(), refusal.body());
         response.head_mut().set_connection_type(ConnectionType::Close);
         let size = BodySize::Sized(body.len() as u64);
-        framed.send(Message::Item((response, size))).await?;
+        framed.feed(Message::Item((response, size))).await?;
         framed.send(Message::Chunk(Some(body.into()))).await?;
         hang_up(framed).await
     }
@@ -110,6 +125,10 @@ impl Client {
     fn into_framed(self) -> Framed<Rewind, Codec> {
         Framed::from_parts(FramedParts::with_read_buf(self.io, self.codec, self.early))
     }
+}
+
+async fn flush(framed: &mut Framed<Rewind, Codec>) -> io::Result<()> {
+    SinkExt::<Message<(Response<()>, BodySize)>>::flush(framed).await
 }
 
 /// Closes so that the answer arrives: a reset for unread bytes would overtake it (RFC 9112 §9.6).

@@ -5,22 +5,23 @@
 
 use std::{net::SocketAddr, rc::Rc, time::Duration};
 
-use actix_codec::Framed;
+use actix_codec::{Framed, FramedParts};
 use actix_http::{
     RequestHead, ResponseHead, StatusCode, Uri,
     body::BodySize,
-    h1::{ClientCodec, Message, MessageType},
+    h1::{ClientCodec, ClientPayloadCodec, Message, MessageType},
+    header,
 };
 use actix_service::{Service as _, ServiceExt as _};
 use awc::{Connect, Connector, error::PayloadError};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::{
-    FutureExt as _, SinkExt as _, StreamExt as _,
+    FutureExt as _, SinkExt as _, Stream, StreamExt as _,
     future::LocalBoxFuture,
     stream::{self, LocalBoxStream},
 };
 use thiserror::Error;
-use tokio::time::timeout;
+use tokio::{io::AsyncReadExt as _, time::timeout};
 
 use crate::{
     domain::lease::Backend,
@@ -158,16 +159,47 @@ impl Dialer {
             let parts = pod.into_parts();
             return Ok(Answer::Switched(head, Peer::new(parts.io, parts.read_buf)));
         }
-        // The payload codec panics where there is no payload.
         let body = match pod.codec_ref().message_type() {
+            // The codec sees no payload in some of these.
+            _ if ends_with_connection(&head) => until_end(pod.into_parts()),
+            // The payload codec panics where there is no payload.
             MessageType::None => stream::empty().boxed_local(),
-            MessageType::Payload | MessageType::Stream => pod
-                .into_map_codec(|codec| codec.into_payload_codec())
-                .map(Result::transpose)
-                .take_while(|item| std::future::ready(item.is_some()))
-                .filter_map(std::future::ready)
-                .boxed_local(),
+            MessageType::Payload | MessageType::Stream => {
+                framed(pod.into_map_codec(|codec| codec.into_payload_codec())).boxed_local()
+            }
         };
         Ok(Answer::Other(head, body))
     }
+}
+
+/// Whether the body of an answer with `head` is as long as the connection (RFC 9112 §6.3).
+fn ends_with_connection(head: &ResponseHead) -> bool {
+    let bodiless = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let framed = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
+    !bodiless && !framed.iter().any(|name| head.headers.contains_key(name))
+}
+
+/// A body that has an end of its own: without it, it is not whole.
+fn framed(
+    pod: Framed<Box<dyn Io>, ClientPayloadCodec>,
+) -> impl Stream<Item = Result<Bytes, PayloadError>> {
+    stream::try_unfold(pod, |mut pod| async move {
+        match pod.next().await {
+            Some(Ok(Some(chunk))) => Ok(Some((chunk, pod))),
+            Some(Ok(None)) => Ok(None),
+            Some(Err(error)) => Err(error),
+            None => Err(PayloadError::Incomplete(None)),
+        }
+    })
+}
+
+/// What has been read, then everything up to the end.
+fn until_end(parts: FramedParts<Box<dyn Io>, ClientCodec>) -> Body {
+    let FramedParts { io, read_buf, .. } = parts;
+    let rest = stream::try_unfold(io, |mut io| async move {
+        let mut chunk = BytesMut::with_capacity(16 * 1024);
+        let n = io.read_buf(&mut chunk).await?;
+        Ok((n > 0).then(|| (chunk.freeze(), io)))
+    });
+    stream::iter([Ok(read_buf.freeze())]).chain(rest).boxed_local()
 }

@@ -1,15 +1,15 @@
-//! The first request of a connection: a handshake goes straight on, anything else to actix-http.
+//! The first request of a connection: a handshake goes straight on, anything else is plain HTTP.
 //!
-//! actix-http hands over only requests whose `Upgrade` is exactly `websocket`, after it has set up
-//! buffers that a tunnel does not need. Reading the first head here lets lists of protocols through
-//! and keeps the way of a handshake short. Plain requests are given back unread, and a handshake
-//! that follows one on the same connection still comes through actix-http.
+//! Most connections are handshakes, and a tunnel needs nothing of what an HTTP server keeps for
+//! further requests: reading the first head here keeps their way short. Plain requests are given
+//! back unread, and a handshake may still follow one on the same connection.
 
-use std::{io, net::IpAddr, rc::Rc, time::Duration};
+use std::{io, rc::Rc, time::Duration};
 
 use actix_codec::{Decoder as _, Framed, FramedParts};
 use actix_http::{
-    Request, ServiceConfig,
+    Request, RequestHead, ServiceConfig,
+    error::ParseError,
     h1::{Codec, Message},
     header,
 };
@@ -24,6 +24,7 @@ use super::{
     client::Client,
     handshake::{self, Worker},
     headers::has_token,
+    plain,
     refusal::Refusal,
     rewind::Rewind,
 };
@@ -47,8 +48,8 @@ impl HeadLimits {
     ///
     /// # Errors
     /// [`Refusal::LargeHead`]
-    pub fn check(&self, request: &Request) -> Result<(), Refusal> {
-        let headers = &request.head().headers;
+    pub fn check(&self, request: &RequestHead) -> Result<(), Refusal> {
+        let headers = &request.headers;
         let fields = headers.len();
         if fields > self.fields {
             let told = format!("{fields} fields, at most {}", self.fields);
@@ -77,26 +78,23 @@ enum First {
     Refused(Refusal),
 }
 
-/// Serves one connection; `plain` is what actix-http makes of it when it is no handshake.
+/// Serves one connection.
 ///
 /// # Errors
 /// The client vanished before it had its answer.
-pub async fn serve(
-    worker: Rc<Worker>,
-    mut io: TcpStream,
-    plain: impl AsyncFnOnce(Rewind, IpAddr),
-) -> io::Result<()> {
-    let peer = io.peer_addr()?.ip();
+pub async fn serve(worker: Rc<Worker>, mut io: TcpStream) -> io::Result<()> {
+    // A client of IPv4 on a listener of both is still one of IPv4.
+    let peer = io.peer_addr()?.ip().to_canonical();
     let limits = worker.traffic.settings.head;
     match read_first(&mut io, &limits).await? {
         First::Handshake(request, codec, rest) => {
             let io = Rewind::new(BytesMut::new(), io);
             let framed = Framed::from_parts(FramedParts::with_read_buf(io, codec, rest));
             let client = Client::new(framed, peer).await?;
-            handshake::serve(&worker, &request, client).await
+            handshake::serve(&worker, request.head(), client).await
         }
         First::Plain(read) => {
-            plain(Rewind::new(read, io), peer).await;
+            plain::serve(worker, Rewind::new(read, io), peer).await;
             Ok(())
         }
         First::Nothing => Ok(()),
@@ -121,21 +119,28 @@ async fn read_first(io: &mut TcpStream, limits: &HeadLimits) -> io::Result<First
             Err(_) if read.is_empty() => return Ok(First::Nothing),
             Err(_) => return Ok(First::Refused(Refusal::SlowHead(limits.timeout))),
         }
-        let head_ends = has_head_end(&read, before);
-        if !head_ends && read.len() > limits.bytes {
+        let end = head_end(&read, before);
+        if end.unwrap_or(read.len()) > limits.bytes {
             let told = format!("at most {} bytes", limits.bytes);
             return Ok(First::Refused(Refusal::LargeHead(told)));
         }
-        if head_ends && let Some(first) = parse(&read, limits) {
+        if end.is_some()
+            && let Some(first) = parse(&read, limits)
+        {
             return Ok(first);
         }
     }
 }
 
-/// Whether an empty line ends in what came since `before`.
-fn has_head_end(read: &[u8], before: usize) -> bool {
-    let new = &read[before.saturating_sub(3)..];
-    new.windows(2).any(|end| end == b"\n\n") || new.windows(3).any(|end| end == b"\n\r\n")
+/// Where the first empty line ends that was completed since `before`.
+fn head_end(read: &[u8], before: usize) -> Option<usize> {
+    let from = before.saturating_sub(3);
+    let new = &read[from..];
+    let end_of = |empty: &[u8]| {
+        new.windows(empty.len()).position(|end| end == empty).map(|at| from + at + empty.len())
+    };
+    let ends = [end_of(b"\n\n"), end_of(b"\n\r\n")];
+    ends.into_iter().flatten().min()
 }
 
 /// `None` when the parser wants more.
@@ -143,7 +148,7 @@ fn parse(read: &BytesMut, limits: &HeadLimits) -> Option<First> {
     let mut rest = read.clone();
     let mut codec = Codec::new(ServiceConfig::default());
     match codec.decode(&mut rest) {
-        Ok(Some(Message::Item(request))) => Some(match limits.check(&request) {
+        Ok(Some(Message::Item(request))) => Some(match limits.check(request.head()) {
             Err(refusal) => First::Refused(refusal),
             Ok(()) if has_token(&request.head().headers, header::UPGRADE, "websocket") => {
                 First::Handshake(Box::new(request), codec, rest)
@@ -151,8 +156,12 @@ fn parse(read: &BytesMut, limits: &HeadLimits) -> Option<First> {
             Ok(()) => First::Plain(read.clone()),
         }),
         Ok(None) => None,
-        // actix-http finds the same mistake and answers it.
-        Ok(Some(Message::Chunk(_))) | Err(_) => Some(First::Plain(read.clone())),
+        Err(ParseError::TooLarge) => {
+            Some(First::Refused(Refusal::LargeHead("more fields than it can read".to_owned())))
+        }
+        Err(error) => Some(First::Refused(Refusal::Malformed(error.to_string()))),
+        // The first message of a connection is no chunk.
+        Ok(Some(Message::Chunk(_))) => Some(First::Plain(read.clone())),
     }
 }
 
@@ -164,9 +173,9 @@ mod tests {
     fn the_end_of_a_head_is_found_wherever_reads_cut_it() {
         let head = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
         for cut in 0..head.len() {
-            assert!(!has_head_end(&head[..cut], 0), "{cut}");
-            assert!(has_head_end(head, cut), "{cut}");
+            assert_eq!(head_end(&head[..cut], 0), None, "{cut}");
+            assert_eq!(head_end(head, cut), Some(head.len()), "{cut}");
         }
-        assert!(has_head_end(b"GET / HTTP/1.1\nHost: a\n\n", 0));
+        assert_eq!(head_end(b"GET / HTTP/1.1\nHost: a\n\nmore", 0), Some(24));
     }
 }

@@ -1,13 +1,11 @@
 //! From a client's request to its tunnel: check, pick, dial, answer, join.
 
-use std::{io, sync::atomic::Ordering::Relaxed};
+use std::{io, net::IpAddr, sync::atomic::Ordering::Relaxed};
 
-use actix_codec::Framed;
 use actix_http::{
-    ConnectionType, Method, Request, RequestHead, Response, ResponseHead, Version,
+    ConnectionType, Method, RequestHead, Response, ResponseHead, Uri, Version,
     body::BodySize,
-    h1::Codec,
-    header::{self, HeaderMap, HeaderName, HeaderValue},
+    header::{self, HeaderName, HeaderValue},
     ws::hash_key,
 };
 use tokio::time::timeout;
@@ -16,10 +14,10 @@ use super::{
     client::Client,
     dial::{Answer, Body, DialError, Dialer},
     forward::{Forwarded, x_request_id},
-    headers::{end_to_end, has_token, shown, tokens},
+    headers::{end_to_end, has_token, keep_upgrade_required, shown, tokens},
     refusal::Refusal,
+    request,
     reuse::Idle,
-    rewind::Rewind,
     traffic::Traffic,
     tries::Tries,
 };
@@ -48,9 +46,8 @@ pub struct Worker {
 ///
 /// # Errors
 /// The client vanished before it had its answer.
-pub async fn serve(worker: &Worker, request: &Request, mut client: Client) -> io::Result<()> {
+pub async fn serve(worker: &Worker, request: &RequestHead, mut client: Client) -> io::Result<()> {
     let traffic = &worker.traffic;
-    let request = request.head();
     let forwarded = traffic.settings.forwarding.apply(request, client.peer);
     let opened = tokio::select! {
         opened = open(worker, request, &forwarded) => opened,
@@ -61,20 +58,14 @@ pub async fn serve(worker: &Worker, request: &Request, mut client: Client) -> io
     };
     match opened {
         Ok(Opened::Tunnel { head, pod, slot }) => {
-            let mut response = answer(&head, &forwarded.request_id);
-            let websocket = HeaderValue::from_static("websocket");
-            response.headers_mut().insert(header::UPGRADE, websocket);
-            let client = client.switch(response).await?;
-            let info = SessionInfo::new(forwarded.client, slot.lease.backend().clone());
-            traffic.counters.sessions.fetch_add(1, Relaxed);
-            SessionActor::start(client, pod, info, slot, traffic.registry.clone());
+            let client = client.switch(switching(&head, &forwarded.request_id)).await?;
+            Established { client, pod, slot }.start(worker, forwarded.client);
             Ok(())
         }
         Ok(Opened::Rejection { head, body }) => {
-            let length = head.headers.get(header::CONTENT_LENGTH);
+            let mut response = rejection(&head, &forwarded.request_id);
+            let length = response.headers_mut().remove(header::CONTENT_LENGTH).next();
             let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
-            let mut response = answer(&head, &forwarded.request_id);
-            response.headers_mut().remove(header::CONTENT_LENGTH);
             client.answer(response, length.map_or(BodySize::Stream, BodySize::Sized), body).await
         }
         Err(refusal) => {
@@ -84,21 +75,24 @@ pub async fn serve(worker: &Worker, request: &Request, mut client: Client) -> io
     }
 }
 
-/// A handshake that follows a plain request on the same connection.
-pub async fn serve_late(worker: &Worker, request: &Request, framed: Framed<Rewind, Codec>) {
-    let Some(peer) = request.peer_addr() else { return };
-    let served = async {
-        let client = Client::new(framed, peer.ip()).await?;
-        match worker.traffic.settings.head.check(request) {
-            Ok(()) => serve(worker, request, client).await,
-            Err(refusal) => {
-                worker.traffic.refused(&refusal, peer.ip());
-                client.refuse(&refusal).await
-            }
-        }
-    };
-    if let Err(error) = served.await {
-        log::debug!("a client left before its answer: {error}");
+/// Both sides have shaken hands.
+pub struct Established {
+    /// The client's end of the tunnel.
+    pub client: Peer,
+    /// The pod's end.
+    pub pod: Peer,
+    /// What the session occupies.
+    pub slot: Slot,
+}
+
+impl Established {
+    /// Starts the session of the client at `address`.
+    pub fn start(self, worker: &Worker, address: IpAddr) {
+        let Self { client, pod, slot } = self;
+        let traffic = &worker.traffic;
+        let info = SessionInfo::new(address, slot.lease.backend().clone());
+        traffic.counters.sessions.fetch_add(1, Relaxed);
+        SessionActor::start(client, pod, info, slot, traffic.registry.clone());
     }
 }
 
@@ -111,9 +105,7 @@ fn check(request: &RequestHead) -> Result<(), Refusal> {
     if request.version != Version::HTTP_11 {
         return Err(Refusal::HttpVersion(format!("{:?}", request.version)));
     }
-    if headers.get(header::HOST).is_none_or(HeaderValue::is_empty) {
-        return Err(Refusal::Host);
-    }
+    request::check(request)?;
     if !has_token(headers, header::UPGRADE, "websocket") {
         return Err(Refusal::Upgrade(shown(headers, header::UPGRADE)));
     }
@@ -125,8 +117,8 @@ fn check(request: &RequestHead) -> Result<(), Refusal> {
         (header::CONTENT_LENGTH, "Content-Length"),
         (header::TRANSFER_ENCODING, "Transfer-Encoding"),
     ] {
-        if headers.contains_key(name) {
-            return Err(Refusal::Body(text));
+        if headers.contains_key(&name) {
+            return Err(Refusal::Body(text, shown(headers, name)));
         }
     }
     let version = shown(headers, header::SEC_WEBSOCKET_VERSION);
@@ -149,15 +141,30 @@ fn is_nonce(key: &str) -> bool {
 }
 
 /// What the pods made of a handshake.
-enum Opened {
+pub enum Opened {
     /// One said 101.
-    Tunnel { head: ResponseHead, pod: Peer, slot: Slot },
+    Tunnel {
+        /// The pod's answer.
+        head: ResponseHead,
+        /// Its end of the tunnel.
+        pod: Peer,
+        /// What the session occupies.
+        slot: Slot,
+    },
     /// One said something else, which is the client's to hear.
-    Rejection { head: ResponseHead, body: Body },
+    Rejection {
+        /// The pod's answer.
+        head: ResponseHead,
+        /// The rest of it.
+        body: Body,
+    },
 }
 
 /// Checks the handshake, lets the client in, and finds it a pod.
-async fn open(
+///
+/// # Errors
+/// Why there is no tunnel, where no pod has its own words for it.
+pub async fn open(
     worker: &Worker,
     request: &RequestHead,
     forwarded: &Forwarded,
@@ -183,6 +190,9 @@ async fn try_pods(
     ticket: Option<Ticket>,
 ) -> Result<Opened, Refusal> {
     let settings = &worker.traffic.settings;
+    let target: Uri = request::origin_form(&request.uri)
+        .parse()
+        .map_err(|_| Refusal::Target(request.uri.to_string()))?;
     let mut tries = Tries::new(&worker.traffic, ticket);
     let mut unavailable = None;
     loop {
@@ -193,7 +203,7 @@ async fn try_pods(
         };
         let backend = slot.lease.backend();
         let mut head = RequestHead::default();
-        head.uri = request.uri.clone();
+        head.uri = target.clone();
         head.headers = forwarded.headers(&settings.forwarding, &backend.address);
         head.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
         head.set_connection_type(ConnectionType::Upgrade);
@@ -221,8 +231,9 @@ async fn try_pods(
 /// not offer.
 fn accept(request: &RequestHead, answer: &ResponseHead) -> Result<(), String> {
     let key = request.headers.get(header::SEC_WEBSOCKET_KEY).map_or(&[][..], |key| key.as_bytes());
-    let accepts = answer.headers.get(header::SEC_WEBSOCKET_ACCEPT);
-    if accepts.is_none_or(|accept| accept.as_bytes() != hash_key(key)) {
+    let mut accepts = answer.headers.get_all(header::SEC_WEBSOCKET_ACCEPT);
+    let accept = accepts.next();
+    if accept.is_none_or(|accept| accept.as_bytes() != hash_key(key)) || accepts.next().is_some() {
         return Err("sent a wrong Sec-WebSocket-Accept".to_owned());
     }
     if !has_token(&answer.headers, header::UPGRADE, "websocket")
@@ -235,6 +246,9 @@ fn accept(request: &RequestHead, answer: &ResponseHead) -> Result<(), String> {
         let mut chosen = tokens(&answer.headers, name).map(first_word);
         chosen.find(|chosen| !offered.contains(chosen)).map(str::to_owned)
     };
+    if tokens(&answer.headers, header::SEC_WEBSOCKET_PROTOCOL).count() > 1 {
+        return Err("chose more than one subprotocol".to_owned());
+    }
     if let Some(subprotocol) = not_offered(header::SEC_WEBSOCKET_PROTOCOL) {
         return Err(format!("chose the subprotocol {subprotocol:?}, which was not offered"));
     }
@@ -249,10 +263,18 @@ fn first_word(token: &str) -> &str {
     token.split(';').next().unwrap_or_default().trim()
 }
 
+/// A pod's 101 as the client gets it.
+pub fn switching(head: &ResponseHead, request_id: &HeaderValue) -> Response<()> {
+    let mut response = rejection(head, request_id);
+    response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    response
+}
+
 /// A pod's answer as the client gets it, without its body.
-fn answer(head: &ResponseHead, request_id: &HeaderValue) -> Response<()> {
+pub fn rejection(head: &ResponseHead, request_id: &HeaderValue) -> Response<()> {
     let mut response = Response::with_body(head.status, ());
-    let mut headers: HeaderMap = end_to_end(&head.headers);
+    let mut headers = end_to_end(&head.headers);
+    keep_upgrade_required(head.status, &head.headers, &mut headers);
     if !headers.contains_key(x_request_id()) {
         headers.insert(x_request_id(), request_id.clone());
     }
@@ -312,8 +334,8 @@ mod tests {
     #[test]
     fn a_body_a_second_key_and_another_method_are_refused() {
         let with = |field| request(&[&GOOD[..], &[field]].concat());
-        assert!(matches!(check(&with(("content-length", "5"))), Err(Refusal::Body(_))));
-        assert!(matches!(check(&with(("transfer-encoding", "chunked"))), Err(Refusal::Body(_))));
+        assert!(matches!(check(&with(("content-length", "5"))), Err(Refusal::Body(..))));
+        assert!(matches!(check(&with(("transfer-encoding", "chunked"))), Err(Refusal::Body(..))));
         assert!(matches!(check(&with(GOOD[3])), Err(Refusal::Key(_))));
         let mut post = request(&GOOD);
         post.method = Method::POST;
@@ -348,6 +370,8 @@ mod tests {
         for (name, value, right) in [
             ("sec-websocket-protocol", "b", true),
             ("sec-websocket-protocol", "c", false),
+            ("sec-websocket-protocol", "a, b", false),
+            ("sec-websocket-accept", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", false),
             ("sec-websocket-extensions", "permessage-deflate; server_no_context_takeover", true),
             ("sec-websocket-extensions", "x-b", false),
         ] {

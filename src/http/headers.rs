@@ -1,6 +1,9 @@
 //! Which header fields belong to one hop only.
 
-use actix_http::header::{self, HeaderMap, HeaderName};
+use actix_http::{
+    StatusCode,
+    header::{self, HeaderMap, HeaderName},
+};
 
 /// Fields that a proxy does not forward (RFC 9110 §7.6.1) beside those that `Connection` names.
 /// A handshake's `Upgrade` is written anew for the next hop.
@@ -36,6 +39,15 @@ pub fn end_to_end(headers: &HeaderMap) -> HeaderMap {
         }
     }
     kept
+}
+
+/// A 426 is nothing without the `Upgrade` that it asks for (RFC 9110 §15.5.22).
+pub fn keep_upgrade_required(status: StatusCode, received: &HeaderMap, kept: &mut HeaderMap) {
+    if status == StatusCode::UPGRADE_REQUIRED {
+        for protocol in received.get_all(header::UPGRADE) {
+            kept.append(header::UPGRADE, protocol.clone());
+        }
+    }
 }
 
 /// The comma-separated tokens of all fields called `name` (RFC 9110 §5.6.1).

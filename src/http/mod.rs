@@ -13,6 +13,7 @@ pub mod health;
 mod plain;
 mod queue;
 mod refusal;
+mod request;
 mod reuse;
 mod rewind;
 pub mod traffic;

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use thiserror::Error;
 use tokio::{
     sync::{Mutex, Notify},
     time::timeout,
@@ -29,11 +30,13 @@ pub struct Queue {
 }
 
 /// Why waiting was in vain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum NoTurn {
     /// As many wait as may.
+    #[error("as many clients wait for a place as may")]
     QueueFull,
-    /// The time was up.
+    /// The time was up, or there is none.
+    #[error("there was no place in time")]
     TimedOut,
 }
 

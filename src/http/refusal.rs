@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use actix_http::{
     Response, StatusCode,
-    body::BoxBody,
     header::{self, HeaderName, HeaderValue},
 };
 use log::Level;
@@ -17,8 +16,9 @@ use crate::domain::{admission::LimitReached, pool::NoBackend};
 const BAD_HANDSHAKE: &str = "bad_handshake";
 
 /// The names that refusals are counted under.
-pub const REASONS: [&str; 14] = [
+pub const REASONS: [&str; 15] = [
     BAD_HANDSHAKE,
+    "bad_request",
     "handshake_timed_out",
     "internal",
     "large_head",
@@ -59,11 +59,20 @@ pub enum Refusal {
     #[error("the Sec-WebSocket-Key header must be 16 bytes in base64, not {0:?}")]
     Key(String),
     /// Client: a handshake has no body.
-    #[error("the {0} header has no place in a WebSocket handshake")]
-    Body(&'static str),
+    #[error("the {0} header has no place in a WebSocket handshake, here with {1:?}")]
+    Body(&'static str, String),
     /// Client: not one `Host` (RFC 9112 §3.2).
-    #[error("the Host header must stand there once, with a value")]
-    Host,
+    #[error("the Host header must be one name or address, with or without a port, not {0:?}")]
+    Host(String),
+    /// Client: a target that is neither a path nor a URL (RFC 9112 §3.2).
+    #[error("the request's target must be a path or an absolute URL, not {0:?}")]
+    Target(String),
+    /// Client: a head that breaks the syntax (RFC 9112).
+    #[error("the request cannot be read: {0}")]
+    Malformed(String),
+    /// Client: the body ends before it should, or breaks its framing (RFC 9112 §7).
+    #[error("the request's body is not framed as its Content-Length or Transfer-Encoding says")]
+    BrokenBody,
     /// Client: the head is not there in time.
     #[error("the request's header fields did not come within {0:?}")]
     SlowHead(Duration),
@@ -74,7 +83,7 @@ pub enum Refusal {
     #[error("{0}: try again later")]
     Limit(#[from] LimitReached),
     /// Limits of the service, with nothing gained by waiting.
-    #[error("no room in the queue: {0:?}")]
+    #[error("every pod is full: {0}")]
     Queue(NoTurn),
     /// Us: going down.
     #[error("this balancer is shutting down: try again")]
@@ -110,8 +119,10 @@ impl Refusal {
             | Self::Upgrade(_)
             | Self::Connection(_)
             | Self::Key(_)
-            | Self::Body(_)
-            | Self::Host => (StatusCode::BAD_REQUEST, BAD_HANDSHAKE),
+            | Self::Body(..) => (StatusCode::BAD_REQUEST, BAD_HANDSHAKE),
+            Self::Host(_) | Self::Target(_) | Self::Malformed(_) | Self::BrokenBody => {
+                (StatusCode::BAD_REQUEST, "bad_request")
+            }
             Self::SlowHead(_) => (StatusCode::REQUEST_TIMEOUT, "slow_head"),
             Self::LargeHead(_) => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "large_head"),
             Self::Limit(LimitReached::Sessions) => {
@@ -190,11 +201,6 @@ impl Refusal {
         }
         response
     }
-
-    /// The whole answer.
-    pub fn response(&self) -> Response<BoxBody> {
-        self.head().set_body(BoxBody::new(self.body()))
-    }
 }
 
 #[cfg(test)]
@@ -207,6 +213,7 @@ mod tests {
         let pod = |timed_out| Refusal::Pod { address: text(), reason: text(), timed_out };
         for refusal in [
             Refusal::Method(text()),
+            Refusal::Host(text()),
             Refusal::SlowHead(Duration::ZERO),
             Refusal::LargeHead(text()),
             Refusal::Limit(LimitReached::Sessions),

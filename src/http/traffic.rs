@@ -1,24 +1,20 @@
 //! The service behind the traffic listener, the same in production and in tests.
 
-use std::{net::IpAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::ready, net::IpAddr, rc::Rc, sync::Arc, time::Duration};
 
 use actix::Addr;
-use actix_codec::Framed;
-use actix_http::{Error, HttpService, Protocol, Request, error::DispatchError, h1::Codec};
-use actix_service::{Service as _, ServiceFactory, fn_factory, fn_service};
+use actix_service::{ServiceFactory, fn_factory, fn_service};
 use tokio::net::TcpStream;
 
 use super::{
     dial::{DialTimeouts, Dialer},
     forward::Forwarding,
     front::{self, HeadLimits},
-    handshake::{self, Worker},
+    handshake::Worker,
     health::Health,
-    plain,
     queue::Queue,
     refusal::{REASONS, Refusal},
     reuse::Idle,
-    rewind::Rewind,
 };
 use crate::{
     actors::{metrics::MetricsActor, registry::RegistryActor},
@@ -26,9 +22,6 @@ use crate::{
     domain::admission::{Admission, Limits},
     telemetry::counters::Counters,
 };
-
-/// How long a client may take to hang up after an answer that came before its request was read.
-const LINGER: Duration = Duration::from_secs(1);
 
 /// What all workers share.
 #[derive(Clone)]
@@ -118,60 +111,25 @@ impl Traffic {
     }
 }
 
-/// The service of one worker thread: upgrades become sessions, everything else is passed on.
+/// The service of one worker thread: handshakes become sessions, everything else is passed on.
 pub fn service(
     traffic: Traffic,
-) -> impl ServiceFactory<TcpStream, Config = (), Response = (), Error = DispatchError, InitError = ()>
+) -> impl ServiceFactory<TcpStream, Config = (), Response = (), Error = Infallible, InitError = ()>
 {
     fn_factory(move || {
-        let traffic = traffic.clone();
-        async move {
-            let dialer = Dialer::new(traffic.settings.dial);
-            let worker = Rc::new(Worker { traffic, dialer, idle: Idle::default() });
-            let http = Rc::new(plain_http(&worker).new_service(()).await?);
-            Ok::<_, ()>(fn_service(move |io: TcpStream| {
-                let (worker, http) = (worker.clone(), http.clone());
-                async move {
-                    let _ = io.set_nodelay(true);
-                    let plain = async |io, peer: IpAddr| {
-                        let peer = Some((peer, 0).into());
-                        if let Err(error) = http.call((io, Protocol::Http1, peer)).await {
-                            log::debug!("a connection ended: {error}");
-                        }
-                    };
-                    if let Err(error) = front::serve(worker, io, plain).await {
-                        log::debug!("a client left before its answer: {error}");
-                    }
-                    Ok::<_, DispatchError>(())
-                }
-            }))
-        }
-    })
-}
-
-/// actix-http over what the front gives back.
-fn plain_http(
-    worker: &Rc<Worker>,
-) -> impl ServiceFactory<
-    (Rewind, Protocol, Option<std::net::SocketAddr>),
-    Config = (),
-    Response = (),
-    Error = DispatchError,
-    InitError = (),
-> + use<> {
-    let timeout = worker.traffic.settings.head.timeout;
-    let (for_upgrades, for_expect, for_plain) = (worker.clone(), worker.clone(), worker.clone());
-    HttpService::build()
-        .client_request_timeout(timeout)
-        .client_disconnect_timeout(LINGER)
-        .h1_allow_half_closed(false)
-        .upgrade(fn_service(move |(request, framed): (Request, Framed<Rewind, Codec>)| {
-            let worker = for_upgrades.clone();
+        let dialer = Dialer::new(traffic.settings.dial);
+        let worker = Rc::new(Worker { traffic: traffic.clone(), dialer, idle: Idle::default() });
+        ready(Ok::<_, ()>(fn_service(move |io: TcpStream| {
+            let worker = worker.clone();
             async move {
-                handshake::serve_late(&worker, &request, framed).await;
-                Ok::<_, Error>(())
+                let _ = io.set_nodelay(true);
+                // Boxed, because glibc splits what it aligns for a task: tasks of this size leave
+                // holes that cost an idle session 0.9 kB.
+                if let Err(error) = Box::pin(front::serve(worker, io)).await {
+                    log::debug!("a client left before its answer: {error}");
+                }
+                Ok::<_, Infallible>(())
             }
-        }))
-        .expect(fn_service(move |request| plain::expect(for_expect.clone(), request)))
-        .finish(fn_service(move |request| plain::serve(for_plain.clone(), request)))
+        })))
+    })
 }

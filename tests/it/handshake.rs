@@ -197,7 +197,18 @@ async fn an_answer_that_is_no_101_reaches_the_client_whole() {
     let early_hint = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\ngone";
     let cases = [
         (rejection, "HTTP/1.1 401 ", "www-authenticate: Basic realm=\"x\"", body.as_str()),
-        (chunked.to_vec(), "HTTP/1.1 403 ", "connection: close", "\r\n\r\nno way"),
+        (
+            chunked.to_vec(),
+            "HTTP/1.1 403 ",
+            "transfer-encoding: chunked",
+            "\r\n\r\n3\r\nno \r\n3\r\nway\r\n0\r\n\r\n",
+        ),
+        (
+            b"HTTP/1.1 200 OK\r\n\r\nto the end".to_vec(),
+            "HTTP/1.1 200 ",
+            "transfer-encoding: chunked",
+            "A\r\nto the end\r\n0\r\n\r\n",
+        ),
         (early_hint.to_vec(), "HTTP/1.1 404 ", "content-length: 4", "\r\n\r\ngone"),
         (answer("204 No Content", ""), "HTTP/1.1 204 ", "", "\r\n\r\n"),
     ];
