@@ -1,0 +1,284 @@
+"""HTTP/1.1 and WebSocket by hand on asyncio, both sides: what arrives is seen as it was on the wire.
+
+A `Pod` runs in the script's own process, so that a script decides step by step what it says.
+"""
+
+import asyncio
+import base64
+import collections
+import hashlib
+import os
+import re
+import socket
+import struct
+import traceback
+import urllib.request
+
+import common
+
+LONGEST_HEAD = 1 << 20
+PIECE = 1 << 18
+GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+DEADLINE = 10  # of every step that must not take long
+IDLE = 3600  # of a pod that waits for its next request
+
+
+class Head:
+    """A first line and the fields behind it, names in lower case, in the order of the wire."""
+
+    def __init__(self, raw):
+        self.raw = raw
+        self.first, *lines = raw.decode("latin-1").rstrip("\r\n").split("\r\n")
+        split = (line.partition(":") for line in lines)
+        self.fields = [(name.lower(), value.strip()) for name, _, value in split]
+
+    def all(self, name):
+        return [value for field, value in self.fields if field == name]
+
+    def get(self, name):
+        """Every value under `name` as one list, as HTTP reads repeated fields; None without."""
+        return ", ".join(self.all(name)) if self.all(name) else None
+
+    @property
+    def method(self):
+        return self.first.split()[0]
+
+    @property
+    def target(self):
+        return self.first.split()[1]
+
+    @property
+    def status(self):
+        return int(self.first.split()[1])
+
+
+class Connection:
+    """One side of a TCP connection; every step has a deadline."""
+
+    def __init__(self, reader, writer):
+        self.reader, self.writer = reader, writer
+
+    async def send(self, *parts):
+        self.writer.write(b"".join(part.encode() if isinstance(part, str) else part for part in parts))
+        await asyncio.wait_for(self.writer.drain(), DEADLINE)
+
+    async def head(self, timeout=DEADLINE):
+        """The next head; None when the connection ends before it."""
+        try:
+            return Head(await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), timeout))
+        except asyncio.IncompleteReadError as end:
+            if end.partial:
+                raise RuntimeError(f"cut within a head: {end.partial!r}") from end
+        except ConnectionError:
+            pass
+        return None
+
+    async def pieces(self, head, bodiless=False):
+        """A body's pieces as they come, chunks undone; fails when it is cut."""
+        answers = head.first.startswith("HTTP/")
+        if bodiless or answers and (head.status < 200 or head.status in (204, 304)):
+            return
+        if "chunked" in (head.get("transfer-encoding") or "").lower():
+            while left := await self._chunk_size():
+                while left:
+                    piece = await self.some(left)
+                    left -= len(piece)
+                    yield piece
+                await self.reader.readexactly(2)
+            while await self.reader.readuntil(b"\r\n") != b"\r\n":
+                pass  # a trailer
+        elif head.get("content-length") is not None:
+            left = int(head.get("content-length"))
+            while left:
+                piece = await self.some(left)
+                left -= len(piece)
+                yield piece
+        elif answers:  # one without a length ends with the connection
+            while piece := await asyncio.wait_for(self.reader.read(PIECE), DEADLINE):
+                yield piece
+
+    async def _chunk_size(self):
+        line = await asyncio.wait_for(self.reader.readuntil(b"\r\n"), DEADLINE)
+        return int(line.split(b";")[0], 16)
+
+    async def some(self, most=PIECE):
+        piece = await asyncio.wait_for(self.reader.read(min(most, PIECE)), DEADLINE)
+        if not piece:
+            raise asyncio.IncompleteReadError(b"", most)
+        return piece
+
+    async def body(self, head, bodiless=False):
+        return b"".join([piece async for piece in self.pieces(head, bodiless)])
+
+    async def answer(self, bodiless=False):
+        """Head and body of the next answer."""
+        head = await self.head()
+        return head, None if head is None else await self.body(head, bodiless)
+
+    async def quiet(self, seconds=0.3):
+        """Whether nothing arrives meanwhile: absence cannot be waited for in any other way."""
+        try:
+            await asyncio.wait_for(self.reader.read(1), seconds)
+        except asyncio.TimeoutError:
+            return True
+        return False
+
+    async def ended(self, timeout=DEADLINE):
+        """Whether the other side closes or resets in time, whatever it sends before."""
+        try:
+            while await asyncio.wait_for(self.reader.read(PIECE), timeout):
+                pass
+        except ConnectionError:
+            pass
+        except asyncio.TimeoutError:
+            return False
+        return True
+
+    async def frame(self):
+        """The next WebSocket frame: (fin, opcode, payload), unmasked."""
+
+        async def read():
+            first, second = await self.reader.readexactly(2)
+            size = second & 0x7F
+            if size > 125:
+                size = int.from_bytes(await self.reader.readexactly(2 if size == 126 else 8), "big")
+            mask = await self.reader.readexactly(4) if second & 0x80 else bytes(4)
+            return bool(first & 0x80), first & 0x0F, masked(await self.reader.readexactly(size), mask)
+
+        return await asyncio.wait_for(read(), DEADLINE)
+
+    def close(self):
+        self.writer.close()
+
+    def reset(self):
+        """Leaves with a TCP reset."""
+        linger = struct.pack("ii", 1, 0)
+        self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self.writer.transport.abort()
+
+
+async def dial(address, source=None):
+    """A connection to `host:port`, from `source` where the client's address matters."""
+    host, _, port = address.rpartition(":")
+    local = (source, 0) if source else None
+    opening = asyncio.open_connection(host.strip("[]"), int(port), local_addr=local, limit=LONGEST_HEAD)
+    return Connection(*await asyncio.wait_for(opening, DEADLINE))
+
+
+class Pod:
+    """A listener on this loop: `serve(connection)` has each connection."""
+
+    def __init__(self, serve):
+        self.serve = serve
+        self.connections = 0
+        self.open = 0
+
+    async def start(self):
+        self.server = await asyncio.start_server(self._one, "127.0.0.1", 0, limit=LONGEST_HEAD, backlog=1024)
+        self.address = "{}:{}".format(*self.server.sockets[0].getsockname())
+        self.url = f"http://{self.address}"
+        return self
+
+    async def _one(self, reader, writer):
+        self.connections += 1
+        self.open += 1
+        try:
+            await self.serve(Connection(reader, writer))
+        except (OSError, asyncio.IncompleteReadError, asyncio.TimeoutError, asyncio.CancelledError):
+            pass  # the balancer left, or the script is over: who cares looks for that itself
+        except Exception as error:  # noqa: BLE001, asyncio would keep it to itself
+            common.check(False, f"pod: {type(error).__name__}: {error}")
+        finally:
+            self.open -= 1
+            writer.close()
+
+
+class Balancer(common.Balancer):
+    """One that does not poll its pods, which are busy being scripted; it may listen on IPv6."""
+
+    def __init__(self, *pods, **settings):
+        # By a file, because an empty variable counts as none.
+        file = common.WORK / "unpolled.toml"
+        common.WORK.mkdir(parents=True, exist_ok=True)
+        file.write_text('[balancer]\nmetric_path = ""\n')
+        os.environ["WSBALANCER_CONFIG"] = str(file)
+        # While it is being stopped, nobody here answers its Close frames.
+        super().__init__([pod.url for pod in pods], **{"SERVER__SHUTDOWN_TIMEOUT": "1s", **settings})
+
+    def expect(self, _, timeout=30):
+        return super().expect(r"traffic on (\S+:\d+), admin on (\S+:\d+)", timeout)
+
+    def telemetry(self):
+        with urllib.request.urlopen(f"http://{self.admin}/telemetry", timeout=DEADLINE) as answer:
+            return answer.read().decode()
+
+    def refusals(self, before=None):
+        """Refusals by reason; those that are new since `before`, when it is given."""
+        found = re.findall(r'^wsbalancer_refusals_total\{(?:.*,)?reason="([^"]+)".*\} (\d+)', self.telemetry(), re.M)
+        counts = collections.Counter({reason: int(count) for reason, count in found})
+        if before is None:
+            return counts
+        return {reason: count - before[reason] for reason, count in counts.items() if count != before[reason]}
+
+
+def request(target, host, *fields, method="GET", version="HTTP/1.1"):
+    """A request's head; `fields` are lines `Name: value`."""
+    return "\r\n".join([f"{method} {target} {version}", f"Host: {host}", *fields, "", ""])
+
+
+def answer(status, *fields, body=b"", reason="Reason"):
+    """A whole answer with its length."""
+    lines = [f"HTTP/1.1 {status} {reason}", *fields, f"Content-Length: {len(body)}", "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+def handshake(target, host, *fields, key=None):
+    key = key or base64.b64encode(os.urandom(16)).decode()
+    upgrade = "Upgrade: websocket", "Connection: Upgrade"
+    return request(target, host, *upgrade, "Sec-WebSocket-Version: 13", f"Sec-WebSocket-Key: {key}", *fields)
+
+
+def switch(head, *fields):
+    """The 101 that answers a handshake."""
+    accept = base64.b64encode(hashlib.sha1((head.get("sec-websocket-key") + GUID).encode()).digest()).decode()
+    lines = ["HTTP/1.1 101 Switching Protocols", "Upgrade: websocket", "Connection: Upgrade"]
+    return "\r\n".join([*lines, f"Sec-WebSocket-Accept: {accept}", *fields, "", ""])
+
+
+def masked(payload, mask):
+    if not any(mask):
+        return payload
+    repeated = mask * (len(payload) // 4 + 1)
+    return bytes(left ^ right for left, right in zip(payload, repeated))
+
+
+def frame(opcode, payload=b"", fin=True, mask=None):
+    """A frame; clients give a `mask` of four bytes."""
+    flag = 0x80 if mask else 0
+    size = len(payload)
+    if size < 126:
+        length = bytes([flag | size])
+    elif size < 1 << 16:
+        length = bytes([flag | 126]) + size.to_bytes(2, "big")
+    else:
+        length = bytes([flag | 127]) + size.to_bytes(8, "big")
+    return bytes([(0x80 if fin else 0) | opcode]) + length + (mask + masked(payload, mask) if mask else payload)
+
+
+async def eventually(probe, timeout=DEADLINE, pause=0.02):
+    """As common.eventually, for scripts whose pods live on the same loop."""
+    deadline = asyncio.get_running_loop().time() + timeout
+    while not (found := probe()) and asyncio.get_running_loop().time() < deadline:
+        await asyncio.sleep(pause)
+    return found
+
+
+def run(main):
+    """Runs a script's main and gives the verdict, one on what it stumbled over included."""
+    common.build()
+    try:
+        asyncio.run(main())
+    except Exception as error:  # noqa: BLE001, whatever it is, it is no PASS
+        common.say(traceback.format_exc())
+        common.check(False, f"{type(error).__name__}: {error}")
+    common.finish()
