@@ -16,14 +16,17 @@
 //!
 //! # One connection's way
 //!
-//! 1. [`http::traffic`]: the listener's service; an upgrade leaves HTTP here.
-//! 2. `http::handshake`: the request is checked (RFC 6455 §4.2.1) and a slot asked for.
-//! 3. [`actors::metrics`]: `PickBackend` is answered with a [`domain::lease::Lease`] on the backend
-//!    with the smallest [`domain::estimate`].
-//! 4. `http::dial`: awc's connector opens the WebSocket; when the pod fails, the next is tried.
+//! 1. [`http::traffic`]: the listener's service, one per worker; `http::front` reads the first head.
+//!    What is no handshake goes on in `http::plain`.
+//! 2. `http::handshake`: the request is checked (RFC 6455 §4.2.1), [`http::forward`] says what pods
+//!    see of it, [`domain::admission`] lets the client in.
+//! 3. `http::tries`: asks for a place, pod after pod, and in `http::queue` when all are full.
+//!    [`actors::metrics`] answers `PickBackend` with a [`domain::lease::Lease`] on the backend with
+//!    the smallest [`domain::estimate`].
+//! 4. `http::dial`: awc's connector opens the connection and the pod's 101 is checked.
 //! 5. [`actors::session`]: the client's socket and the direction up; [`actors::backend`]: the
 //!    pod's connection and the direction down. Each drives one [`relay::Pump`].
-//! 6. The session ends when both directions have; dropping it returns the lease, the place in
+//! 6. The session ends when both directions have; dropping it returns its slot, its place in
 //!    [`actors::registry`] and both sockets.
 //!
 //! # Who may import whom
