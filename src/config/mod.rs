@@ -6,6 +6,7 @@
 //! nowhere else.
 
 pub mod load;
+mod read;
 pub mod resolve;
 
 use std::path::Path;

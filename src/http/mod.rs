@@ -2,9 +2,12 @@
 //! the admin side.
 
 pub mod admin;
+mod bodies;
 mod client;
+mod convert;
 mod dial;
 mod distribution;
+mod exchange;
 pub mod forward;
 mod front;
 mod handshake;

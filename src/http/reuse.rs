@@ -9,7 +9,7 @@ use std::{
 
 use hyper::client::conn::http1::SendRequest;
 
-use super::plain::Upload;
+use super::bodies::Upload;
 
 /// Connections kept per pod and worker thread.
 const MAX_IDLE: usize = 64;
