@@ -59,7 +59,7 @@ async fn execute(command: Command) -> Result<(), Box<dyn Error>> {
             Ok(demo::client::run(&url, every, shutdown_signal()?).await?)
         }
         Command::Healthcheck(settings) => {
-            healthcheck(config::from_process(settings.config.as_deref())?.admin.listen).await
+            healthcheck(config::admin_listen_of_process(settings.config.as_deref())?).await
         }
     }
 }

@@ -85,7 +85,7 @@ impl Handler<Polled> for MetricsActor {
             (Ok(_), Some(_)) => log::info!("{url}: reports again"),
             _ => {}
         }
-        self.pool.record(poll, result);
+        self.pool.record(poll, result, Instant::now());
     }
 }
 

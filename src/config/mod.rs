@@ -9,12 +9,20 @@ pub mod load;
 mod read;
 pub mod resolve;
 
-use std::path::Path;
+use std::{net::SocketAddr, path::Path};
 
 pub use self::{
     load::{Layers, Problems},
     resolve::{Admin, Balancer, Config, Log, LogFormat, Server},
 };
+
+/// Where the admin listener of a process with the same settings is.
+///
+/// # Errors
+/// What is wrong with the file or the key.
+pub fn admin_listen_of_process(file: Option<&Path>) -> Result<SocketAddr, Problems> {
+    resolve::admin_listen(Layers::of_process(file)?)
+}
 
 /// Reads the settings of this process: defaults, then `file`, then the environment.
 ///

@@ -167,6 +167,11 @@ impl Reader {
         backends
     }
 
+    /// Without a word about keys that were not asked for.
+    pub(super) fn finish_partly(self) -> Result<(), Problems> {
+        if self.problems.is_empty() { Ok(()) } else { Err(Problems(self.problems)) }
+    }
+
     pub(super) fn finish(mut self) -> Result<(), Problems> {
         let known: Vec<&String> = self.defaults.keys().collect();
         for (key, setting) in &self.settings {
@@ -180,7 +185,7 @@ impl Reader {
                 });
             }
         }
-        if self.problems.is_empty() { Ok(()) } else { Err(Problems(self.problems)) }
+        self.finish_partly()
     }
 }
 

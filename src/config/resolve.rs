@@ -225,6 +225,17 @@ impl Config {
     }
 }
 
+/// The admin listener alone, for those who only ask it; other settings may be wrong or missing.
+///
+/// # Errors
+/// What is wrong with `admin.listen`.
+pub fn admin_listen(layers: Layers) -> Result<SocketAddr, Problems> {
+    let mut read = Reader::new(layers);
+    let listen = read.address("admin.listen");
+    read.finish_partly()?;
+    Ok(listen)
+}
+
 impl fmt::Display for Config {
     /// Every key with its value and origin, as TOML with dotted keys.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -4,6 +4,8 @@
 //!   estimate = max( reported + R × (open now − open when polled), open now ) + connecting
 //! ```
 //!
+//! The first term, with its floor, is what the backend *holds*.
+//!
 //! The report is corrected by what happened here since it was asked for, so that arrivals between
 //! two polls do not all go to the same pod (Mitzenmacher, "How Useful Is Old Information?", 2000;
 //! Dahlin, "Interpreting Stale Load Information", 2000). The floor of our own open sessions keeps
@@ -16,8 +18,26 @@ use super::lease::Load;
 pub struct Reported {
     /// The pod's own count.
     pub count: u64,
-    /// Our open sessions on the pod when the poll was sent.
+    /// Those of our sessions on the pod that the count holds, as well as we can know.
     pub own_when_polled: u32,
+}
+
+impl Reported {
+    /// Takes in a `count` that was taken at some moment between the poll's sending, when `sent`
+    /// sessions were open here, and its receipt, when the load was `received`.
+    ///
+    /// Which of the sessions of that while it holds, nobody can tell; it may even hold handshakes
+    /// that are over for the pod and not yet for us. So it is read in the way that agrees best with
+    /// what was `held` before, and corrects no more than that while cannot explain. Otherwise every
+    /// poll in a storm would look like a jump, and send the next arrivals astray.
+    pub fn between(count: u64, sent: u32, received: Load, held: u64, replicas: u32) -> Self {
+        let least = sent.min(received.open);
+        let most = sent.max(received.open).saturating_add(received.connecting);
+        let surprise = i128::from(count) - i128::from(held);
+        let agreeing = i128::from(received.open) + surprise / i128::from(replicas);
+        let own = agreeing.clamp(i128::from(least), i128::from(most));
+        Self { count, own_when_polled: u32::try_from(own).unwrap_or(most) }
+    }
 }
 
 /// Estimated connections on a backend.
@@ -25,6 +45,11 @@ pub struct Reported {
 /// `report` is the last fresh one; without it our own sessions stand for every replica's.
 /// `replicas` (R) is how many balancers share the pods, each assumed to see the same traffic.
 pub fn estimate(report: Option<Reported>, load: Load, replicas: u32) -> u64 {
+    held(report, load, replicas).saturating_add(u64::from(load.connecting))
+}
+
+/// The [`estimate`] without the handshakes under way.
+pub fn held(report: Option<Reported>, load: Load, replicas: u32) -> u64 {
     let (open, replicas) = (i128::from(load.open), i128::from(replicas));
     let known = match report {
         Some(Reported { count, own_when_polled }) => {
@@ -33,8 +58,7 @@ pub fn estimate(report: Option<Reported>, load: Load, replicas: u32) -> u64 {
         None => replicas * open,
     };
     // The floor makes it positive; counts far below 2^64 make the conversion exact.
-    let held = u64::try_from(known.max(open)).unwrap_or(u64::MAX);
-    held.saturating_add(u64::from(load.connecting))
+    u64::try_from(known.max(open)).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -59,6 +83,31 @@ mod tests {
     fn a_frozen_zero_cannot_go_below_our_own_sessions() {
         let report = Some(Reported { count: 0, own_when_polled: 50 });
         assert_eq!(estimate(report, load(50, 1), 1), 51);
+    }
+
+    #[test]
+    fn a_count_from_the_midst_of_a_storm_changes_nothing_that_it_need_not() {
+        // Ten sessions opened and three handshakes are under way since the poll was sent at 40.
+        let received = load(50, 3);
+        for (count, held, expected) in [
+            (44, 50, 50), // taken early: it holds four of the ten
+            (50, 50, 50),
+            (53, 50, 50), // the pod counts handshakes before we do
+            (60, 50, 57), // seven are others'
+            (30, 50, 50), // ten fewer than can be explained, but these are ours
+            (88, 86, 86), // others' clients, known before
+        ] {
+            let report = Reported::between(count, 40, received, held, 1);
+            assert_eq!(super::held(Some(report), received, 1), expected, "{count}");
+        }
+        let report = Reported::between(60, 40, received, 50, 1);
+        assert_eq!(estimate(Some(report), load(55, 0), 1), 62, "and goes on from there");
+    }
+
+    #[test]
+    fn a_count_from_a_quiet_while_is_taken_as_it_is() {
+        let report = Reported::between(70, 20, load(20, 0), 20, 1);
+        assert_eq!(report, Reported { count: 70, own_when_polled: 20 });
     }
 
     #[test]

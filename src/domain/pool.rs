@@ -9,7 +9,7 @@ use std::{
 use thiserror::Error;
 
 use super::{
-    estimate::{Reported, estimate},
+    estimate::{Reported, estimate, held},
     lease::{Backend, Gauge, Lease, Load},
     report::{Report, ReportError},
 };
@@ -193,7 +193,7 @@ impl Pool {
     ///
     /// An unreadable answer makes the count unknown at once; no answer at all leaves the last
     /// report to grow stale.
-    pub fn record(&mut self, poll: Poll, result: Result<Report, ReportError>) {
+    pub fn record(&mut self, poll: Poll, result: Result<Report, ReportError>, now: Instant) {
         let Some(entry) = self.entries.iter_mut().find(|entry| entry.backend == poll.backend)
         else {
             return;
@@ -203,12 +203,18 @@ impl Pool {
         }
         match result {
             Ok(report) => {
+                let load = entry.gauge.load();
+                let held =
+                    held(entry.fresh_report(&self.settings, now), load, self.settings.replicas);
+                let Reported { own_when_polled, .. } = Reported::between(
+                    report.connections,
+                    poll.own_when_sent,
+                    load,
+                    held,
+                    self.settings.replicas,
+                );
                 entry.error = None;
-                entry.report = Some(Accepted {
-                    report,
-                    sent_at: poll.sent_at,
-                    own_when_polled: poll.own_when_sent,
-                });
+                entry.report = Some(Accepted { report, sent_at: poll.sent_at, own_when_polled });
             }
             Err(error) => {
                 if !matches!(error, ReportError::Unreachable(_)) {
@@ -265,13 +271,16 @@ impl Entry {
         }
     }
 
-    fn estimate(&self, settings: &PoolSettings, now: Instant) -> u64 {
+    fn fresh_report(&self, settings: &PoolSettings, now: Instant) -> Option<Reported> {
         let fresh = self.state(settings, now) == State::Up;
-        let report = self.report.as_ref().filter(|_| fresh).map(|known| Reported {
+        self.report.as_ref().filter(|_| fresh).map(|known| Reported {
             count: known.report.connections,
             own_when_polled: known.own_when_polled,
-        });
-        estimate(report, self.gauge.load(), settings.replicas)
+        })
+    }
+
+    fn estimate(&self, settings: &PoolSettings, now: Instant) -> u64 {
+        estimate(self.fresh_report(settings, now), self.gauge.load(), settings.replicas)
     }
 }
 
@@ -310,7 +319,7 @@ mod tests {
     ) {
         for (index, target) in pool.poll_targets().into_iter().enumerate() {
             let poll = target.begin(now);
-            pool.record(poll, answer(index));
+            pool.record(poll, answer(index), now);
         }
     }
 
@@ -425,8 +434,8 @@ mod tests {
         let target = pool.poll_targets().remove(0);
         let slow = target.begin(start);
         let quick = target.begin(start + Duration::from_secs(1));
-        pool.record(quick, report(8));
-        pool.record(slow, report(1));
+        pool.record(quick, report(8), start + Duration::from_secs(1));
+        pool.record(slow, report(1), start + Duration::from_secs(2));
         assert_eq!(pool.snapshot(start)[0].estimate, 8);
     }
 
