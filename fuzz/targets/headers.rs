@@ -124,7 +124,7 @@ impl Case {
 }
 
 /// The items of comma-separated lists.
-fn items<'a>(values: Vec<&'a [u8]>) -> impl Iterator<Item = &'a [u8]> {
+fn items(values: Vec<&[u8]>) -> impl Iterator<Item = &[u8]> {
     let items = values.into_iter().flat_map(|value| value.split(|byte| *byte == b','));
     items.map(<[u8]>::trim_ascii).filter(|item| !item.is_empty())
 }

@@ -196,6 +196,9 @@ fn backend(url: &str) -> Result<Backend, String> {
     let (Some("http"), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
         return Err(expected.to_owned());
     };
+    if authority.host().is_empty() {
+        return Err(expected.to_owned());
+    }
     if authority.as_str().contains('@') {
         return Err(format!("{expected}, without user name"));
     }

@@ -239,13 +239,17 @@ pub fn admin_listen(layers: Layers) -> Result<SocketAddr, Problems> {
 impl fmt::Display for Config {
     /// Every key with its value and origin, as TOML with dotted keys.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // What JSON escapes and how is right in TOML too, which cannot be said of Rust's way.
+        let quoted = |text: &str| serde_json::Value::from(text).to_string();
         for (key, setting) in &self.settings {
             let origin = &setting.origin;
             match &setting.texts[..] {
-                [text] if !self.lists.contains(key) => writeln!(f, "{key} = {text:?}  # {origin}")?,
+                [text] if !self.lists.contains(key) => {
+                    writeln!(f, "{key} = {}  # {origin}", quoted(text))?;
+                }
                 _ => {
-                    let items: Vec<_> = setting.items().collect();
-                    writeln!(f, "{key} = {items:?}  # {origin}")?;
+                    let items: Vec<_> = setting.items().map(quoted).collect();
+                    writeln!(f, "{key} = [{}]  # {origin}", items.join(", "))?;
                 }
             }
         }
@@ -312,12 +316,12 @@ mod tests {
     fn all_mistakes_are_named_at_once() {
         let file = "[server]\nlisen = \"x\"\n[balancer]\npoll_interval = 3\nretries = -1\n[log]\nlevel = \"inf\"";
         let variables = [
-            ("WSBALANCER_SERVICES", "http://a:3001,ftp://b,http://a:3001,http://c/path"),
+            ("WSBALANCER_SERVICES", "http://a:3001,ftp://b,http://a:3001,http://c/path,http://:1"),
             ("WSBALANCER__ADMIN__LISTEN", "9090"),
         ];
         let problems = resolve(Some(file), &variables).unwrap_err().to_string();
         for expected in [
-            "8 problems",
+            "9 problems",
             "unknown key; did you mean \"server.listen\"?",
             "balancer.poll_interval = \"3\"",
             "expected a duration with its unit, 100ms to 1h",
@@ -325,6 +329,7 @@ mod tests {
             "expected one of error, warn, info, debug, trace; did you mean \"info\"?",
             "(from WSBALANCER__ADMIN__LISTEN): expected IP address and port",
             "\"ftp://b\": expected a pod's URL",
+            "\"http://:1\": expected a pod's URL",
             "\"http://a:3001\" stands there twice",
             "\"http://c/path\": expected a pod's URL such as http://pod:3001, without path",
         ] {

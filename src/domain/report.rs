@@ -67,7 +67,8 @@ pub fn read(status: u16, body: &[u8]) -> Result<Report, ReportError> {
     if body.len() > MAX_REPORT_LEN {
         return Err(ReportError::TooLong);
     }
-    let malformed = |error: serde_json::Error| ReportError::Malformed(error.to_string());
+    // serde quotes what it did not expect.
+    let malformed = |error: serde_json::Error| ReportError::Malformed(shorten(&error.to_string()));
     // By way of a map, because serde would take an array for the fields in order.
     let object: Map<String, Value> = serde_json::from_slice(body).map_err(malformed)?;
     let wire = Wire::deserialize(Value::Object(object)).map_err(malformed)?;
@@ -86,7 +87,7 @@ pub fn read(status: u16, body: &[u8]) -> Result<Report, ReportError> {
 
 /// Keeps a hostile value from filling the log.
 fn shorten(value: &str) -> String {
-    const SHOWN: usize = 64;
+    const SHOWN: usize = 128;
     if value.len() <= SHOWN {
         return value.to_owned();
     }

@@ -142,7 +142,8 @@ impl Forwarded {
 /// Whom the request is for: a target in absolute form overrides `Host` (RFC 9112 §3.2.2).
 fn host(request: &RequestHead) -> Option<HeaderValue> {
     match request.uri.authority() {
-        Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
+        // Without a user name and password, which are no part of `Host`.
+        Some(authority) => authority.as_str().rsplit('@').next().map(HeaderValue::from_str)?.ok(),
         None => request.headers.get(header::HOST).cloned(),
     }
 }
@@ -276,6 +277,15 @@ mod tests {
             let forwarded = forwarding.apply(&head, peer.parse().unwrap());
             assert_eq!(forwarded.client, client.parse::<IpAddr>().unwrap(), "{chain} {peer}");
         }
+    }
+
+    #[test]
+    fn an_address_that_is_no_text_does_not_hide_a_nearer_one() {
+        let mut head = request(&[("x-forwarded-for", "6.6.6.6")]);
+        let value = HeaderValue::from_bytes(b"\xff, 10.0.0.2").unwrap();
+        head.headers.append(X_FORWARDED_FOR, value);
+        let forwarded = forwarding(&["10.0.0.1/32"]).apply(&head, "10.0.0.1".parse().unwrap());
+        assert_eq!(forwarded.client, "10.0.0.2".parse::<IpAddr>().unwrap());
     }
 
     #[test]

@@ -50,13 +50,16 @@ pub fn keep_upgrade_required(status: StatusCode, received: &HeaderMap, kept: &mu
     }
 }
 
-/// The comma-separated tokens of all fields called `name` (RFC 9110 §5.6.1).
+/// What stands for a token that is not text; no name and no address equals it.
+const UNREADABLE: &str = "\u{fffd}";
+
+/// The comma-separated tokens of all fields called `name` (RFC 9110 §5.6.1). Bytes that are no text
+/// spoil their own token only, lest they hide the others.
 pub fn tokens(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
     headers
         .get_all(name)
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(str::trim)
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .map(|token| std::str::from_utf8(token.trim_ascii()).unwrap_or(UNREADABLE))
         .filter(|token| !token.is_empty())
 }
 
@@ -99,6 +102,16 @@ mod tests {
         for gone in ["connection", "upgrade", "x-private", "te", "proxy-connection"] {
             assert!(!kept.contains_key(gone), "{gone}");
         }
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_hide_no_other_token() {
+        let mut headers = HeaderMap::new();
+        let value = HeaderValue::from_bytes(b"x-private, \xff").unwrap();
+        headers.append(header::CONNECTION, value);
+        headers.append(HeaderName::from_static("x-private"), HeaderValue::from_static("1"));
+        assert!(!end_to_end(&headers).contains_key("x-private"));
+        assert_eq!(tokens(&headers, header::CONNECTION).count(), 2);
     }
 
     #[test]

@@ -17,6 +17,8 @@ pub struct Tracker {
     /// The current frame is the last of a data message.
     ends_message: bool,
     close: Close,
+    /// A whole Close frame has passed.
+    closed: bool,
 }
 
 /// What is known of the Close frame of this direction.
@@ -64,6 +66,8 @@ impl Tracker {
                 progress.frames += 1;
                 progress.messages += u64::from(self.ends_message);
                 progress.boundary = Some(at);
+                // The first frame to end after a Close began is that Close.
+                self.closed |= self.close != Close::None;
             }
         }
         progress
@@ -76,13 +80,13 @@ impl Tracker {
 
     /// Whether a whole Close frame has passed, after which no frame may follow (RFC 6455 §5.5.1).
     pub fn closed(&self) -> bool {
-        self.close != Close::None && self.at_boundary()
+        self.closed
     }
 
     /// The status code of the Close frame that has passed, if it carried one.
     pub fn close_code(&self) -> Option<u16> {
         match self.close {
-            Close::Seen(code) => code,
+            Close::Seen(code) if self.closed => code,
             _ => None,
         }
     }
@@ -257,6 +261,14 @@ mod tests {
         let mut tracker = Tracker::default();
         let one_by_one = feed_all(&mut tracker, bytes.chunks(1));
         assert_eq!((one_by_one, tracker.close_code()), ((4, 1), Some(1012)));
+    }
+
+    #[test]
+    fn what_follows_a_close_does_not_undo_it() {
+        let mut tracker = Tracker::default();
+        tracker.feed(&[0x88, 2, 0x03, 0xe8, 0x81]);
+        assert!(tracker.closed());
+        assert_eq!(tracker.close_code(), Some(1000));
     }
 
     #[test]
