@@ -202,7 +202,8 @@ fn backend(url: &str) -> Result<Backend, String> {
     if authority.as_str().contains('@') {
         return Err(format!("{expected}, without user name"));
     }
-    if uri.path() != "/" || uri.query().is_some() {
+    // Uri drops a fragment without a word.
+    if uri.path() != "/" || uri.query().is_some() || url.contains('#') {
         return Err(format!("{expected}, without path: each request keeps its own"));
     }
     let port = authority.port_u16().unwrap_or(80);

@@ -239,8 +239,10 @@ pub fn admin_listen(layers: Layers) -> Result<SocketAddr, Problems> {
 impl fmt::Display for Config {
     /// Every key with its value and origin, as TOML with dotted keys.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // What JSON escapes and how is right in TOML too, which cannot be said of Rust's way.
-        let quoted = |text: &str| serde_json::Value::from(text).to_string();
+        // What JSON escapes and how is right in TOML too, which cannot be said of Rust's way; only
+        // DEL is a control character to TOML alone.
+        let quoted =
+            |text: &str| serde_json::Value::from(text).to_string().replace('\u{7f}', "\\u007f");
         for (key, setting) in &self.settings {
             let origin = &setting.origin;
             match &setting.texts[..] {
@@ -316,12 +318,15 @@ mod tests {
     fn all_mistakes_are_named_at_once() {
         let file = "[server]\nlisen = \"x\"\n[balancer]\npoll_interval = 3\nretries = -1\n[log]\nlevel = \"inf\"";
         let variables = [
-            ("WSBALANCER_SERVICES", "http://a:3001,ftp://b,http://a:3001,http://c/path,http://:1"),
+            (
+                "WSBALANCER_SERVICES",
+                "http://a:3001,ftp://b,http://a:3001,http://c/path,http://:1,http://d#x",
+            ),
             ("WSBALANCER__ADMIN__LISTEN", "9090"),
         ];
         let problems = resolve(Some(file), &variables).unwrap_err().to_string();
         for expected in [
-            "9 problems",
+            "10 problems",
             "unknown key; did you mean \"server.listen\"?",
             "balancer.poll_interval = \"3\"",
             "expected a duration with its unit, 100ms to 1h",
@@ -330,6 +335,7 @@ mod tests {
             "(from WSBALANCER__ADMIN__LISTEN): expected IP address and port",
             "\"ftp://b\": expected a pod's URL",
             "\"http://:1\": expected a pod's URL",
+            "\"http://d#x\": expected a pod's URL such as http://pod:3001, without path",
             "\"http://a:3001\" stands there twice",
             "\"http://c/path\": expected a pod's URL such as http://pod:3001, without path",
         ] {
