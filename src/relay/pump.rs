@@ -61,6 +61,8 @@ pub struct Pump {
     sink: Socket,
     state: State,
     kept: Kept,
+    /// The sink has taken bytes that it has not passed on yet, as TLS does.
+    unflushed: bool,
     read_len: usize,
     tracker: Tracker,
     direction: Direction,
@@ -117,6 +119,7 @@ impl Pump {
             sink,
             state: State::Relaying,
             kept: Kept::default(),
+            unflushed: false,
             read_len: SCRATCH_LEN,
             tracker: Tracker::default(),
             direction,
@@ -186,6 +189,7 @@ impl Pump {
         });
     }
 
+    /// Nothing is kept, and the sink keeps nothing either.
     fn poll_flush_kept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.kept.rest().is_empty() {
             let mut sink = self.sink.borrow_mut();
@@ -194,6 +198,11 @@ impl Pump {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.kept.advance(n);
+            self.unflushed = true;
+        }
+        if self.unflushed {
+            ready!(Pin::new(&mut *self.sink.borrow_mut()).poll_flush(cx))?;
+            self.unflushed = false;
         }
         Poll::Ready(Ok(()))
     }
@@ -245,10 +254,18 @@ impl Pump {
         if written < chunk.len() {
             self.kept.push(&chunk[written..]);
             self.read_len = SHORT_READ;
-        } else if chunk.len() == self.read_len {
+            return Ok(());
+        }
+        if chunk.len() == self.read_len {
             self.read_len = (self.read_len * 2).min(SCRATCH_LEN);
         }
-        Ok(())
+        match Pin::new(&mut *self.sink.borrow_mut()).poll_flush(cx) {
+            Poll::Ready(flushed) => flushed,
+            Poll::Pending => {
+                self.unflushed = true;
+                Ok(())
+            }
+        }
     }
 }
 
@@ -312,6 +329,28 @@ mod tests {
         assert_eq!(at_client, text(b"bird"));
         assert!(matches!(relay.await.unwrap(), (End::Eof, End::Eof)));
         assert_eq!((stats.up.messages(), stats.down.messages()), (2, 1));
+    }
+
+    #[actix_rt::test]
+    async fn a_sink_that_buffers_is_flushed_after_every_message() {
+        let (mut client, client_side) = duplex(1024);
+        let (mut pod, pod_side) = duplex(16);
+        let buffering = tokio::io::BufStream::with_capacity(64, 64, pod_side);
+        let stats = Arc::<TunnelStats>::default();
+        let Tunnel { up, down, control: _control } = Tunnel::new(
+            Peer { socket: Rc::new(RefCell::new(client_side)), early: BytesMut::new() },
+            Peer { socket: Rc::new(RefCell::new(buffering)), early: BytesMut::new() },
+            &stats,
+        );
+        actix_rt::spawn(async move { tokio::join!(up, down) });
+        // Smaller than the pipe, larger than the pipe, larger than the buffer.
+        for payload in [&[b'a'; 5][..], &[b'b'; 40], &[b'c'; 120]] {
+            let message = text(payload);
+            client.write_all(&message).await.unwrap();
+            let mut received = vec![0; message.len()];
+            pod.read_exact(&mut received).await.unwrap();
+            assert_eq!(received, message);
+        }
     }
 
     #[actix_rt::test]
