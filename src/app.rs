@@ -1,7 +1,7 @@
 //! Wiring: from settings and bound listeners to a running balancer, and back to nothing.
 
 use std::{
-    io,
+    fmt, io,
     net::{SocketAddr, TcpListener},
     sync::Arc,
     time::Duration,
@@ -9,29 +9,28 @@ use std::{
 
 use actix::{Actor as _, Addr, Arbiter};
 use actix_server::{Server, ServerHandle};
-use socket2::{Domain, Socket, Type};
-use tokio::time::timeout;
+use tokio::{
+    net::{TcpStream, UnixStream},
+    time::timeout,
+};
 
 use crate::{
     actors::{
-        metrics::MetricsActor,
+        metrics::{MetricsActor, Watch},
         poll::PollSettings,
         registry::{AwaitEmpty, CloseAll, CountSessions, RegistryActor},
         session::CloseSession,
     },
-    config::Config,
+    config::{Affinity, Config, Service},
     domain::pool::{Pool, PoolSettings},
     http::{
         admin::{self, AdminState},
         health::Health,
         traffic::{self, Traffic},
     },
+    net::listen::{ListenAddress, Listener, SocketFile, bind_tcp},
     relay::close::CloseCode,
 };
-
-/// Connections that may wait to be accepted: after a restart everyone comes back at once. The
-/// kernel cuts it to `net.core.somaxconn`, 4096 by default.
-const BACKLOG: i32 = 4096;
 
 /// The control actors, on a thread of their own.
 pub struct Control {
@@ -46,25 +45,32 @@ impl Control {
     /// Starts the actors for the pods of `config`. Polling begins at once.
     pub fn start(config: &Config) -> Self {
         let arbiter = Arbiter::new();
-        let balancer = &config.balancer;
-        let settings = PoolSettings {
-            replicas: balancer.replicas,
-            stale_after: balancer.stale_after,
-            max_sessions: balancer.max_sessions,
-            max_sessions_per_pod: balancer.max_sessions_per_pod,
-        };
-        let pool = Pool::new(config.backends.clone(), settings, fastrand::u64(..));
-        let polls = balancer.metric_path.clone().map(|path| PollSettings {
-            path,
-            port: balancer.metric_port,
-            interval: balancer.poll_interval,
-            timeout: balancer.poll_timeout,
-        });
+        let watches: Vec<Watch> = config.services.iter().map(watch).collect();
         let handle = arbiter.handle();
-        let metrics = MetricsActor::start_in_arbiter(&handle, |_| MetricsActor::new(pool, polls));
+        let metrics = MetricsActor::start_in_arbiter(&handle, |_| MetricsActor::new(watches));
         let registry = RegistryActor::start_in_arbiter(&handle, |_| RegistryActor::default());
         Self { arbiter, metrics, registry: Arc::new(registry) }
     }
+}
+
+/// The pool of a service, and how its pods are polled.
+fn watch(service: &Service) -> Watch {
+    let balancer = &service.balancer;
+    let settings = PoolSettings {
+        replicas: balancer.replicas,
+        stale_after: balancer.stale_after,
+        max_sessions: balancer.max_sessions,
+        max_sessions_per_pod: balancer.max_sessions_per_pod,
+        affinity_key: balancer.affinity_key().cloned(),
+    };
+    let polls = balancer.metric_path.clone().map(|path| PollSettings {
+        path,
+        port: balancer.metric_port,
+        interval: balancer.poll_interval,
+        timeout: balancer.poll_timeout,
+        connect: balancer.connect_settings(),
+    });
+    Watch { pool: Pool::new(service.backends.clone(), settings, fastrand::u64(..)), polls }
 }
 
 impl Drop for Control {
@@ -77,7 +83,7 @@ impl Drop for Control {
 #[derive(Debug)]
 pub struct Listeners {
     /// For clients.
-    pub traffic: TcpListener,
+    pub traffic: Listener,
     /// For operators.
     pub admin: TcpListener,
 }
@@ -88,31 +94,22 @@ impl Listeners {
     /// # Errors
     /// One cannot be bound; the error names its key and address.
     pub fn bind(config: &Config) -> io::Result<Self> {
-        let bind = |key, address| {
-            bind(address).map_err(|error| {
-                io::Error::new(error.kind(), format!("{key} = \"{address}\": {error}"))
-            })
+        let named = |key, address: &dyn fmt::Display, error: io::Error| {
+            io::Error::new(error.kind(), format!("{key} = \"{address}\": {error}"))
         };
+        let (traffic, admin) = (&config.server.listen, config.admin.listen);
         Ok(Self {
-            traffic: bind("server.listen", config.server.listen)?,
-            admin: bind("admin.listen", config.admin.listen)?,
+            traffic: Listener::bind(traffic)
+                .map_err(|error| named("server.listen", traffic, error))?,
+            admin: bind_tcp(admin).map_err(|error| named("admin.listen", &admin, error))?,
         })
     }
-}
-
-/// Like `TcpListener::bind`, but with a longer queue than the standard library's 128.
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-    socket.set_reuse_address(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
 }
 
 /// A running balancer.
 pub struct App {
     /// Where clients connect.
-    pub traffic_address: SocketAddr,
+    pub traffic_address: ListenAddress,
     /// Where operators connect.
     pub admin_address: SocketAddr,
     control: Control,
@@ -120,6 +117,8 @@ pub struct App {
     traffic_server: ServerHandle,
     admin_server: ServerHandle,
     shutdown_timeout: Duration,
+    /// Goes with the listener.
+    _socket_file: Option<SocketFile>,
 }
 
 /// What a shutdown did.
@@ -137,18 +136,28 @@ impl App {
     /// # Errors
     /// A listener cannot be used.
     pub fn start(config: &Config, listeners: Listeners) -> io::Result<Self> {
-        let traffic_address = listeners.traffic.local_addr()?;
+        let traffic_address = listeners.traffic.address()?;
         let admin_address = listeners.admin.local_addr()?;
         let control = Control::start(config);
         let traffic = Traffic::new(config, control.metrics.clone(), control.registry.clone());
         let health = traffic.health.clone();
         let state = AdminState::from(&traffic);
         // Sessions outlive the server's own idea of a connection, so the drain is ours.
-        let traffic_server = Server::build()
-            .workers(config.server.workers)
-            .disable_signals()
-            .listen("traffic", listeners.traffic, move || traffic::service(traffic.clone()))?
-            .run();
+        let server = Server::build().workers(config.server.workers).disable_signals();
+        let (server, socket_file) = match listeners.traffic {
+            Listener::Tcp(listener) => {
+                let factory = move || traffic::service::<TcpStream>(traffic.clone());
+                (server.listen("traffic", listener, factory)?, None)
+            }
+            Listener::Unix(listener, file) => {
+                let factory = move || traffic::service::<UnixStream>(traffic.clone());
+                (server.listen_uds("traffic", listener, factory)?, Some(file))
+            }
+        };
+        let traffic_server = server.run();
+        if let Some(tls) = &config.server.tls {
+            actix_rt::spawn(tls.certificate.clone().watch());
+        }
         let path = config.admin.balancer_metric_path.clone();
         let admin_server = admin::server(listeners.admin, path, state)?;
 
@@ -160,10 +169,12 @@ impl App {
             traffic_server: traffic_server.handle(),
             admin_server: admin_server.handle(),
             shutdown_timeout: config.server.shutdown_timeout,
+            _socket_file: socket_file,
         };
         actix_rt::spawn(traffic_server);
         actix_rt::spawn(admin_server);
-        log::info!("traffic on {traffic_address}, admin on {admin_address}");
+        warn(config);
+        log::info!("traffic on {}, admin on {admin_address}", app.traffic_address);
         Ok(app)
     }
 
@@ -183,5 +194,22 @@ impl App {
         self.traffic_server.stop(false).await;
         self.admin_server.stop(false).await;
         Summary { sessions, cut }
+    }
+}
+
+/// Says what works and is yet seldom meant.
+fn warn(config: &Config) {
+    for Service { name, balancer, .. } in &config.services {
+        if let Affinity::Cookie(cookie) = &balancer.affinity
+            && !cookie.key_is_shared
+        {
+            log::warn!(
+                "service {name}: cookie_key is not set, so no other replica understands the \
+                 cookies of this one, nor this one after a restart"
+            );
+        }
+        if balancer.tls.as_ref().is_some_and(|tls| !tls.verifies) {
+            log::warn!("service {name}: tls_verify is off, so anybody can pass for its pods");
+        }
     }
 }

@@ -16,14 +16,17 @@
 //!
 //! # One connection's way
 //!
-//! 1. [`http::traffic`]: the listener's service, one per worker; `http::front` reads the first head.
-//!    What is no handshake goes on in `http::plain`.
-//! 2. `http::handshake`: the request is checked (RFC 6455 §4.2.1), [`http::forward`] says what pods
-//!    see of it, [`domain::admission`] lets the client in.
+//! 1. [`http::traffic`]: the listener's service, one per worker; `http::accept` reads a PROXY header
+//!    and does TLS where these are configured; `http::front` reads the first head. What is no
+//!    handshake goes on in `http::plain`.
+//! 2. `http::handshake`: the request is checked (RFC 6455 §4.2.1), `http::routing` finds its service
+//!    by [`domain::route`], [`http::forward`] says what pods see of it, `http::affinity` which pod it
+//!    asks for, [`domain::admission`] lets the client in.
 //! 3. `http::tries`: asks for a place, pod after pod, and in `http::queue` when all are full.
-//!    [`actors::metrics`] answers `PickBackend` with a [`domain::lease::Lease`] on the backend with
-//!    the smallest [`domain::estimate`].
-//! 4. `http::dial`: awc's connector opens the connection and the pod's 101 is checked.
+//!    [`actors::metrics`] answers `PickBackend` with a [`domain::lease::Lease`] on the preferred
+//!    backend or on the one with the smallest [`domain::estimate`].
+//! 4. [`net::connect`]: awc's connector opens the connection, with TLS where the pod speaks it;
+//!    `http::dial` shakes hands, and the pod's 101 is checked.
 //! 5. [`actors::session`]: the client's socket and the direction up; [`actors::backend`]: the
 //!    pod's connection and the direction down. Each drives one [`relay::Pump`].
 //! 6. The session ends when both directions have; dropping it returns its slot, its place in
@@ -31,13 +34,16 @@
 //!
 //! # Who may import whom
 //!
-//! `main` → [`app`], [`demo`] → [`http`] → [`actors`] → [`relay`], [`domain`]. [`config`] is read by
-//! `app` and `http` and knows `domain`; `relay` and `domain` know nobody. A test enforces it.
+//! `main` → [`app`], [`demo`] → [`http`] → [`actors`] → [`net`] → [`relay`], [`domain`]. [`config`] is
+//! read by `app` and `http` and knows `net` and `domain`; `relay` and `domain` know nobody. A test
+//! enforces it.
 //!
 //! # Words
 //!
 //! - *pod, backend*: one address that takes WebSocket connections.
 //! - *service*: a named set of backends with one set of rules.
+//! - *route*: which requests are for which service, and what becomes of their paths.
+//! - *affinity*: what brings a client back to the backend it was on.
 //! - *session*: one client connection and its backend connection.
 //! - *handshake*: from the client's request to the 101; *tunnel*: after it.
 //! - *up, down*: from client to pod, from pod to client.
@@ -55,5 +61,6 @@ pub mod config;
 pub mod demo;
 pub mod domain;
 pub mod http;
+pub mod net;
 pub mod relay;
 pub mod telemetry;

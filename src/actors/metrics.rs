@@ -6,15 +6,20 @@ use actix::{Actor, AsyncContext as _, Context, Handler, Message, MessageResponse
 
 use super::poll::{PollSettings, Poller};
 use crate::domain::{
+    affinity::Preference,
     lease::{Backend, Lease},
     pool::{BackendSnapshot, NoBackend, Poll, Pool},
     report::{Report, ReportError},
 };
 
-/// Asks for a slot on the least-loaded backend.
-#[derive(Debug, Default, Message)]
+/// Asks for a slot on a service's preferred or least-loaded backend.
+#[derive(Debug, Message)]
 #[rtype(result = "Result<Lease, NoBackend>")]
 pub struct PickBackend {
+    /// Index of the service.
+    pub service: usize,
+    /// Which backend would be best.
+    pub preference: Preference,
     /// Backends that have already failed this connection.
     pub tried: Vec<Arc<Backend>>,
 }
@@ -23,6 +28,8 @@ pub struct PickBackend {
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct Polled {
+    /// Index of the service.
+    pub service: usize,
     /// The poll, begun when its request was sent.
     pub poll: Poll,
     /// The report, or why there is none.
@@ -34,23 +41,31 @@ pub struct Polled {
 #[rtype(result = "Backends")]
 pub struct Snapshot;
 
-/// Answer to [`Snapshot`], in configured order.
+/// Answer to [`Snapshot`], by service, in configured order.
 #[derive(Debug, MessageResponse)]
 pub struct Backends(pub Vec<BackendSnapshot>);
 
+/// The backends of one service, and how they are asked for their counts.
+pub struct Watch {
+    /// What is known of them.
+    pub pool: Pool,
+    /// `None` where pods have no metric route.
+    pub polls: Option<PollSettings>,
+}
+
 /// Polls every backend and answers who gets the next connection.
 pub struct MetricsActor {
-    pool: Pool,
-    /// `None` where pods have no metric route.
-    polls: Option<PollSettings>,
+    /// By index of the service.
+    services: Vec<Watch>,
     /// One per backend; they stop when the actor does.
     pollers: Vec<Poller>,
 }
 
 impl MetricsActor {
-    /// An actor over `pool` that polls once started, unless there is nothing to ask.
-    pub fn new(pool: Pool, polls: Option<PollSettings>) -> Self {
-        Self { pool, polls, pollers: Vec::new() }
+    /// An actor over the pools of `services`. It polls once started, where there is something to
+    /// ask.
+    pub fn new(services: Vec<Watch>) -> Self {
+        Self { services, pollers: Vec::new() }
     }
 }
 
@@ -58,9 +73,12 @@ impl Actor for MetricsActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        if let Some(polls) = &self.polls {
-            let reports = ctx.address().recipient();
-            self.pollers = Poller::start_all(self.pool.poll_targets(), polls, &reports);
+        let reports = ctx.address().recipient();
+        for (service, Watch { pool, polls }) in self.services.iter().enumerate() {
+            if let Some(polls) = polls {
+                let targets = pool.poll_targets();
+                self.pollers.extend(Poller::start_all(service, targets, polls, &reports));
+            }
         }
     }
 }
@@ -69,23 +87,26 @@ impl Handler<PickBackend> for MetricsActor {
     type Result = Result<Lease, NoBackend>;
 
     fn handle(&mut self, message: PickBackend, _: &mut Self::Context) -> Self::Result {
-        self.pool.pick(&message.tried, Instant::now())
+        let PickBackend { service, preference, tried } = message;
+        let service = self.services.get_mut(service).ok_or(NoBackend::Empty)?;
+        service.pool.pick(&tried, preference, Instant::now())
     }
 }
 
 impl Handler<Polled> for MetricsActor {
     type Result = ();
 
-    fn handle(&mut self, Polled { poll, result }: Polled, _: &mut Self::Context) {
+    fn handle(&mut self, Polled { service, poll, result }: Polled, _: &mut Self::Context) {
+        let Some(Watch { pool, .. }) = self.services.get_mut(service) else { return };
         let url = &poll.backend().url;
-        match (&result, self.pool.last_error(poll.backend())) {
+        match (&result, pool.last_error(poll.backend())) {
             (Err(error), known) if known != Some(error) => {
                 log::warn!("{url}: its count is unknown or ages: {error}");
             }
             (Ok(_), Some(_)) => log::info!("{url}: reports again"),
             _ => {}
         }
-        self.pool.record(poll, result, Instant::now());
+        pool.record(poll, result, Instant::now());
     }
 }
 
@@ -93,6 +114,7 @@ impl Handler<Snapshot> for MetricsActor {
     type Result = Backends;
 
     fn handle(&mut self, _: Snapshot, _: &mut Self::Context) -> Backends {
-        Backends(self.pool.snapshot(Instant::now()))
+        let now = Instant::now();
+        Backends(self.services.iter().flat_map(|service| service.pool.snapshot(now)).collect())
     }
 }

@@ -11,6 +11,9 @@ use config::{Environment, File, FileFormat, Source, Value, ValueKind};
 /// The defaults: every key, commented.
 pub const DEFAULTS: &str = include_str!("../../config/default.toml");
 
+/// Tables that may be empty.
+const SECTIONS: [&str; 6] = ["services", "server", "admin", "balancer", "routes", "log"];
+
 /// Origin of values that nothing overrides.
 const DEFAULT_ORIGIN: &str = "default";
 
@@ -19,6 +22,11 @@ const ENV_PREFIX: &str = "WSBALANCER__";
 
 /// Short for `WSBALANCER__SERVICES`.
 const ENV_SERVICES: &str = "WSBALANCER_SERVICES";
+
+/// Whether the value of `key` is nobody's business, not even in messages.
+pub fn is_secret(key: &str) -> bool {
+    key.ends_with("cookie_key")
+}
 
 /// One mistake: which key, which value, from where, what would be right.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -168,6 +176,11 @@ impl Layers {
         self.0.insert(key.to_owned(), Setting { texts, origin: origin.to_owned(), is_list });
     }
 
+    /// Forgets the keys below `table`.
+    pub fn remove_below(&mut self, table: &str) {
+        self.0.retain(|key, _| !key.strip_prefix(table).is_some_and(|rest| rest.starts_with('.')));
+    }
+
     /// Whether nothing overrides the default of `key`.
     pub fn is_default(&self, key: &str) -> bool {
         self.0.get(key).is_some_and(|setting| setting.origin == DEFAULT_ORIGIN)
@@ -196,6 +209,18 @@ impl Layers {
     fn flatten(&mut self, key: String, value: Value, origin: &impl Fn(&str) -> String) {
         let is_list = matches!(value.kind, ValueKind::Array(_));
         let texts = match value.kind {
+            ValueKind::Array(values)
+                if matches!(values[..], [Value { kind: ValueKind::Table(_), .. }, ..]) =>
+            {
+                for (index, value) in values.into_iter().enumerate() {
+                    self.flatten(format!("{key}.{index}"), value, origin);
+                }
+                return;
+            }
+            // So that a misspelt section is noticed even while it is empty.
+            ValueKind::Table(table) if table.is_empty() && !SECTIONS.contains(&key.as_str()) => {
+                Vec::new()
+            }
             ValueKind::Table(table) => {
                 for (name, value) in table {
                     self.flatten(format!("{key}.{name}"), value, origin);

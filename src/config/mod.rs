@@ -8,12 +8,15 @@
 pub mod load;
 mod read;
 pub mod resolve;
+mod routes;
+pub mod services;
 
 use std::{net::SocketAddr, path::Path};
 
 pub use self::{
     load::{Layers, Problems},
-    resolve::{Admin, Balancer, Config, Log, LogFormat, Server},
+    resolve::{Admin, Config, Log, LogFormat, Server},
+    services::{Affinity, Balancer, Cookie, Secure, Service},
 };
 
 /// Where the admin listener of a process with the same settings is.

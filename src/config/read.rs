@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     num::NonZeroU32,
     ops::RangeInclusive,
     time::Duration,
@@ -12,12 +12,17 @@ use actix_http::{
     Uri,
     header::{HeaderName, HeaderValue},
 };
+use ipnet::IpNet;
 
-use super::load::{Layers, Problem, Problems, Setting};
-use crate::domain::lease::Backend;
+use super::load::{Layers, Problem, Problems, Setting, is_secret};
+use crate::{
+    domain::lease::{Backend, Transport},
+    net::listen::ListenAddress,
+};
 
-/// Name of the service that the `services` list makes.
-const DEFAULT_SERVICE: &str = "default";
+/// What a route may say.
+pub(super) const ROUTE_KEYS: [&str; 6] =
+    ["host", "path_prefix", "methods", "strip_prefix", "replace_path", "service"];
 
 /// What switches may be.
 pub(super) const SWITCH: [(&str, bool); 2] = [("true", true), ("false", false)];
@@ -26,6 +31,8 @@ pub(super) const SWITCH: [(&str, bool); 2] = [("true", true), ("false", false)];
 pub(super) struct Reader {
     settings: BTreeMap<String, Setting>,
     defaults: BTreeMap<String, Setting>,
+    /// The service whose table overrides `[balancer]` just now.
+    service: Option<String>,
     taken: HashSet<String>,
     /// Keys that hold lists.
     pub(super) lists: HashSet<String>,
@@ -37,25 +44,85 @@ impl Reader {
         Self {
             settings: layers.0,
             defaults: Layers::defaults().0,
+            service: None,
             taken: HashSet::new(),
             lists: HashSet::new(),
             problems: Vec::new(),
         }
     }
 
+    /// Whatever is read of `[balancer]` from now on is read for `service`.
+    pub(super) fn of_service(&mut self, service: Option<&str>) {
+        self.service = service.map(ToOwned::to_owned);
+    }
+
+    /// Where the value of `key` stands: in the service's own table or at the key itself.
+    pub(super) fn place(&self, key: &str) -> String {
+        let own = self.service.as_ref().zip(key.strip_prefix("balancer."));
+        let own = own.map(|(service, name)| format!("services.{service}.{name}"));
+        own.filter(|own| self.settings.contains_key(own)).unwrap_or_else(|| key.to_owned())
+    }
+
+    /// The parts behind `table.` of all keys below it, such as `chat` of `services.chat.backends`.
+    pub(super) fn names_below(&self, table: &str) -> Vec<String> {
+        let rest = |key: &String| Some(key.strip_prefix(table)?.strip_prefix('.')?.to_owned());
+        let name = |rest: String| rest.split('.').next().unwrap_or_default().to_owned();
+        let mut names: Vec<String> = self.settings.keys().filter_map(rest).map(name).collect();
+        names.dedup();
+        names
+    }
+
+    /// Whether `key` stands somewhere.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.settings.contains_key(key)
+    }
+
+    /// A single value of a key that has no default.
+    pub(super) fn optional<T>(
+        &mut self,
+        key: &str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        if !self.has(key) {
+            return None;
+        }
+        let parsed = match &self.setting(key).texts[..] {
+            [] => return None,
+            [text] if text.is_empty() => return None,
+            [text] => parse(text),
+            _ => Err("expected one value, not a list".to_owned()),
+        };
+        parsed.map_err(|advice| self.complain(key, advice)).ok()
+    }
+
     fn setting(&mut self, key: &str) -> Setting {
-        self.taken.insert(key.to_owned());
-        self.settings.get(key).cloned().unwrap_or_else(|| panic!("{key} is not in default.toml"))
+        let place = self.place(key);
+        self.taken.extend([key.to_owned(), place.clone()]);
+        self.settings.get(&place).cloned().unwrap_or_else(|| panic!("{key} is not in default.toml"))
     }
 
     pub(super) fn complain(&mut self, key: &str, advice: impl Into<String>) {
         let Setting { texts, origin, .. } = self.setting(key);
-        self.problems.push(Problem {
-            key: key.to_owned(),
-            value: Some(texts.join(",")),
+        let key = self.place(key);
+        self.problem(Problem {
+            value: (!is_secret(&key)).then(|| texts.join(",")),
+            key,
             origin,
             advice: advice.into(),
         });
+    }
+
+    /// About something that is not there.
+    pub(super) fn complain_of_missing(&mut self, key: &str, advice: impl Into<String>) {
+        let (key, origin) = (key.to_owned(), "nowhere".to_owned());
+        self.problem(Problem { key, value: None, origin, advice: advice.into() });
+    }
+
+    /// What several services share is wrong once.
+    fn problem(&mut self, problem: Problem) {
+        if !self.problems.contains(&problem) {
+            self.problems.push(problem);
+        }
     }
 
     /// A single value. After a mistake the default stands in, so that reading can go on.
@@ -73,10 +140,27 @@ impl Reader {
         })
     }
 
+    /// A text, or nothing.
+    pub(super) fn text(&mut self, key: &str) -> Option<String> {
+        self.value(key, |text| Ok((!text.is_empty()).then(|| text.to_owned())))
+    }
+
+    pub(super) fn listen(&mut self, key: &str) -> ListenAddress {
+        self.value(key, |text| match text.strip_prefix("unix:") {
+            Some(path) if path.starts_with('/') => Ok(ListenAddress::Unix(path.into())),
+            Some(_) => Err("expected an absolute path behind unix:".to_owned()),
+            None => address(text).map(ListenAddress::Tcp),
+        })
+    }
+
     pub(super) fn address(&mut self, key: &str) -> SocketAddr {
-        self.value(key, |text| {
-            let advice = "expected IP address and port, such as 0.0.0.0:8080 or [::]:8080";
-            text.parse().map_err(|_| advice.to_owned())
+        self.value(key, address)
+    }
+
+    pub(super) fn networks(&mut self, key: &str) -> Vec<IpNet> {
+        self.list(key, |text| {
+            let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+            network.map_err(|_| "expected an IP address or a range such as 10.0.0.0/8".into())
         })
     }
 
@@ -105,14 +189,7 @@ impl Reader {
     }
 
     pub(super) fn path(&mut self, key: &str) -> String {
-        self.value(key, |text| {
-            let origin_form = text.starts_with('/') && !text.contains(['?', '#', '{', '}']);
-            if origin_form && text.parse::<Uri>().is_ok() {
-                Ok(text.to_owned())
-            } else {
-                Err("expected a path such as /metric, without query".to_owned())
-            }
-        })
+        self.value(key, path)
     }
 
     pub(super) fn choice<T: Copy>(&mut self, key: &str, choices: &[(&str, T)]) -> T {
@@ -137,7 +214,7 @@ impl Reader {
         key: &str,
         parse: impl Fn(&str) -> Result<T, String>,
     ) -> Vec<T> {
-        self.lists.insert(key.to_owned());
+        self.lists.insert(self.place(key));
         let setting = self.setting(key);
         let mut parsed = Vec::new();
         for item in setting.items() {
@@ -149,20 +226,14 @@ impl Reader {
         parsed
     }
 
-    pub(super) fn backends(&mut self, key: &str) -> Vec<Backend> {
+    pub(super) fn backends(&mut self, key: &str, service: &str) -> Vec<Backend> {
         let mut backends: Vec<Backend> = Vec::new();
-        for backend in self.list(key, backend) {
+        for backend in self.list(key, |url| backend(url, service)) {
             if backends.iter().any(|known| known.address == backend.address) {
                 self.complain(key, format!("{:?} stands there twice", backend.url));
             } else {
                 backends.push(backend);
             }
-        }
-        if self.setting(key).items().next().is_none() {
-            self.complain(
-                key,
-                "names no pod: set services = [\"http://pod:3001\"] or WSBALANCER_SERVICES",
-            );
         }
         backends
     }
@@ -173,10 +244,18 @@ impl Reader {
     }
 
     pub(super) fn finish(mut self) -> Result<(), Problems> {
-        let known: Vec<&String> = self.defaults.keys().collect();
+        let mut known: Vec<String> = self.defaults.keys().cloned().collect();
+        for service in self.names_below("services") {
+            let rules = self.defaults.keys().filter_map(|key| key.strip_prefix("balancer."));
+            let keys = rules.chain(["backends"]);
+            known.extend(keys.map(|name| format!("services.{service}.{name}")));
+        }
+        for route in self.names_below("routes") {
+            known.extend(ROUTE_KEYS.map(|name| format!("routes.{route}.{name}")));
+        }
         for (key, setting) in &self.settings {
             if !self.taken.contains(key) {
-                let near = did_you_mean(key, known.iter().map(|key| key.as_str()));
+                let near = did_you_mean(key, known.iter().map(String::as_str));
                 self.problems.push(Problem {
                     key: key.clone(),
                     value: None,
@@ -189,16 +268,40 @@ impl Reader {
     }
 }
 
-/// A pod's URL: `http://host:port` and nothing more.
-fn backend(url: &str) -> Result<Backend, String> {
-    let expected = "expected a pod's URL such as http://pod:3001";
-    let uri: Uri = url.parse().map_err(|error| format!("{expected} ({error})"))?;
-    let (Some("http"), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
-        return Err(expected.to_owned());
-    };
-    if authority.host().is_empty() {
-        return Err(expected.to_owned());
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let advice = "expected IP address and port, such as 0.0.0.0:8080 or [::]:8080";
+    text.parse().map_err(|_| advice.to_owned())
+}
+
+/// A path without query.
+pub(super) fn path(text: &str) -> Result<String, String> {
+    let origin_form = text.starts_with('/') && !text.contains(['?', '#', '{', '}']);
+    if origin_form && text.parse::<Uri>().is_ok() {
+        Ok(text.to_owned())
+    } else {
+        Err("expected a path such as /metric, without query".to_owned())
     }
+}
+
+/// A pod's URL: `http://host:port`, `https://host:port` or `unix:/path`, and nothing more.
+fn backend(url: &str, service: &str) -> Result<Backend, String> {
+    let expected = "expected a pod's URL such as http://pod:3001";
+    let (service, written) = (service.to_owned(), url.to_owned());
+    if let Some(path) = url.strip_prefix("unix:") {
+        if !path.starts_with('/') {
+            return Err("expected an absolute path behind unix:".to_owned());
+        }
+        let (address, transport) = (path.to_owned(), Transport::Unix);
+        return Ok(Backend { service, url: written, address, transport });
+    }
+    let uri: Uri = url.parse().map_err(|error| format!("{expected} ({error})"))?;
+    let (transport, own_port) = match uri.scheme_str() {
+        Some("http" | "ws") => (Transport::Tcp, 80),
+        Some("https" | "wss") => (Transport::Tls, 443),
+        _ => return Err(expected.to_owned()),
+    };
+    let authority = uri.authority().filter(|authority| !authority.host().is_empty());
+    let Some(authority) = authority else { return Err(expected.to_owned()) };
     if authority.as_str().contains('@') {
         return Err(format!("{expected}, without user name"));
     }
@@ -206,12 +309,9 @@ fn backend(url: &str) -> Result<Backend, String> {
     if uri.path() != "/" || uri.query().is_some() || url.contains('#') {
         return Err(format!("{expected}, without path: each request keeps its own"));
     }
-    let port = authority.port_u16().unwrap_or(80);
-    Ok(Backend {
-        service: DEFAULT_SERVICE.to_owned(),
-        url: url.to_owned(),
-        address: format!("{}:{port}", authority.host()),
-    })
+    let port = authority.port_u16().unwrap_or(own_port);
+    let address = format!("{}:{port}", authority.host());
+    Ok(Backend { service, url: written, address, transport })
 }
 
 /// `Name: value`.
@@ -227,7 +327,7 @@ pub(super) fn field_name(text: &str) -> Result<HeaderName, String> {
 }
 
 /// `; did you mean "…"?` for the nearest of `names`, if one is near.
-fn did_you_mean<'a>(wrong: &str, names: impl Iterator<Item = &'a str>) -> String {
+pub(super) fn did_you_mean<'a>(wrong: &str, names: impl Iterator<Item = &'a str>) -> String {
     let nearest = names
         .map(|name| (strsim::jaro_winkler(wrong, name), name))
         .filter(|(likeness, _)| *likeness > 0.75)

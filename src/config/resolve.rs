@@ -3,32 +3,36 @@
 use std::{
     collections::{BTreeMap, HashSet},
     fmt,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     num::NonZeroU32,
     time::Duration,
 };
 
-use actix_http::header::{HeaderName, HeaderValue};
 use ipnet::IpNet;
 use log::LevelFilter;
 
 use super::{
-    load::{Layers, Problems, Setting},
-    read::{Reader, SWITCH, field, field_name},
+    load::{Layers, Problems, Setting, is_secret},
+    read::Reader,
+    routes::routes,
+    services::{Service, complain_of_file, key_pair, services},
 };
-use crate::domain::lease::Backend;
+use crate::{
+    domain::route::Router,
+    net::{listen::ListenAddress, tls::ServerTls},
+};
 
 /// The settings of one process.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The pods, in the order they were given.
-    pub backends: Vec<Backend>,
+    /// The services, by name.
+    pub services: Vec<Service>,
+    /// Which requests are whose; `service` of a route is an index of `services`.
+    pub router: Router,
     /// The traffic listener.
     pub server: Server,
     /// The admin listener.
     pub admin: Admin,
-    /// Watching and choosing.
-    pub balancer: Balancer,
     /// Logging.
     pub log: Log,
     /// Every key as it was written, for `wsbalancer check`.
@@ -41,7 +45,11 @@ pub struct Config {
 #[derive(Clone, Debug)]
 pub struct Server {
     /// Traffic listener.
-    pub listen: SocketAddr,
+    pub listen: ListenAddress,
+    /// Where clients speak TLS.
+    pub tls: Option<ServerTls>,
+    /// Who begins connections with a PROXY protocol header.
+    pub proxy_protocol: Vec<IpNet>,
     /// Worker threads, at least 1.
     pub workers: usize,
     /// Who is believed about clients' addresses.
@@ -67,51 +75,6 @@ pub struct Admin {
     pub listen: SocketAddr,
     /// Path of the distribution.
     pub balancer_metric_path: String,
-}
-
-/// `[balancer]`
-#[derive(Clone, Debug)]
-pub struct Balancer {
-    /// The pods' metric route, unless they have none.
-    pub metric_path: Option<String>,
-    /// Port of that route, unless it is the pod's own.
-    pub metric_port: Option<u16>,
-    /// From a pod's answer to the next poll.
-    pub poll_interval: Duration,
-    /// For a whole poll.
-    pub poll_timeout: Duration,
-    /// Age at which a report is stale, at least three polls.
-    pub stale_after: Duration,
-    /// Replicas that share the pods, at least 1.
-    pub replicas: u32,
-    /// Further pods tried for one connection.
-    pub retries: usize,
-    /// Answers to a handshake that lead to the next pod.
-    pub retry_on: Vec<u16>,
-    /// Sessions of the service.
-    pub max_sessions: Option<NonZeroU32>,
-    /// Connections of one pod, by its estimate.
-    pub max_sessions_per_pod: Option<NonZeroU32>,
-    /// How long a client waits while every pod is full.
-    pub queue_timeout: Duration,
-    /// How many clients wait.
-    pub queue_limit: usize,
-    /// Whether pods see the client's Host.
-    pub pass_host_header: bool,
-    /// Fields added to requests.
-    pub add_headers: Vec<(HeaderName, HeaderValue)>,
-    /// Fields set on requests.
-    pub set_headers: Vec<(HeaderName, HeaderValue)>,
-    /// Fields removed from requests.
-    pub remove_headers: Vec<HeaderName>,
-    /// Whether connections for plain HTTP are kept.
-    pub reuse_connections: bool,
-    /// To reach a pod by TCP.
-    pub connect_timeout: Duration,
-    /// From the request to the head of the pod's answer.
-    pub read_timeout: Duration,
-    /// For a client's whole handshake.
-    pub handshake_timeout: Duration,
 }
 
 /// `[log]`
@@ -143,17 +106,19 @@ impl Config {
         let millis = Duration::from_millis;
         let (minute, hour) = (millis(60_000), millis(3_600_000));
 
-        let backends = read.backends("services");
+        let tls_reload_interval = read.duration("server.tls_reload_interval", millis(100)..=hour);
         let server = Server {
-            listen: read.address("server.listen"),
+            listen: read.listen("server.listen"),
+            tls: key_pair(&mut read, "server").and_then(|files| {
+                let loaded = ServerTls::load(files, tls_reload_interval);
+                loaded.map_err(|error| complain_of_file(&mut read, "server", &error)).ok()
+            }),
+            proxy_protocol: read.networks("server.proxy_protocol"),
             workers: match read.number("server.workers", 0..=1024) {
                 0 => std::thread::available_parallelism().map_or(1, usize::from),
                 workers => workers as usize,
             },
-            trusted_proxies: read.list("server.trusted_proxies", |text| {
-                let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-                network.map_err(|_| "expected an IP address or a range such as 10.0.0.0/8".into())
-            }),
+            trusted_proxies: read.networks("server.trusted_proxies"),
             request_timeout: read.duration("server.request_timeout", millis(100)..=10 * minute),
             max_headers: read.number("server.max_headers", 1..=96) as usize,
             max_header_bytes: read.number("server.max_header_bytes", 256..=131_072) as usize,
@@ -165,40 +130,8 @@ impl Config {
             listen: read.address("admin.listen"),
             balancer_metric_path: read.path("admin.balancer_metric_path"),
         };
-        let poll_interval = read.duration("balancer.poll_interval", millis(100)..=hour);
-        let cache_ttl = read.duration("balancer.cache_ttl", millis(0)..=24 * hour);
-        let handshake = millis(10)..=10 * minute;
-        let balancer = Balancer {
-            metric_path: match read
-                .value("balancer.metric_path", |text| Ok(["", "none"].contains(&text)))
-            {
-                true => None,
-                false => Some(read.path("balancer.metric_path")),
-            },
-            metric_port: Some(read.number("balancer.metric_port", 0..=65_535) as u16)
-                .filter(|port| *port != 0),
-            poll_interval,
-            poll_timeout: read.duration("balancer.poll_timeout", millis(10)..=minute),
-            stale_after: cache_ttl.max(3 * poll_interval),
-            replicas: read.number("balancer.replicas", 1..=1000) as u32,
-            retries: read.number("balancer.retries", 0..=100) as usize,
-            retry_on: read.list("balancer.retry_on", |text| {
-                let status = text.parse().ok().filter(|status| (400..=599).contains(status));
-                status.ok_or_else(|| "expected statuses from 400 to 599".to_owned())
-            }),
-            max_sessions: read.limit("balancer.max_sessions"),
-            max_sessions_per_pod: read.limit("balancer.max_sessions_per_pod"),
-            queue_timeout: read.duration("balancer.queue_timeout", millis(0)..=10 * minute),
-            queue_limit: read.number("balancer.queue_limit", 0..=100_000) as usize,
-            pass_host_header: read.choice("balancer.pass_host_header", &SWITCH),
-            add_headers: read.list("balancer.add_headers", field),
-            set_headers: read.list("balancer.set_headers", field),
-            remove_headers: read.list("balancer.remove_headers", field_name),
-            reuse_connections: read.choice("balancer.reuse_connections", &SWITCH),
-            connect_timeout: read.duration("balancer.connect_timeout", handshake.clone()),
-            read_timeout: read.duration("balancer.read_timeout", handshake.clone()),
-            handshake_timeout: read.duration("balancer.handshake_timeout", handshake),
-        };
+        let services = services(&mut read);
+        let router = routes(&mut read, &services);
         let log = Log {
             level: read.choice(
                 "log.level",
@@ -213,7 +146,7 @@ impl Config {
             format: read
                 .choice("log.format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]),
         };
-        if server.listen == admin.listen && server.listen.port() != 0 {
+        if server.listen == ListenAddress::Tcp(admin.listen) && admin.listen.port() != 0 {
             read.complain(
                 "admin.listen",
                 "is the traffic listener's too: give it a port of its own",
@@ -221,7 +154,7 @@ impl Config {
         }
         let lists = std::mem::take(&mut read.lists);
         read.finish()?;
-        Ok(Self { backends, server, admin, balancer, log, settings, lists })
+        Ok(Self { services, router, server, admin, log, settings, lists })
     }
 }
 
@@ -246,6 +179,9 @@ impl fmt::Display for Config {
         for (key, setting) in &self.settings {
             let origin = &setting.origin;
             match &setting.texts[..] {
+                [text] if is_secret(key) && !text.is_empty() => {
+                    writeln!(f, "# {key} = ***  # {origin}")?;
+                }
                 [text] if !self.lists.contains(key) => {
                     writeln!(f, "{key} = {}  # {origin}", quoted(text))?;
                 }
@@ -264,6 +200,7 @@ mod tests {
     use std::io::Write as _;
 
     use super::*;
+    use crate::config::Affinity;
 
     fn env(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
         pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
@@ -290,10 +227,11 @@ mod tests {
             &[("WSBALANCER_SERVICES", "http://127.0.0.1:3001,http://127.0.0.1:3002")],
         )
         .unwrap();
-        let addresses: Vec<_> = config.backends.iter().map(|pod| pod.address.as_str()).collect();
+        let [service] = &config.services[..] else { panic!("not one service") };
+        let addresses: Vec<_> = service.backends.iter().map(|pod| pod.address.as_str()).collect();
         assert_eq!(addresses, ["127.0.0.1:3001", "127.0.0.1:3002"]);
-        assert_eq!(config.server.listen.port(), 8080);
-        assert_eq!(config.balancer.stale_after, Duration::from_secs(30));
+        assert_eq!(config.server.listen.to_string(), "0.0.0.0:8080");
+        assert_eq!(service.balancer.stale_after, Duration::from_secs(30));
         assert!(config.server.workers >= 1);
     }
 
@@ -304,7 +242,7 @@ mod tests {
         let variables =
             [("WSBALANCER__SERVER__LISTEN", "127.0.0.1:2"), ("WSBALANCER__LOG__LEVEL", "")];
         let config = resolve(Some(file), &variables).unwrap();
-        assert_eq!(config.server.listen.port(), 2);
+        assert_eq!(config.server.listen.to_string(), "127.0.0.1:2");
         assert_eq!(config.server.workers, 3);
         assert_eq!(config.log.level, LevelFilter::Info, "an empty variable counts as unset");
         assert!(
@@ -316,7 +254,7 @@ mod tests {
 
     #[test]
     fn all_mistakes_are_named_at_once() {
-        let file = "[server]\nlisen = \"x\"\n[balancer]\npoll_interval = 3\nretries = -1\n[log]\nlevel = \"inf\"";
+        let file = "[servr]\n[server]\nlisen = \"x\"\n[balancer]\npoll_interval = 3\nretries = -1\n[log]\nlevel = \"inf\"";
         let variables = [
             (
                 "WSBALANCER_SERVICES",
@@ -326,7 +264,8 @@ mod tests {
         ];
         let problems = resolve(Some(file), &variables).unwrap_err().to_string();
         for expected in [
-            "10 problems",
+            "11 problems",
+            "servr (from ",
             "unknown key; did you mean \"server.listen\"?",
             "balancer.poll_interval = \"3\"",
             "expected a duration with its unit, 100ms to 1h",
@@ -366,6 +305,114 @@ mod tests {
             ("WSBALANCER_PORT", "tcp://10.0.0.1:8080"),
         ];
         resolve(None, &variables).unwrap();
+    }
+
+    const TWO: &str = "[services.chat]\nbackends = [\"https://a\", \"unix:/run/b.sock\"]\n\
+                       affinity = \"cookie\"\nretries = 5\n\
+                       [services.web]\nbackends = [\"http://a\"]\n";
+
+    #[test]
+    fn a_services_table_overrides_what_all_share() {
+        let routes = "[[routes]]\npath_prefix = \"/chat/\"\nstrip_prefix = \"/chat\"\n\
+                      service = \"chat\"\n[[routes]]\nservice = \"web\"\n";
+        let file = format!("[balancer]\nretries = 7\ntls_verify = false\n{TWO}{routes}");
+        let variables = [
+            ("WSBALANCER__SERVICES__CHAT__COOKIE_KEY", "a secret of some length"),
+            ("WSBALANCER__BALANCER__READ_TIMEOUT", "7s"),
+        ];
+        let config = resolve(Some(&file), &variables).unwrap();
+        let [chat, web] = &config.services[..] else { panic!("not two services") };
+        assert_eq!((chat.name.as_str(), web.name.as_str()), ("chat", "web"));
+        assert_eq!((chat.balancer.retries, web.balancer.retries), (5, 7));
+        assert_eq!(web.balancer.read_timeout, Duration::from_secs(7));
+        let addresses: Vec<_> = chat.backends.iter().map(|pod| pod.address.as_str()).collect();
+        assert_eq!(addresses, ["a:443", "/run/b.sock"]);
+        assert!(chat.balancer.tls.is_some() && web.balancer.tls.is_none());
+        assert!(
+            matches!(&chat.balancer.affinity, Affinity::Cookie(cookie) if cookie.key_is_shared)
+        );
+        let service = |path| config.router.find("any", path, "GET").map(|route| route.service);
+        assert_eq!((service("/chat/x"), service("/chatter")), (Some(0), Some(1)));
+        assert!(!config.to_string().contains("some length"), "secrets are not printed");
+    }
+
+    #[test]
+    fn mistakes_in_services_and_routes_are_named() {
+        let file = format!(
+            "[balancer]\ncookie_key = \"short\"\ntls_verify = false\n{TWO}\
+             polls = 3\n[services.Empty]\n\
+             [services.hashed]\nbackends = [\"http://c\"]\naffinity = \"header\"\n\
+             tls_cert_file = \"/no/such.pem\"\n\
+             allowed_origins = [\"chat.example\"]\n\
+             [[routes]]\nservice = \"chta\"\n\
+             [[routes]]\nhost = \"a:80\"\npath_prefix = \"/a\"\nstrip_prefix = \"/b\"\n\
+             [[routes]]\nservice = \"web\"\nmethods = [\"get\"]\npath = \"/x\"\n"
+        );
+        let variables = [("WSBALANCER_SERVICES", "http://d")];
+        let problems = resolve(Some(&file), &variables).unwrap_err().to_string();
+        for expected in [
+            "services = \"http://d\" (from WSBALANCER__SERVICES): is a list, and there are",
+            "services.Empty.backends (from nowhere): names no pod",
+            "balancer.cookie_key (from ",
+            "has 5 characters, expected 16 at least",
+            "services.web.polls (from ",
+            "balancer.affinity_header = \"\" (from default): names no field",
+            "balancer.tls_key_file = \"\" (from default): names no file",
+            "\"chat.example\": expected an origin such as https://chat.example.org",
+            "routes.0.service = \"chta\"",
+            "did you mean \"chat\"?",
+            "routes.1.host = \"a:80\"",
+            "routes.1.strip_prefix = \"/b\"",
+            "is no leading part of the path_prefix \"/a\"",
+            "routes.1.service (from nowhere): is missing",
+            "\"get\": expected methods such as GET",
+            "routes.2.path (from ",
+            "did you mean \"routes.2.path_prefix\"?",
+        ] {
+            assert!(problems.contains(expected), "{expected:?} is missing in:\n{problems}");
+        }
+        assert!(!problems.contains("\"short\""), "secrets are not printed");
+        let shared = problems.matches("balancer.cookie_key").count();
+        assert_eq!(shared, 1, "what services share is wrong once:\n{problems}");
+    }
+
+    #[test]
+    fn services_need_routes_and_routes_must_not_tie() {
+        let problems = resolve(Some(&format!("[balancer]\ntls_verify = false\n{TWO}")), &[]);
+        let problems = problems.unwrap_err().to_string();
+        assert!(problems.contains("routes (from nowhere): are missing"), "{problems}");
+        let tie = "[[routes]]\nservice = \"web\"\n[[routes]]\nservice = \"chat\"\n";
+        let problems = resolve(Some(&format!("[balancer]\ntls_verify = false\n{TWO}{tie}")), &[]);
+        let problems = problems.unwrap_err().to_string();
+        assert!(
+            problems.contains("routes.1 (from nowhere): is as specific as routes.0"),
+            "{problems}"
+        );
+    }
+
+    #[test]
+    fn a_cookie_that_browsers_would_not_take_is_a_mistake() {
+        let with = |key: &str, value: &str| {
+            let key = format!("WSBALANCER__BALANCER__{key}");
+            let variables = [
+                ("WSBALANCER_SERVICES", "http://a"),
+                ("WSBALANCER__BALANCER__AFFINITY", "cookie"),
+                ("WSBALANCER__BALANCER__COOKIE_SECURE", "false"),
+                (&key, value),
+            ];
+            resolve(None, &variables).map(drop).map_err(|problems| problems.to_string())
+        };
+        assert_eq!(with("COOKIE_PATH", "/chat"), Ok(()));
+        for (key, value, named) in [
+            ("COOKIE_SAME_SITE", "none", "balancer.cookie_secure = \"false\""),
+            ("COOKIE_NAME", "__Secure-pod", "balancer.cookie_name = \"__Secure-pod\""),
+            ("COOKIE_NAME", "a b", "balancer.cookie_name = \"a b\""),
+            ("COOKIE_PATH", "/a;b", "balancer.cookie_path = \"/a;b\""),
+            ("REPLICAS", "2", "balancer.cookie_key (from default): is needed"),
+        ] {
+            let problems = with(key, value).unwrap_err();
+            assert!(problems.contains(named), "{named:?} is missing in:\n{problems}");
+        }
     }
 
     #[test]

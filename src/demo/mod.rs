@@ -40,6 +40,9 @@ pub async fn run(
     }
     let mut layers = Layers::of_process(file)?;
     let urls = pods.iter().map(|pod| format!("http://{}", pod.address)).collect();
+    for table in ["services", "routes"] {
+        layers.remove_below(table);
+    }
     layers.set("services", urls, "the demo's own pods");
     for (key, port) in [("server.listen", 8080), ("admin.listen", 9090)] {
         if layers.is_default(key) {

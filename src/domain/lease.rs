@@ -12,8 +12,32 @@ pub struct Backend {
     pub service: String,
     /// The URL as it was configured, verbatim.
     pub url: String,
-    /// `host:port`, taken from the URL.
+    /// `host:port` taken from the URL, or the path of a Unix-domain socket.
     pub address: String,
+    /// What connections to it are made of.
+    pub transport: Transport,
+}
+
+/// What a connection is made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Transport {
+    /// TCP alone (`http:`, `ws:`).
+    #[default]
+    Tcp,
+    /// TLS over TCP (`https:`, `wss:`).
+    Tls,
+    /// A Unix-domain socket (`unix:`).
+    Unix,
+}
+
+impl Backend {
+    /// The name and port in `Host` fields that are not the client's.
+    pub fn host(&self) -> &str {
+        match self.transport {
+            Transport::Unix => "localhost",
+            Transport::Tcp | Transport::Tls => &self.address,
+        }
+    }
 }
 
 /// This replica's own load on one backend, shared between the pool and the leases.
@@ -87,7 +111,7 @@ mod tests {
 
     fn backend() -> Arc<Backend> {
         let [service, url, address] = ["default", "http://a:3001", "a:3001"].map(ToOwned::to_owned);
-        Arc::new(Backend { service, url, address })
+        Arc::new(Backend { service, url, address, transport: Transport::Tcp })
     }
 
     proptest! {

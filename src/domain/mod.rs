@@ -4,7 +4,10 @@
 //! the same code serves, is property-tested and can be simulated.
 
 pub mod admission;
+pub mod affinity;
 pub mod estimate;
 pub mod lease;
+pub mod origin;
 pub mod pool;
 pub mod report;
+pub mod route;

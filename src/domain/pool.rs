@@ -9,13 +9,14 @@ use std::{
 use thiserror::Error;
 
 use super::{
+    affinity::{self, Preference, Tag},
     estimate::{Reported, estimate, held},
     lease::{Backend, Gauge, Lease, Load},
     report::{Report, ReportError},
 };
 
 /// What the pool needs from the configuration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct PoolSettings {
     /// Balancer replicas that share the pods, at least 1.
     pub replicas: u32,
@@ -25,6 +26,8 @@ pub struct PoolSettings {
     pub max_sessions: Option<NonZeroU32>,
     /// Connections of one backend, by its estimate.
     pub max_sessions_per_pod: Option<NonZeroU32>,
+    /// What backends are called in cookies, where there are cookies.
+    pub affinity_key: Option<affinity::Key>,
 }
 
 /// Why no backend could be given.
@@ -119,6 +122,10 @@ pub struct Pool {
 struct Entry {
     backend: Arc<Backend>,
     gauge: Arc<Gauge>,
+    /// Its name in cookies.
+    tag: Option<Tag>,
+    /// Its address, for rendezvous hashing.
+    hash: u64,
     report: Option<Accepted>,
     error: Option<ReportError>,
 }
@@ -139,26 +146,27 @@ impl Pool {
     ) -> Self {
         let entries = backends
             .into_iter()
-            .map(|backend| Entry {
-                backend: Arc::new(backend),
-                gauge: Arc::default(),
-                report: None,
-                error: None,
-            })
+            .map(|backend| Entry::new(backend, settings.affinity_key.as_ref()))
             .collect();
         Self { settings, entries, rng: fastrand::Rng::with_seed(seed) }
     }
 
-    /// Takes a slot on the backend with the smallest estimate that is not in `tried`; ties fall at
-    /// random.
+    /// Takes a slot on the preferred backend if it is not in `tried` and has room, else on the one
+    /// with the smallest estimate of which the same is true; ties fall at random.
     ///
     /// # Errors
     /// [`NoBackend`] when there is none.
-    pub fn pick(&mut self, tried: &[Arc<Backend>], now: Instant) -> Result<Lease, NoBackend> {
+    pub fn pick(
+        &mut self,
+        tried: &[Arc<Backend>],
+        preference: Preference,
+        now: Instant,
+    ) -> Result<Lease, NoBackend> {
         if self.is_full() {
             return Err(NoBackend::ServiceFull);
         }
         let mut none = if self.entries.is_empty() { NoBackend::Empty } else { NoBackend::AllTried };
+        let mut preferred: Option<(u64, &Entry)> = None;
         let mut best: Option<(u64, &Entry)> = None;
         let mut ties = 0;
         for entry in self.entries.iter().filter(|entry| !tried.contains(&entry.backend)) {
@@ -166,6 +174,11 @@ impl Pool {
             if exceeds(estimate, self.settings.max_sessions_per_pod) {
                 none = NoBackend::AllFull;
                 continue;
+            }
+            if let Some(liking) = entry.liked_by(preference)
+                && preferred.is_none_or(|(most, _)| liking > most)
+            {
+                preferred = Some((liking, entry));
             }
             let smallest = best.map_or(u64::MAX, |(smallest, _)| smallest);
             if best.is_none() || estimate < smallest {
@@ -179,7 +192,7 @@ impl Pool {
                 }
             }
         }
-        let (_, entry) = best.ok_or(none)?;
+        let (_, entry) = preferred.or(best).ok_or(none)?;
         Ok(Lease::new(entry.backend.clone(), entry.gauge.clone()))
     }
 
@@ -263,6 +276,26 @@ fn exceeds(count: u64, limit: Option<NonZeroU32>) -> bool {
 }
 
 impl Entry {
+    fn new(backend: Backend, key: Option<&affinity::Key>) -> Self {
+        Self {
+            tag: key.map(|key| key.tag(&backend.service, &backend.address)),
+            hash: affinity::hash(backend.address.as_bytes()),
+            backend: Arc::new(backend),
+            gauge: Arc::default(),
+            report: None,
+            error: None,
+        }
+    }
+
+    /// How much a client with `preference` wants this one rather than others, if it does.
+    fn liked_by(&self, preference: Preference) -> Option<u64> {
+        match preference {
+            Preference::None => None,
+            Preference::Tag(tag) => (self.tag == Some(tag)).then_some(0),
+            Preference::Hash(client) => Some(affinity::score(client, self.hash)),
+        }
+    }
+
     fn state(&self, settings: &PoolSettings, now: Instant) -> State {
         match &self.report {
             None => State::Unknown,
@@ -291,12 +324,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::domain::lease::Transport;
 
     const SETTINGS: PoolSettings = PoolSettings {
         replicas: 1,
         stale_after: Duration::from_secs(30),
         max_sessions: None,
         max_sessions_per_pod: None,
+        affinity_key: None,
     };
 
     fn pool(size: usize) -> Pool {
@@ -304,6 +339,7 @@ mod tests {
             service: "default".into(),
             url: format!("http://pod-{index}:3001"),
             address: format!("pod-{index}:3001"),
+            transport: Transport::Tcp,
         });
         Pool::new(backends, SETTINGS, 7)
     }
@@ -324,7 +360,7 @@ mod tests {
     }
 
     fn open(pool: &mut Pool, now: Instant) -> Lease {
-        let mut lease = pool.pick(&[], now).expect("a backend");
+        let mut lease = pool.pick(&[], Preference::None, now).expect("a backend");
         lease.establish();
         lease
     }
@@ -341,7 +377,10 @@ mod tests {
         let now = Instant::now();
         let mut pool = pool(3);
         poll_all(&mut pool, now, |index| report([5, 2, 9][index]));
-        assert_eq!(pool.pick(&[], now).unwrap().backend().url, "http://pod-1:3001");
+        assert_eq!(
+            pool.pick(&[], Preference::None, now).unwrap().backend().url,
+            "http://pod-1:3001"
+        );
     }
 
     #[test]
@@ -358,7 +397,9 @@ mod tests {
         let mut pool = pool(5);
         let mut chosen = HashMap::new();
         for _ in 0..500 {
-            *chosen.entry(pool.pick(&[], now).unwrap().backend().url.clone()).or_insert(0) += 1;
+            *chosen
+                .entry(pool.pick(&[], Preference::None, now).unwrap().backend().url.clone())
+                .or_insert(0) += 1;
         }
         assert_eq!(chosen.len(), 5);
         assert!(chosen.values().all(|count| (60..140).contains(count)), "{chosen:?}");
@@ -368,12 +409,49 @@ mod tests {
     fn tried_backends_are_not_given_again() {
         let now = Instant::now();
         let mut pool = pool(2);
-        let first = pool.pick(&[], now).unwrap();
-        let second = pool.pick(&[first.backend().clone()], now).unwrap();
+        let first = pool.pick(&[], Preference::None, now).unwrap();
+        let second = pool.pick(&[first.backend().clone()], Preference::None, now).unwrap();
         assert_ne!(first.backend(), second.backend());
         let tried = [first.backend().clone(), second.backend().clone()];
-        assert_eq!(pool.pick(&tried, now).unwrap_err(), NoBackend::AllTried);
-        assert_eq!(Pool::new([], SETTINGS, 1).pick(&[], now).unwrap_err(), NoBackend::Empty);
+        assert_eq!(pool.pick(&tried, Preference::None, now).unwrap_err(), NoBackend::AllTried);
+        assert_eq!(
+            Pool::new([], SETTINGS, 1).pick(&[], Preference::None, now).unwrap_err(),
+            NoBackend::Empty
+        );
+    }
+
+    #[test]
+    fn a_preferred_backend_is_given_while_it_has_room_and_has_not_failed() {
+        let now = Instant::now();
+        let mut pool = pool(3);
+        let key = affinity::Key::random();
+        let settings = PoolSettings {
+            affinity_key: Some(key.clone()),
+            max_sessions_per_pod: NonZeroU32::new(9),
+            ..SETTINGS
+        };
+        let backends: Vec<Backend> =
+            pool.entries.drain(..).map(|entry| (*entry.backend).clone()).collect();
+        let wanted = backends[1].clone();
+        let mut pool = Pool::new(backends, settings, 7);
+        poll_all(&mut pool, now, |index| report([0, 6, 0][index]));
+
+        let hash = (0..).map(Preference::Hash).find(|hash| {
+            *pool.pick(&[], *hash, now).expect("a backend").backend().as_ref() == wanted
+        });
+        for preference in
+            [Preference::Tag(key.tag("default", &wanted.address)), hash.expect("one of many")]
+        {
+            let mut pick = |tried: &[Arc<Backend>]| pool.pick(tried, preference, now).unwrap();
+            let first = pick(&[]);
+            assert_eq!(**first.backend(), wanted);
+            assert_ne!(**pick(&[first.backend().clone()]).backend(), wanted, "it has failed");
+            let held = [pick(&[]), pick(&[])];
+            assert!(held.iter().all(|lease| **lease.backend() == wanted));
+            assert_ne!(**pick(&[]).backend(), wanted, "it is full");
+        }
+        let stranger = Preference::Tag(affinity::Key::random().tag("default", &wanted.address));
+        assert_ne!(**pool.pick(&[], stranger, now).unwrap().backend(), wanted);
     }
 
     #[test]
@@ -384,9 +462,9 @@ mod tests {
         poll_all(&mut pool, now, |index| report([0, 2][index]));
         let leases: Vec<Lease> = (0..4).map(|_| open(&mut pool, now)).collect();
         assert_eq!(counts(&leases)["http://pod-0:3001"], 3);
-        assert_eq!(pool.pick(&[], now).unwrap_err(), NoBackend::AllFull);
+        assert_eq!(pool.pick(&[], Preference::None, now).unwrap_err(), NoBackend::AllFull);
         drop(leases);
-        assert!(pool.pick(&[], now).is_ok());
+        assert!(pool.pick(&[], Preference::None, now).is_ok());
     }
 
     #[test]
@@ -395,10 +473,10 @@ mod tests {
         let mut pool = pool(3);
         pool.settings.max_sessions = NonZeroU32::new(4);
         let mut leases: Vec<Lease> = (0..3).map(|_| open(&mut pool, now)).collect();
-        leases.push(pool.pick(&[], now).expect("one handshake more"));
-        assert_eq!(pool.pick(&[], now).unwrap_err(), NoBackend::ServiceFull);
+        leases.push(pool.pick(&[], Preference::None, now).expect("one handshake more"));
+        assert_eq!(pool.pick(&[], Preference::None, now).unwrap_err(), NoBackend::ServiceFull);
         leases.pop();
-        assert!(pool.pick(&[], now).is_ok());
+        assert!(pool.pick(&[], Preference::None, now).is_ok());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A client whose request head has been read, before it is known what becomes of it.
 
-use std::{io, net::IpAddr, time::Duration};
+use std::{io, time::Duration};
 
 use actix_codec::{Framed, FramedParts};
 use actix_http::{
@@ -15,8 +15,11 @@ use tokio::{
     time::timeout,
 };
 
-use super::{dial::Body, refusal::Refusal, rewind::Rewind};
-use crate::relay::Peer;
+use super::{dial::Body, forward::Hop, refusal::Refusal};
+use crate::{
+    net::{Stream, rewind::Rewind},
+    relay::Peer,
+};
 
 /// How long a refused client may take to read its answer and hang up.
 const LINGER: Duration = Duration::from_secs(1);
@@ -26,12 +29,12 @@ const MAX_EARLY: usize = 64 * 1024;
 
 /// The client's side of a handshake.
 pub struct Client {
-    io: Rewind,
+    io: Rewind<Stream>,
     codec: Codec,
     /// What it has sent behind its request.
     early: BytesMut,
-    /// The address at the other end of the socket.
-    pub peer: IpAddr,
+    /// Where it came from.
+    pub hop: Hop,
 }
 
 impl Client {
@@ -39,10 +42,10 @@ impl Client {
     ///
     /// # Errors
     /// It is gone.
-    pub async fn new(mut framed: Framed<Rewind, Codec>, peer: IpAddr) -> io::Result<Self> {
+    pub async fn new(mut framed: Framed<Rewind<Stream>, Codec>, hop: Hop) -> io::Result<Self> {
         flush(&mut framed).await?;
         let FramedParts { io, codec, read_buf, .. } = framed.into_parts();
-        Ok(Self { io, codec, early: read_buf, peer })
+        Ok(Self { io, codec, early: read_buf, hop })
     }
 
     /// Resolves when the client closes its connection; until then what it sends is kept.
@@ -122,17 +125,17 @@ impl Client {
         hang_up(framed).await
     }
 
-    fn into_framed(self) -> Framed<Rewind, Codec> {
+    fn into_framed(self) -> Framed<Rewind<Stream>, Codec> {
         Framed::from_parts(FramedParts::with_read_buf(self.io, self.codec, self.early))
     }
 }
 
-async fn flush(framed: &mut Framed<Rewind, Codec>) -> io::Result<()> {
+async fn flush(framed: &mut Framed<Rewind<Stream>, Codec>) -> io::Result<()> {
     SinkExt::<Message<(Response<()>, BodySize)>>::flush(framed).await
 }
 
 /// Closes so that the answer arrives: a reset for unread bytes would overtake it (RFC 9112 §9.6).
-async fn hang_up(framed: Framed<Rewind, Codec>) -> io::Result<()> {
+async fn hang_up(framed: Framed<Rewind<Stream>, Codec>) -> io::Result<()> {
     let mut io = framed.into_parts().io;
     io.shutdown().await?;
     let mut unread = [0; 1024];

@@ -1,23 +1,21 @@
-//! Reaches pods through awc's connector, and shakes hands with them.
+//! Shakes hands with pods.
 //!
-//! The connector is used directly because `awc::Client::ws()` throws away every answer that is
+//! awc's connector is used directly because `awc::Client::ws()` throws away every answer that is
 //! not a 101, and because the tunnel wants the bare socket.
 
-use std::{net::SocketAddr, rc::Rc, time::Duration};
+use std::time::Duration;
 
 use actix_codec::{Framed, FramedParts};
 use actix_http::{
-    RequestHead, ResponseHead, StatusCode, Uri,
+    RequestHead, ResponseHead, StatusCode,
     body::BodySize,
     h1::{ClientCodec, ClientPayloadCodec, Message, MessageType},
     header,
 };
-use actix_service::{Service as _, ServiceExt as _};
-use awc::{Connect, Connector, error::PayloadError};
+use awc::error::PayloadError;
 use bytes::{Bytes, BytesMut};
 use futures_util::{
-    FutureExt as _, SinkExt as _, Stream, StreamExt as _,
-    future::LocalBoxFuture,
+    SinkExt as _, Stream, StreamExt as _,
     stream::{self, LocalBoxStream},
 };
 use thiserror::Error;
@@ -25,6 +23,7 @@ use tokio::{io::AsyncReadExt as _, time::timeout};
 
 use crate::{
     domain::lease::Backend,
+    net::connect::{ConnectError, ConnectSettings, Connector},
     relay::{Io, Peer},
 };
 
@@ -42,12 +41,9 @@ pub enum Answer {
 /// Why a pod gave no answer.
 #[derive(Debug, Error)]
 pub enum DialError {
-    /// No TCP connection.
-    #[error("cannot be reached: {0}")]
-    Connect(String),
-    /// No TCP connection in time.
-    #[error("cannot be reached within {0:?}")]
-    ConnectTimeout(Duration),
+    /// No connection.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
     /// Connected, but no whole answer head, or one that breaks the protocol.
     #[error("broke off: {0}")]
     Broken(String),
@@ -59,7 +55,7 @@ pub enum DialError {
 impl DialError {
     /// Too slow, rather than wrong.
     pub fn timed_out(&self) -> bool {
-        matches!(self, Self::ConnectTimeout(_) | Self::HeadTimeout(_))
+        matches!(self, Self::Connect(ConnectError::TimedOut(_)) | Self::HeadTimeout(_))
     }
 
     fn broken(error: impl std::fmt::Display) -> Self {
@@ -67,66 +63,25 @@ impl DialError {
     }
 }
 
-/// How long each step towards a pod may take.
-#[derive(Clone, Copy, Debug)]
-pub struct DialTimeouts {
-    /// TCP connect, name look-up included.
-    pub connect: Duration,
-    /// From the request to the answer's head.
-    pub head: Duration,
-}
-
-type Connecting = LocalBoxFuture<'static, Result<Box<dyn Io>, awc::error::ConnectError>>;
-
-/// Opens connections to pods; one per worker thread.
+/// Opens connections to the pods of one service and shakes hands; one per worker thread.
 pub struct Dialer {
-    /// A closure, because awc's connector has no type that can be named.
-    connect: Box<dyn Fn(Connect) -> Connecting>,
-    timeouts: DialTimeouts,
+    connector: Connector,
+    /// From a request that has been sent to the head of its answer.
+    pub head_timeout: Duration,
 }
 
 impl Dialer {
     /// A dialer for the current thread.
-    pub fn new(timeouts: DialTimeouts) -> Self {
-        let tcp = actix_tls::connect::Connector::default().service().map(
-            |connection: actix_tls::connect::Connection<Uri, _>| {
-                // Small frames must not wait for the acknowledgement of earlier ones.
-                let _ = tokio::net::TcpStream::set_nodelay(connection.io_ref(), true);
-                connection
-            },
-        );
-        // No limit: a tunnel keeps its permit for hours, and capacity is the pool's to judge.
-        let connector =
-            Rc::new(Connector::new().connector(tcp).timeout(timeouts.connect).limit(0).finish());
-        let connect = Box::new(move |connect| {
-            let connector = connector.clone();
-            async move { Ok(Box::new(connector.call(connect).await?) as Box<dyn Io>) }.boxed_local()
-        });
-        Self { connect, timeouts }
+    pub fn new(settings: ConnectSettings, head_timeout: Duration) -> Self {
+        Self { connector: Connector::new(settings), head_timeout }
     }
 
-    /// From a request that has been sent to the head of its answer.
-    pub fn head_timeout(&self) -> Duration {
-        self.timeouts.head
-    }
-
-    /// A TCP connection to `backend`.
+    /// A connection to `backend`.
     ///
     /// # Errors
-    /// [`DialError::Connect`] or [`DialError::ConnectTimeout`].
+    /// [`DialError::Connect`]
     pub async fn connect(&self, backend: &Backend) -> Result<Box<dyn Io>, DialError> {
-        let uri = format!("http://{}", backend.address)
-            .parse::<Uri>()
-            .map_err(|error| DialError::Connect(error.to_string()))?;
-        // A literal address saves the look-up, which would block a thread.
-        let addr = backend.address.parse::<SocketAddr>().ok();
-        let too_late = DialError::ConnectTimeout(self.timeouts.connect);
-        // awc's own time-out covers neither its permit nor the whole of the look-up.
-        match timeout(self.timeouts.connect, (self.connect)(Connect { uri, addr })).await {
-            Ok(Ok(io)) => Ok(io),
-            Ok(Err(awc::error::ConnectError::Timeout)) | Err(_) => Err(too_late),
-            Ok(Err(error)) => Err(DialError::Connect(error.to_string())),
-        }
+        Ok(self.connector.connect(backend).await?)
     }
 
     /// Sends a handshake's `head` to `backend` and waits for the head of the answer.
@@ -148,13 +103,13 @@ impl Dialer {
                 // Interim answers (RFC 9110 §15.2) are not the answer.
                 if !head.status.is_informational() || head.status == StatusCode::SWITCHING_PROTOCOLS
                 {
-                    return Ok(head);
+                    return Ok::<_, DialError>(head);
                 }
             }
         };
-        let head = timeout(self.timeouts.head, exchange)
+        let head = timeout(self.head_timeout, exchange)
             .await
-            .map_err(|_| DialError::HeadTimeout(self.timeouts.head))??;
+            .map_err(|_| DialError::HeadTimeout(self.head_timeout))??;
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             let parts = pod.into_parts();
             return Ok(Answer::Switched(head, Peer::new(parts.io, parts.read_buf)));

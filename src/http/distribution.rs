@@ -117,7 +117,7 @@ mod tests {
 
     use super::*;
     use crate::domain::{
-        lease::{Backend, Load},
+        lease::{Backend, Load, Transport},
         report::{Report, ReportError},
     };
 
@@ -131,6 +131,7 @@ mod tests {
                 service: "default".into(),
                 url: url.into(),
                 address: address.into(),
+                transport: Transport::Tcp,
             }),
             state: State::Up,
             report: None,

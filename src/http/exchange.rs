@@ -21,11 +21,9 @@ use super::{
     bodies::{Download, Gate, Upload},
     convert::to_hyper,
     dial::{DialError, Dialer},
-    forward::{Forwarded, Forwarding},
-    handshake::Worker,
     refusal::Refusal,
-    request,
     reuse::Idle,
+    routing::Routed,
 };
 use crate::{actors::session::Slot, domain::lease::Backend, relay::Io};
 
@@ -51,22 +49,20 @@ pub async fn connect(dialer: &Dialer, backend: &Backend) -> Result<SendRequest<U
 /// A target that cannot be written down.
 pub fn head(
     request: &RequestHead,
-    forwarded: &Forwarded,
-    forwarding: &Forwarding,
+    routed: &Routed<'_>,
     backend: &Backend,
     length: Option<u64>,
 ) -> Result<hyper::http::request::Parts, Refusal> {
     let mut head = hyper::Request::builder()
         .method(request.method.as_str())
-        .uri(request::origin_form(&request.uri))
+        .uri(routed.target.as_str())
         .body(())
         .map_err(|_| Refusal::Target(request.uri.to_string()))?
         .into_parts()
         .0;
-    let fields = forwarded.headers(forwarding, &backend.address);
-    head.headers = to_hyper(&fields);
+    head.headers = to_hyper(&routed.headers(backend));
     if !head.headers.contains_key(hyper::header::HOST)
-        && let Ok(host) = backend.address.parse()
+        && let Ok(host) = backend.host().parse()
     {
         head.headers.insert(hyper::header::HOST, host);
     }
@@ -114,7 +110,7 @@ pub struct Failure {
 impl Exchange {
     /// Sends `request` over `sender`.
     pub fn begin(
-        worker: &Worker,
+        routed: &Routed<'_>,
         mut sender: SendRequest<Upload>,
         slot: Slot,
         mut request: hyper::Request<Upload>,
@@ -132,8 +128,8 @@ impl Exchange {
             });
         }
         let response = sender.try_send_request(request).boxed_local();
-        let head_timeout = worker.dialer.head_timeout();
-        let reuse = worker.traffic.settings.reuse_connections.then(|| worker.idle.clone());
+        let head_timeout = routed.outlet.dialer.head_timeout;
+        let reuse = routed.service.reuse_connections.then(|| routed.outlet.idle.clone());
         Self { response, sender, slot, uploaded, head_timeout, reuse }
     }
 

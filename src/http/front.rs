@@ -16,18 +16,18 @@ use actix_http::{
 use bytes::BytesMut;
 use tokio::{
     io::AsyncReadExt as _,
-    net::TcpStream,
     time::{Instant, timeout_at},
 };
 
 use super::{
     client::Client,
+    forward::Hop,
     handshake::{self, Worker},
     headers::has_token,
     plain,
     refusal::Refusal,
-    rewind::Rewind,
 };
+use crate::net::{Stream, rewind::Rewind};
 
 /// First bytes asked for; most heads are smaller.
 const FIRST_READ: usize = 2048;
@@ -78,36 +78,34 @@ enum First {
     Refused(Refusal),
 }
 
-/// Serves one connection.
+/// Serves one connection from its first byte of HTTP on.
 ///
 /// # Errors
 /// The client vanished before it had its answer.
-pub async fn serve(worker: Rc<Worker>, mut io: TcpStream) -> io::Result<()> {
-    // A client of IPv4 on a listener of both is still one of IPv4.
-    let peer = io.peer_addr()?.ip().to_canonical();
+pub async fn serve(worker: Rc<Worker>, mut io: Stream, hop: Hop) -> io::Result<()> {
     let limits = worker.traffic.settings.head;
     match read_first(&mut io, &limits).await? {
         First::Handshake(request, codec, rest) => {
             let io = Rewind::new(BytesMut::new(), io);
             let framed = Framed::from_parts(FramedParts::with_read_buf(io, codec, rest));
-            let client = Client::new(framed, peer).await?;
+            let client = Client::new(framed, hop).await?;
             handshake::serve(&worker, request.head(), client).await
         }
         First::Plain(read) => {
-            plain::serve(worker, Rewind::new(read, io), peer).await;
+            plain::serve(worker, Rewind::new(read, io), hop).await;
             Ok(())
         }
         First::Nothing => Ok(()),
         First::Refused(refusal) => {
-            worker.traffic.refused(&refusal, peer);
+            worker.traffic.refused(&refusal, hop.address);
             let io = Rewind::new(BytesMut::new(), io);
             let framed = Framed::new(io, Codec::new(ServiceConfig::default()));
-            Client::new(framed, peer).await?.refuse(&refusal).await
+            Client::new(framed, hop).await?.refuse(&refusal).await
         }
     }
 }
 
-async fn read_first(io: &mut TcpStream, limits: &HeadLimits) -> io::Result<First> {
+async fn read_first(io: &mut Stream, limits: &HeadLimits) -> io::Result<First> {
     let deadline = Instant::now() + limits.timeout;
     let mut read = BytesMut::with_capacity(FIRST_READ);
     loop {

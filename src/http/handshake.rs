@@ -12,12 +12,13 @@ use tokio::time::timeout;
 
 use super::{
     client::Client,
-    dial::{Answer, Body, DialError, Dialer},
-    forward::{Forwarded, x_request_id},
-    headers::{end_to_end, has_token, keep_upgrade_required, shown, tokens},
+    dial::{Answer, Body, DialError},
+    forward::Hop,
+    headers::{has_token, shown, tokens},
     refusal::Refusal,
     request,
-    reuse::Idle,
+    routing::Routed,
+    service::Outlet,
     traffic::Traffic,
     tries::Tries,
 };
@@ -34,10 +35,8 @@ use crate::{
 pub struct Worker {
     /// What all workers share.
     pub traffic: Traffic,
-    /// This thread's way to the pods.
-    pub dialer: Dialer,
-    /// This thread's idle connections to the pods.
-    pub idle: Idle,
+    /// This thread's ways to the pods, by service.
+    pub outlets: Vec<Outlet>,
 }
 
 /// Takes a client over after its request head and either starts its session or refuses it.
@@ -48,28 +47,28 @@ pub struct Worker {
 /// The client vanished before it had its answer.
 pub async fn serve(worker: &Worker, request: &RequestHead, mut client: Client) -> io::Result<()> {
     let traffic = &worker.traffic;
-    let forwarded = traffic.settings.forwarding.apply(request, client.peer);
+    let hop = client.hop;
+    let address = traffic.settings.forwarding.client(&request.headers, hop.address);
     let opened = tokio::select! {
-        opened = open(worker, request, &forwarded) => opened,
+        opened = open(worker, request, hop) => opened,
         () = client.left() => {
-            log::debug!("{} left during its handshake", forwarded.client);
+            log::debug!("{address} left during its handshake");
             return Ok(());
         }
     };
     match opened {
-        Ok(Opened::Tunnel { head, pod, slot }) => {
-            let client = client.switch(switching(&head, &forwarded.request_id)).await?;
-            Established { client, pod, slot }.start(worker, forwarded.client);
+        Ok(Opened::Tunnel { answer, pod, slot }) => {
+            let client = client.switch(answer).await?;
+            Established { client, pod, slot }.start(worker, address);
             Ok(())
         }
-        Ok(Opened::Rejection { head, body }) => {
-            let mut response = rejection(&head, &forwarded.request_id);
-            let length = response.headers_mut().remove(header::CONTENT_LENGTH).next();
+        Ok(Opened::Rejection { mut answer, body }) => {
+            let length = answer.headers_mut().remove(header::CONTENT_LENGTH).next();
             let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
-            client.answer(response, length.map_or(BodySize::Stream, BodySize::Sized), body).await
+            client.answer(answer, length.map_or(BodySize::Stream, BodySize::Sized), body).await
         }
         Err(refusal) => {
-            traffic.refused(&refusal, forwarded.client);
+            traffic.refused(&refusal, address);
             client.refuse(&refusal).await
         }
     }
@@ -144,8 +143,8 @@ fn is_nonce(key: &str) -> bool {
 pub enum Opened {
     /// One said 101.
     Tunnel {
-        /// The pod's answer.
-        head: ResponseHead,
+        /// The pod's answer, as the client gets it.
+        answer: Response<()>,
         /// Its end of the tunnel.
         pod: Peer,
         /// What the session occupies.
@@ -153,47 +152,43 @@ pub enum Opened {
     },
     /// One said something else, which is the client's to hear.
     Rejection {
-        /// The pod's answer.
-        head: ResponseHead,
+        /// The pod's answer, as the client gets it.
+        answer: Response<()>,
         /// The rest of it.
         body: Body,
     },
 }
 
-/// Checks the handshake, lets the client in, and finds it a pod.
+/// Checks the handshake, finds its service, lets the client in, and finds it a pod.
 ///
 /// # Errors
 /// Why there is no tunnel, where no pod has its own words for it.
-pub async fn open(
-    worker: &Worker,
-    request: &RequestHead,
-    forwarded: &Forwarded,
-) -> Result<Opened, Refusal> {
+pub async fn open(worker: &Worker, request: &RequestHead, hop: Hop) -> Result<Opened, Refusal> {
     check(request)?;
-    let Traffic { health, admission, settings, .. } = &worker.traffic;
+    let Traffic { health, admission, .. } = &worker.traffic;
     if health.is_draining() {
         return Err(Refusal::ShuttingDown);
     }
-    let ticket = admission.admit(forwarded.client)?;
+    let routed = Routed::new(worker, request, hop)?;
+    let service = routed.service;
+    service.check_origin(&request.headers)?;
+    let ticket = admission.admit(routed.forwarded.client)?;
     // Waiting in the queue has a time-out of its own.
-    let deadline = settings.handshake_timeout + worker.traffic.queue.timeout();
-    timeout(deadline, try_pods(worker, request, forwarded, ticket))
+    let deadline = service.handshake_timeout + service.queue.timeout();
+    timeout(deadline, try_pods(&routed, request, ticket))
         .await
-        .map_err(|_| Refusal::Deadline(settings.handshake_timeout))?
+        .map_err(|_| Refusal::Deadline(service.handshake_timeout))?
 }
 
-/// Offers the handshake to the least-loaded pod, and to the next when one fails.
+/// Offers the handshake to the best pod, and to the next when one fails.
 async fn try_pods(
-    worker: &Worker,
+    routed: &Routed<'_>,
     request: &RequestHead,
-    forwarded: &Forwarded,
     ticket: Option<Ticket>,
 ) -> Result<Opened, Refusal> {
-    let settings = &worker.traffic.settings;
-    let target: Uri = request::origin_form(&request.uri)
-        .parse()
-        .map_err(|_| Refusal::Target(request.uri.to_string()))?;
-    let mut tries = Tries::new(&worker.traffic, ticket);
+    let target: Uri =
+        routed.target.parse().map_err(|_| Refusal::Target(request.uri.to_string()))?;
+    let mut tries = Tries::new(routed, ticket);
     let mut unavailable = None;
     loop {
         let slot = match tries.next().await {
@@ -204,18 +199,22 @@ async fn try_pods(
         let backend = slot.lease.backend();
         let mut head = RequestHead::default();
         head.uri = target.clone();
-        head.headers = forwarded.headers(&settings.forwarding, &backend.address);
+        head.headers = routed.headers(backend);
         head.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
         head.set_connection_type(ConnectionType::Upgrade);
-        let error = match worker.dialer.shake_hands(backend, head).await {
+        let error = match routed.outlet.dialer.shake_hands(backend, head).await {
             Ok(Answer::Switched(head, pod)) => match accept(request, &head) {
-                Ok(()) => return Ok(Opened::Tunnel { head, pod, slot }),
+                Ok(()) => {
+                    let answer = routed.switching(&head, backend);
+                    return Ok(Opened::Tunnel { answer, pod, slot });
+                }
                 Err(broken) => DialError::Broken(broken),
             },
             Ok(Answer::Other(head, body)) => {
                 let status = head.status.as_u16();
-                let rejection = Opened::Rejection { head, body };
-                if !settings.retry_on.contains(&status) {
+                let answer = routed.answer(&head, backend);
+                let rejection = Opened::Rejection { answer, body };
+                if !routed.service.retry_on.contains(&status) {
                     return Ok(rejection);
                 }
                 unavailable = Some(rejection);
@@ -261,25 +260,6 @@ fn accept(request: &RequestHead, answer: &ResponseHead) -> Result<(), String> {
 /// An extension's name without its parameters.
 fn first_word(token: &str) -> &str {
     token.split(';').next().unwrap_or_default().trim()
-}
-
-/// A pod's 101 as the client gets it.
-pub fn switching(head: &ResponseHead, request_id: &HeaderValue) -> Response<()> {
-    let mut response = rejection(head, request_id);
-    response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    response
-}
-
-/// A pod's answer as the client gets it, without its body.
-pub fn rejection(head: &ResponseHead, request_id: &HeaderValue) -> Response<()> {
-    let mut response = Response::with_body(head.status, ());
-    let mut headers = end_to_end(&head.headers);
-    keep_upgrade_required(head.status, &head.headers, &mut headers);
-    if !headers.contains_key(x_request_id()) {
-        headers.insert(x_request_id(), request_id.clone());
-    }
-    response.head_mut().headers = headers;
-    response
 }
 
 #[cfg(test)]

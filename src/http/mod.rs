@@ -1,7 +1,9 @@
 //! HTTP on both listeners: handshakes and plain requests on the traffic side, metrics and health on
 //! the admin side.
 
+mod accept;
 pub mod admin;
+mod affinity;
 mod bodies;
 mod client;
 mod convert;
@@ -18,6 +20,7 @@ mod queue;
 mod refusal;
 mod request;
 mod reuse;
-mod rewind;
+mod routing;
+mod service;
 pub mod traffic;
 mod tries;

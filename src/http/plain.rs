@@ -5,12 +5,14 @@
 //! and then frames the answer as the next one would want it. Trailers are dropped (RFC 9110
 //! §6.5.1), which is why `TE` is not forwarded.
 
-use std::{convert::Infallible, net::IpAddr, rc::Rc, sync::atomic::Ordering::Relaxed};
-
-use actix_http::{
-    Method, RequestHead, StatusCode,
-    header::{self, HeaderValue},
+use std::{
+    convert::Infallible,
+    net::IpAddr,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
 };
+
+use actix_http::{Method, RequestHead, StatusCode, header};
 use bytes::{Bytes, BytesMut};
 use hyper::{
     body::{Body as _, Incoming},
@@ -24,15 +26,19 @@ use super::{
     bodies::{Download, Outgoing, Upload},
     convert::{from_hyper, request_head, response_head, to_hyper},
     exchange::{self, Exchange, describe},
-    forward::{Forwarded, x_request_id},
+    forward::Hop,
     handshake::{self, Established, Opened, Worker},
-    headers::{end_to_end, has_token, keep_upgrade_required},
+    headers::has_token,
     refusal::Refusal,
     request,
-    rewind::Rewind,
+    routing::Routed,
     tries::Tries,
 };
-use crate::relay::Peer;
+use crate::{
+    domain::lease::Backend,
+    net::{Stream, rewind::Rewind},
+    relay::Peer,
+};
 
 /// Fields that hyper itself takes; what is over the configured limit below that gets our sentence.
 const MAX_FIELDS: usize = 256;
@@ -40,16 +46,16 @@ const MAX_FIELDS: usize = 256;
 type Answer = hyper::Response<Outgoing>;
 
 /// Serves the requests of one connection, one after the other, until it ends or becomes a tunnel.
-pub async fn serve(worker: Rc<Worker>, io: Rewind, peer: IpAddr) {
+pub async fn serve(worker: Rc<Worker>, io: Rewind<Stream>, hop: Hop) {
     let head_timeout = worker.traffic.settings.head.timeout;
     let service = service_fn(move |request| {
         let worker = worker.clone();
         async move {
             let refused = |refusal: Refusal| {
-                worker.traffic.refused(&refusal, peer);
+                worker.traffic.refused(&refusal, hop.address);
                 refusal_answer(&refusal)
             };
-            Ok::<_, Infallible>(answer(&worker, request, peer).await.unwrap_or_else(refused))
+            Ok::<_, Infallible>(answer(&worker, request, hop).await.unwrap_or_else(refused))
         }
     });
     let connection = http1::Builder::new()
@@ -59,14 +65,14 @@ pub async fn serve(worker: Rc<Worker>, io: Rewind, peer: IpAddr) {
         .serve_connection(TokioIo::new(io), service)
         .with_upgrades();
     if let Err(error) = connection.await {
-        log::debug!("the connection of {peer} ended: {}", describe(&error));
+        log::debug!("the connection of {} ended: {}", hop.address, describe(&error));
     }
 }
 
 async fn answer(
     worker: &Rc<Worker>,
     mut incoming: hyper::Request<Incoming>,
-    peer: IpAddr,
+    hop: Hop,
 ) -> Result<Answer, Refusal> {
     let traffic = &worker.traffic;
     let request = request_head(&incoming)?;
@@ -75,81 +81,73 @@ async fn answer(
         return Err(Refusal::Method(request.method.to_string()));
     }
     request::check(&request)?;
-    let forwarded = traffic.settings.forwarding.apply(&request, peer);
     if has_token(&request.headers, header::UPGRADE, "websocket") {
-        let opened = handshake::open(worker, &request, &forwarded).await?;
+        let opened = handshake::open(worker, &request, hop).await?;
         let upgrade = hyper::upgrade::on(&mut incoming);
-        return Ok(switch(worker, opened, forwarded, upgrade));
+        let client = traffic.settings.forwarding.client(&request.headers, hop.address);
+        return Ok(switch(worker, opened, client, upgrade));
     }
     if traffic.health.is_draining() {
         return Err(Refusal::ShuttingDown);
     }
     traffic.counters.requests.fetch_add(1, Relaxed);
-    forward(worker, &request, &forwarded, incoming.into_body()).await
+    let routed = Routed::new(worker, &request, hop)?;
+    forward(&routed, &request, incoming.into_body()).await
 }
 
 /// A handshake that follows a plain request on the same connection.
-fn switch(worker: &Rc<Worker>, opened: Opened, forwarded: Forwarded, upgrade: OnUpgrade) -> Answer {
-    let (head, pod, slot) = match opened {
-        Opened::Rejection { head, body } => {
-            let response = handshake::rejection(&head, &forwarded.request_id);
-            return response_head(response, Outgoing::Rejection(body));
+fn switch(worker: &Rc<Worker>, opened: Opened, address: IpAddr, upgrade: OnUpgrade) -> Answer {
+    let (answer, pod, slot) = match opened {
+        Opened::Rejection { answer, body } => {
+            return response_head(answer, Outgoing::Rejection(body));
         }
-        Opened::Tunnel { head, pod, slot } => (head, pod, slot),
+        Opened::Tunnel { answer, pod, slot } => (answer, pod, slot),
     };
-    let response = handshake::switching(&head, &forwarded.request_id);
-    let mut answer = response_head(response, Outgoing::Text(Bytes::new()));
+    let mut answer = response_head(answer, Outgoing::Text(Bytes::new()));
     let upgrade_field = hyper::header::HeaderValue::from_static("upgrade");
     answer.headers_mut().insert(hyper::header::CONNECTION, upgrade_field);
     let worker = worker.clone();
     actix_rt::spawn(async move {
         let Ok(upgraded) = upgrade.await else { return };
-        let Ok(parts) = upgraded.downcast::<TokioIo<Rewind>>() else { return };
+        let Ok(parts) = upgraded.downcast::<TokioIo<Rewind<Stream>>>() else { return };
         let (io, unread) = parts.io.into_inner().into_parts();
         let mut early = BytesMut::from(parts.read_buf);
         early.unsplit(unread);
-        Established { client: Peer::new(io, early), pod, slot }.start(&worker, forwarded.client);
+        Established { client: Peer::new(io, early), pod, slot }.start(&worker, address);
     });
     answer
 }
 
 /// Sends the request to a pod, and to the next while that does no harm.
 async fn forward(
-    worker: &Worker,
+    routed: &Routed<'_>,
     request: &RequestHead,
-    forwarded: &Forwarded,
     body: Incoming,
 ) -> Result<Answer, Refusal> {
     let expects_continue = has_token(&request.headers, header::EXPECT, "100-continue");
     let repeatable = body.is_end_stream() && request.method.is_idempotent();
     let length = body.size_hint().exact();
     let mut upload = Some(Upload::new(body));
-    let mut tries = Tries::new(&worker.traffic, None);
+    let mut tries = Tries::new(routed, None);
     loop {
         let mut slot = tries.next().await?;
         let backend = slot.lease.backend().clone();
-        let mut reused = worker.idle.take(&backend.address);
+        let mut reused = routed.outlet.idle.take(&backend.address);
         let error = loop {
             let was_reused = reused.is_some();
             let sender = match reused.take() {
                 Some(sender) => sender,
-                None => match exchange::connect(&worker.dialer, &backend).await {
+                None => match exchange::connect(&routed.outlet.dialer, &backend).await {
                     Ok(sender) => sender,
                     Err(error) => break error,
                 },
             };
-            let head = exchange::head(
-                request,
-                forwarded,
-                &worker.traffic.settings.forwarding,
-                &backend,
-                length,
-            )?;
+            let head = exchange::head(request, routed, &backend, length)?;
             let outgoing = hyper::Request::from_parts(head, upload.take().unwrap_or_default());
-            let exchange = Exchange::begin(worker, sender, slot, outgoing, expects_continue);
+            let exchange = Exchange::begin(routed, sender, slot, outgoing, expects_continue);
             let failure = match exchange.answered().await {
                 Ok((response, download)) => {
-                    return Ok(passed_on(response, download, &forwarded.request_id));
+                    return Ok(passed_on(routed, response, download, &backend));
                 }
                 Err(failure) => *failure,
             };
@@ -183,18 +181,13 @@ fn refusal_answer(refusal: &Refusal) -> Answer {
 
 /// A pod's answer as the client gets it.
 fn passed_on(
+    routed: &Routed<'_>,
     response: hyper::http::response::Parts,
     download: Download,
-    request_id: &HeaderValue,
+    backend: &Arc<Backend>,
 ) -> Answer {
-    let received = from_hyper(&response.headers);
-    let mut fields = end_to_end(&received);
-    if let Ok(status) = StatusCode::from_u16(response.status.as_u16()) {
-        keep_upgrade_required(status, &received, &mut fields);
-    }
-    if !fields.contains_key(x_request_id()) {
-        fields.insert(x_request_id(), request_id.clone());
-    }
+    let status = StatusCode::from_u16(response.status.as_u16()).unwrap_or_default();
+    let fields = routed.answer_fields(status, &from_hyper(&response.headers), backend);
     let mut answer = hyper::Response::new(Outgoing::Download(download));
     *answer.status_mut() = response.status;
     *answer.headers_mut() = to_hyper(&fields);

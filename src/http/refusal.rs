@@ -15,16 +15,26 @@ use crate::domain::{admission::LimitReached, pool::NoBackend};
 /// Every handshake that breaks RFC 6455 is counted under one name.
 const BAD_HANDSHAKE: &str = "bad_handshake";
 
+/// A connection from a peer that must send a PROXY protocol header began with something else.
+pub const BAD_PROXY_HEADER: &str = "bad_proxy_header";
+
+/// A connection on which TLS failed.
+pub const BAD_TLS: &str = "bad_tls";
+
 /// The names that refusals are counted under.
-pub const REASONS: [&str; 15] = [
+pub const REASONS: [&str; 19] = [
     BAD_HANDSHAKE,
+    BAD_PROXY_HEADER,
     "bad_request",
+    BAD_TLS,
     "handshake_timed_out",
     "internal",
     "large_head",
     "max_sessions",
     "max_sessions_per_address",
     "no_backend",
+    "no_route",
+    "origin",
     "pod_failed",
     "pod_timed_out",
     "pods_full",
@@ -67,6 +77,15 @@ pub enum Refusal {
     /// Client: a target that is neither a path nor a URL (RFC 9112 §3.2).
     #[error("the request's target must be a path or an absolute URL, not {0:?}")]
     Target(String),
+    /// Client: a path with segments that others may resolve.
+    #[error("the request's path must not have segments of dots: {0:?}")]
+    DotSegments(String),
+    /// Client: nobody's request.
+    #[error("no route leads to {0:?}")]
+    NoRoute(String),
+    /// Client: a page that may not.
+    #[error("pages of the origin {0:?} may not open WebSockets here")]
+    Origin(String),
     /// Client: a head that breaks the syntax (RFC 9112).
     #[error("the request cannot be read: {0}")]
     Malformed(String),
@@ -120,9 +139,13 @@ impl Refusal {
             | Self::Connection(_)
             | Self::Key(_)
             | Self::Body(..) => (StatusCode::BAD_REQUEST, BAD_HANDSHAKE),
-            Self::Host(_) | Self::Target(_) | Self::Malformed(_) | Self::BrokenBody => {
-                (StatusCode::BAD_REQUEST, "bad_request")
-            }
+            Self::Host(_)
+            | Self::Target(_)
+            | Self::DotSegments(_)
+            | Self::Malformed(_)
+            | Self::BrokenBody => (StatusCode::BAD_REQUEST, "bad_request"),
+            Self::NoRoute(_) => (StatusCode::NOT_FOUND, "no_route"),
+            Self::Origin(_) => (StatusCode::FORBIDDEN, "origin"),
             Self::SlowHead(_) => (StatusCode::REQUEST_TIMEOUT, "slow_head"),
             Self::LargeHead(_) => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "large_head"),
             Self::Limit(LimitReached::Sessions) => {
@@ -214,6 +237,8 @@ mod tests {
         for refusal in [
             Refusal::Method(text()),
             Refusal::Host(text()),
+            Refusal::NoRoute(text()),
+            Refusal::Origin(text()),
             Refusal::SlowHead(Duration::ZERO),
             Refusal::LargeHead(text()),
             Refusal::Limit(LimitReached::Sessions),
@@ -231,5 +256,6 @@ mod tests {
             assert!(REASONS.contains(&refusal.reason()), "{refusal:?}");
         }
         assert!(REASONS.is_sorted());
+        assert!(REASONS.contains(&BAD_PROXY_HEADER) && REASONS.contains(&BAD_TLS));
     }
 }

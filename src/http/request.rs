@@ -6,6 +6,7 @@ use actix_http::{
 };
 
 use super::{headers::shown, refusal::Refusal};
+use crate::domain::route::Rewrite;
 
 /// Target and `Host` (RFC 9112 §3.2). What is ambiguous here is refused, because two servers in a
 /// row that read it in two ways are how requests get smuggled.
@@ -48,11 +49,30 @@ fn is_host(text: &str) -> bool {
 }
 
 /// The target in origin form, as pods get it (RFC 9112 §3.2.1).
-pub fn origin_form(uri: &Uri) -> String {
+pub fn target(uri: &Uri, rewrite: &Rewrite) -> String {
+    let path = rewrite.apply(uri.path());
     match uri.query() {
-        Some(query) => format!("{}?{query}", uri.path()),
-        None => uri.path().to_owned(),
+        Some(query) => format!("{path}?{query}"),
+        None => path.into_owned(),
     }
+}
+
+/// Where routes decide, a path may not mean another one to those who resolve its dots
+/// (RFC 3986 §5.2.4): browsers never send such.
+///
+/// # Errors
+/// [`Refusal::DotSegments`]
+pub fn check_dot_segments(path: &str) -> Result<(), Refusal> {
+    let is_dots = |segment: &str| {
+        let plain = segment.replace("%2e", ".").replace("%2E", ".");
+        plain == "." || plain == ".."
+    };
+    // Most segments are no longer than the longest way to write two dots, or have other letters.
+    let suspicious = |segment: &&str| segment.len() <= 6 && segment.starts_with(['.', '%']);
+    if path.split(['/', '\\']).filter(suspicious).any(is_dots) {
+        return Err(Refusal::DotSegments(path.to_owned()));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -81,7 +101,26 @@ mod tests {
             ("http://a.example/p?", "/p?"),
             ("*", "*"),
         ] {
-            assert_eq!(origin_form(&target.parse().unwrap()), origin, "{target}");
+            let uri = target.parse().unwrap();
+            assert_eq!(super::target(&uri, &Rewrite::Keep), origin, "{target}");
+        }
+    }
+
+    #[test]
+    fn rewriting_keeps_the_query() {
+        let uri = "/ws/a%20b?x=%2F&y=/ws".parse().unwrap();
+        let strip = Rewrite::Strip("/ws".to_owned());
+        assert_eq!(target(&uri, &strip), "/a%20b?x=%2F&y=/ws");
+        assert_eq!(target(&uri, &Rewrite::Replace("/".to_owned())), "/?x=%2F&y=/ws");
+    }
+
+    #[test]
+    fn dot_segments_are_found_however_they_are_written() {
+        for wrong in ["/..", "/a/../b", "/a/./b", "/%2e%2E/a", "/.%2e", "/a/%2e", "/a\\..\\b"] {
+            assert!(check_dot_segments(wrong).is_err(), "{wrong}");
+        }
+        for right in ["/", "/a..", "/...", "/.well-known/x", "/a.b/c", "/%2ea", "/a//b", "*"] {
+            assert!(check_dot_segments(right).is_ok(), "{right}");
         }
     }
 

@@ -1,25 +1,29 @@
 //! The service behind the traffic listener, the same in production and in tests.
 
-use std::{convert::Infallible, future::ready, net::IpAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{convert::Infallible, fmt, future::ready, net::IpAddr, rc::Rc, sync::Arc};
 
 use actix::Addr;
 use actix_service::{ServiceFactory, fn_factory, fn_service};
-use tokio::net::TcpStream;
+use ipnet::IpNet;
+use tokio_rustls::TlsAcceptor;
 
 use super::{
-    dial::{DialTimeouts, Dialer},
+    accept::{self, Accepted},
+    affinity::{FOLLOWED, INVALID, REPLACED},
     forward::Forwarding,
-    front::{self, HeadLimits},
+    front::HeadLimits,
     handshake::Worker,
     health::Health,
-    queue::Queue,
     refusal::{REASONS, Refusal},
-    reuse::Idle,
+    service::{Outlet, Service},
 };
 use crate::{
     actors::{metrics::MetricsActor, registry::RegistryActor},
     config::Config,
-    domain::admission::{Admission, Limits},
+    domain::{
+        admission::{Admission, Limits},
+        route::Router,
+    },
     telemetry::counters::Counters,
 };
 
@@ -35,31 +39,26 @@ pub struct Traffic {
     pub health: Arc<Health>,
     /// How many sessions there may be.
     pub admission: Arc<Admission>,
-    /// Where clients wait for a pod with room.
-    pub queue: Arc<Queue>,
+    /// Which requests are whose.
+    pub router: Arc<Router>,
+    /// The services, by the index that routes have.
+    pub services: Arc<[Service]>,
     /// What is counted.
     pub counters: Arc<Counters>,
-    /// How handshakes and requests go.
+    /// What holds for every connection.
     pub settings: Arc<Settings>,
 }
 
-/// How handshakes and requests go.
-#[derive(Clone, Debug)]
+/// What holds for every connection, whosever its requests are.
 pub struct Settings {
     /// Limits of a request's head.
     pub head: HeadLimits,
-    /// How requests change on their way.
+    /// Who is believed about clients.
     pub forwarding: Forwarding,
-    /// Further pods tried for one connection.
-    pub retries: usize,
-    /// Answers to a handshake that lead to the next pod.
-    pub retry_on: Vec<u16>,
-    /// For the whole handshake.
-    pub handshake_timeout: Duration,
-    /// For each step towards a pod.
-    pub dial: DialTimeouts,
-    /// Whether connections for plain requests are kept.
-    pub reuse_connections: bool,
+    /// Who begins connections with a PROXY protocol header.
+    pub proxy_protocol: Vec<IpNet>,
+    /// Where clients speak TLS.
+    pub tls: Option<TlsAcceptor>,
 }
 
 impl Traffic {
@@ -69,39 +68,38 @@ impl Traffic {
         metrics: Addr<MetricsActor>,
         registry: Arc<Addr<RegistryActor>>,
     ) -> Self {
-        let (server, balancer) = (&config.server, &config.balancer);
+        let server = &config.server;
         let settings = Settings {
             head: HeadLimits {
                 timeout: server.request_timeout,
                 fields: server.max_headers,
                 bytes: server.max_header_bytes,
             },
-            forwarding: Forwarding {
-                trusted_proxies: server.trusted_proxies.clone(),
-                pass_host_header: balancer.pass_host_header,
-                add: balancer.add_headers.clone(),
-                set: balancer.set_headers.clone(),
-                remove: balancer.remove_headers.clone(),
-            },
-            retries: balancer.retries,
-            retry_on: balancer.retry_on.clone(),
-            handshake_timeout: balancer.handshake_timeout,
-            dial: DialTimeouts { connect: balancer.connect_timeout, head: balancer.read_timeout },
-            reuse_connections: balancer.reuse_connections,
+            forwarding: Forwarding { trusted_proxies: server.trusted_proxies.clone() },
+            proxy_protocol: server.proxy_protocol.clone(),
+            tls: server.tls.as_ref().map(|tls| tls.acceptor.clone()),
         };
         let limits = Limits {
             sessions: server.max_sessions,
             sessions_per_address: server.max_sessions_per_address,
         };
+        let services = config.services.iter().enumerate();
         Self {
             metrics,
             registry,
             health: Arc::default(),
             admission: Arc::new(Admission::new(limits)),
-            queue: Arc::new(Queue::new(balancer.queue_timeout, balancer.queue_limit)),
-            counters: Arc::new(Counters::new(&REASONS)),
+            router: Arc::new(config.router.clone()),
+            services: services.map(|(index, service)| Service::new(index, service)).collect(),
+            counters: Arc::new(Counters::new(&REASONS, &[FOLLOWED, INVALID, REPLACED])),
             settings: Arc::new(settings),
         }
+    }
+
+    /// Counts and logs a connection that ends before there is anybody to answer.
+    pub fn dropped(&self, reason: &'static str, client: IpAddr, error: &impl fmt::Display) {
+        self.counters.refused(reason);
+        log::info!("{client} {reason}: {error}");
     }
 
     /// Counts and logs a refusal.
@@ -112,20 +110,18 @@ impl Traffic {
 }
 
 /// The service of one worker thread: handshakes become sessions, everything else is passed on.
-pub fn service(
+pub fn service<S: Accepted>(
     traffic: Traffic,
-) -> impl ServiceFactory<TcpStream, Config = (), Response = (), Error = Infallible, InitError = ()>
-{
+) -> impl ServiceFactory<S, Config = (), Response = (), Error = Infallible, InitError = ()> {
     fn_factory(move || {
-        let dialer = Dialer::new(traffic.settings.dial);
-        let worker = Rc::new(Worker { traffic: traffic.clone(), dialer, idle: Idle::default() });
-        ready(Ok::<_, ()>(fn_service(move |io: TcpStream| {
+        let outlets = traffic.services.iter().map(Outlet::new).collect();
+        let worker = Rc::new(Worker { traffic: traffic.clone(), outlets });
+        ready(Ok::<_, ()>(fn_service(move |io: S| {
             let worker = worker.clone();
             async move {
-                let _ = io.set_nodelay(true);
                 // Boxed, because glibc splits what it aligns for a task: tasks of this size leave
                 // holes that cost an idle session 0.9 kB.
-                if let Err(error) = Box::pin(front::serve(worker, io)).await {
+                if let Err(error) = Box::pin(accept::serve(worker, io)).await {
                     log::debug!("a client left before its answer: {error}");
                 }
                 Ok::<_, Infallible>(())

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{dial::DialError, refusal::Refusal, traffic::Traffic};
+use super::{dial::DialError, refusal::Refusal, routing::Routed};
 use crate::{
     actors::{
         metrics::PickBackend,
@@ -17,7 +17,7 @@ use crate::{
 
 /// The pods that a client has been offered to.
 pub struct Tries<'a> {
-    traffic: &'a Traffic,
+    routed: &'a Routed<'a>,
     ticket: Option<Ticket>,
     tried: Vec<Arc<Backend>>,
     last: Option<Refusal>,
@@ -25,8 +25,8 @@ pub struct Tries<'a> {
 
 impl<'a> Tries<'a> {
     /// None yet. `ticket` is the client's place in the balancer.
-    pub fn new(traffic: &'a Traffic, ticket: Option<Ticket>) -> Self {
-        Self { traffic, ticket, tried: Vec::new(), last: None }
+    pub fn new(routed: &'a Routed<'a>, ticket: Option<Ticket>) -> Self {
+        Self { routed, ticket, tried: Vec::new(), last: None }
     }
 
     /// A place on the next best pod.
@@ -34,10 +34,10 @@ impl<'a> Tries<'a> {
     /// # Errors
     /// No pod, no more tries: what the last one did, or why there is none.
     pub async fn next(&mut self) -> Result<Slot, Refusal> {
-        if self.tried.len() > self.traffic.settings.retries {
+        if self.tried.len() > self.routed.service.retries {
             return Err(self.give_up());
         }
-        let queue = &self.traffic.queue;
+        let queue = &self.routed.service.queue;
         let must_wait = self.tried.is_empty() && !queue.is_empty();
         let picked = if must_wait { Err(NoBackend::AllFull) } else { self.pick().await? };
         let lease = match picked {
@@ -55,8 +55,13 @@ impl<'a> Tries<'a> {
     }
 
     async fn pick(&self) -> Result<Result<Lease, NoBackend>, Refusal> {
-        let pick = PickBackend { tried: self.tried.clone() };
-        self.traffic.metrics.send(pick).await.map_err(|_| Refusal::Internal)
+        let Routed { traffic, service, wish, .. } = self.routed;
+        let pick = PickBackend {
+            service: service.index,
+            preference: wish.preference,
+            tried: self.tried.clone(),
+        };
+        traffic.metrics.send(pick).await.map_err(|_| Refusal::Internal)
     }
 
     /// The pod of `slot` did not take the client.

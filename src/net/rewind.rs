@@ -7,31 +7,28 @@ use std::{
 };
 
 use bytes::{Buf as _, BytesMut};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// `prefix`, then what `io` has to say.
 #[derive(Debug)]
-pub struct Rewind {
+pub struct Rewind<S> {
     prefix: BytesMut,
-    io: TcpStream,
+    io: S,
 }
 
-impl Rewind {
+impl<S> Rewind<S> {
     /// A socket that begins with `prefix`.
-    pub fn new(prefix: BytesMut, io: TcpStream) -> Self {
+    pub fn new(prefix: BytesMut, io: S) -> Self {
         Self { prefix, io }
     }
 
     /// The socket, and what of the prefix has not been read.
-    pub fn into_parts(self) -> (TcpStream, BytesMut) {
+    pub fn into_parts(self) -> (S, BytesMut) {
         (self.io, self.prefix)
     }
 }
 
-impl AsyncRead for Rewind {
+impl<S: AsyncRead + Unpin> AsyncRead for Rewind<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -48,7 +45,7 @@ impl AsyncRead for Rewind {
     }
 }
 
-impl AsyncWrite for Rewind {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Rewind<S> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -8,16 +8,23 @@ use std::{
 /// Refused clients, by reason.
 pub const REFUSALS: &str = "wsbalancer_refusals_total";
 
+/// Affinity cookies that clients brought, by what came of them.
+pub const COOKIES: &str = "wsbalancer_affinity_cookies_total";
+
 /// Sessions that were opened.
 pub const SESSIONS: &str = "wsbalancer_sessions_opened_total";
 
 /// Plain requests that were passed on.
 pub const REQUESTS: &str = "wsbalancer_requests_total";
 
+/// Counts by the values that one label may have.
+type Labelled = Vec<(&'static str, AtomicU64)>;
+
 /// The counters of one process.
 #[derive(Debug)]
 pub struct Counters {
-    refusals: Vec<(&'static str, AtomicU64)>,
+    refusals: Labelled,
+    cookies: Labelled,
     /// [`SESSIONS`]
     pub sessions: AtomicU64,
     /// [`REQUESTS`]
@@ -25,10 +32,15 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// Counters at zero; refusals are counted under `reasons` only, so that labels stay few.
-    pub fn new(reasons: &[&'static str]) -> Self {
+    /// Counters at zero; refusals are counted under `reasons` only and cookies under
+    /// `cookie_results`, so that labels stay few.
+    pub fn new(reasons: &[&'static str], cookie_results: &[&'static str]) -> Self {
+        let zeros = |labels: &[&'static str]| {
+            labels.iter().map(|label| (*label, AtomicU64::new(0))).collect()
+        };
         Self {
-            refusals: reasons.iter().map(|reason| (*reason, AtomicU64::new(0))).collect(),
+            refusals: zeros(reasons),
+            cookies: zeros(cookie_results),
             sessions: AtomicU64::new(0),
             requests: AtomicU64::new(0),
         }
@@ -36,21 +48,35 @@ impl Counters {
 
     /// One client more was refused.
     pub fn refused(&self, reason: &str) {
-        if let Some((_, count)) = self.refusals.iter().find(|(known, _)| *known == reason) {
-            count.fetch_add(1, Relaxed);
-        }
+        count(&self.refusals, reason);
+    }
+
+    /// One affinity cookie more had this result.
+    pub fn cookie(&self, result: &str) {
+        count(&self.cookies, result);
     }
 
     /// All of them as text.
     pub fn render(&self) -> String {
-        let mut text = format!("# TYPE {REFUSALS} counter\n");
-        for (reason, count) in &self.refusals {
-            let _ = writeln!(text, "{REFUSALS}{{reason=\"{reason}\"}} {}", count.load(Relaxed));
+        let mut text = String::new();
+        for (name, label, counts) in
+            [(REFUSALS, "reason", &self.refusals), (COOKIES, "result", &self.cookies)]
+        {
+            let _ = writeln!(text, "# TYPE {name} counter");
+            for (value, count) in counts {
+                let _ = writeln!(text, "{name}{{{label}=\"{value}\"}} {}", count.load(Relaxed));
+            }
         }
         for (name, count) in [(SESSIONS, &self.sessions), (REQUESTS, &self.requests)] {
             let _ = writeln!(text, "# TYPE {name} counter\n{name} {}", count.load(Relaxed));
         }
         text
+    }
+}
+
+fn count(counts: &Labelled, label: &str) {
+    if let Some((_, count)) = counts.iter().find(|(known, _)| *known == label) {
+        count.fetch_add(1, Relaxed);
     }
 }
 
@@ -60,13 +86,18 @@ mod tests {
 
     #[test]
     fn counts_show_under_their_reason() {
-        let counters = Counters::new(&["large_head", "slow_head"]);
+        let counters = Counters::new(&["large_head", "slow_head"], &["followed"]);
         counters.refused("slow_head");
         counters.refused("never heard of");
+        counters.cookie("followed");
         counters.sessions.fetch_add(3, Relaxed);
         let text = counters.render();
         assert!(text.contains("wsbalancer_refusals_total{reason=\"slow_head\"} 1\n"), "{text}");
         assert!(text.contains("wsbalancer_refusals_total{reason=\"large_head\"} 0\n"), "{text}");
+        assert!(
+            text.contains("wsbalancer_affinity_cookies_total{result=\"followed\"} 1\n"),
+            "{text}"
+        );
         assert!(text.contains("\nwsbalancer_sessions_opened_total 3\n"), "{text}");
         assert!(!text.contains("never"), "{text}");
     }

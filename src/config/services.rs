@@ -1,0 +1,357 @@
+//! The services: their pods, and how these are watched, chosen and reached.
+
+use std::{num::NonZeroU32, path::PathBuf, sync::Arc, time::Duration};
+
+use actix_http::header::{HeaderName, HeaderValue};
+use tokio_rustls::rustls::pki_types::ServerName;
+
+use super::read::{Reader, SWITCH, field, field_name};
+use crate::{
+    domain::{
+        affinity::Key,
+        lease::{Backend, Transport},
+        origin::OriginPattern,
+    },
+    net::{
+        connect::ConnectSettings,
+        tls::{ClientSettings, ClientTls, FileError, KeyPair},
+    },
+};
+
+/// Name of the service that the `services` list makes.
+const DEFAULT_SERVICE: &str = "default";
+
+/// Characters of a cookie key at least: fewer could be guessed.
+const MIN_KEY_LEN: usize = 16;
+
+/// A named set of pods with one set of rules.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// What routes call it.
+    pub name: String,
+    /// The pods, in the order they were given.
+    pub backends: Vec<Backend>,
+    /// `[balancer]`, with what the service's own table overrides.
+    pub balancer: Balancer,
+}
+
+/// `[balancer]`
+#[derive(Clone, Debug)]
+pub struct Balancer {
+    /// The pods' metric route, unless they have none.
+    pub metric_path: Option<String>,
+    /// Port of that route, unless it is the pod's own.
+    pub metric_port: Option<u16>,
+    /// From a pod's answer to the next poll.
+    pub poll_interval: Duration,
+    /// For a whole poll.
+    pub poll_timeout: Duration,
+    /// Age at which a report is stale, at least three polls.
+    pub stale_after: Duration,
+    /// Replicas that share the pods, at least 1.
+    pub replicas: u32,
+    /// Further pods tried for one connection.
+    pub retries: usize,
+    /// Answers to a handshake that lead to the next pod.
+    pub retry_on: Vec<u16>,
+    /// Sessions of the service.
+    pub max_sessions: Option<NonZeroU32>,
+    /// Connections of one pod, by its estimate.
+    pub max_sessions_per_pod: Option<NonZeroU32>,
+    /// How long a client waits while every pod is full.
+    pub queue_timeout: Duration,
+    /// How many clients wait.
+    pub queue_limit: usize,
+    /// Whether pods see the client's Host.
+    pub pass_host_header: bool,
+    /// Fields added to requests.
+    pub add_headers: Vec<(HeaderName, HeaderValue)>,
+    /// Fields set on requests.
+    pub set_headers: Vec<(HeaderName, HeaderValue)>,
+    /// Fields removed from requests.
+    pub remove_headers: Vec<HeaderName>,
+    /// Whether connections for plain HTTP are kept.
+    pub reuse_connections: bool,
+    /// Pages that may open WebSockets; empty means all.
+    pub allowed_origins: Vec<OriginPattern>,
+    /// What brings a client back to its pod.
+    pub affinity: Affinity,
+    /// For pods that speak TLS; `None` where none does.
+    pub tls: Option<Arc<ClientTls>>,
+    /// To reach a pod, TLS included.
+    pub connect_timeout: Duration,
+    /// From the request to the head of the pod's answer.
+    pub read_timeout: Duration,
+    /// For a client's whole handshake.
+    pub handshake_timeout: Duration,
+}
+
+impl Balancer {
+    /// How pods are reached, by sessions and by polls.
+    pub fn connect_settings(&self) -> ConnectSettings {
+        ConnectSettings { timeout: self.connect_timeout, tls: self.tls.clone() }
+    }
+
+    /// The key of cookies, where there are cookies.
+    pub fn affinity_key(&self) -> Option<&Key> {
+        match &self.affinity {
+            Affinity::Cookie(cookie) => Some(&cookie.key),
+            _ => None,
+        }
+    }
+}
+
+/// What brings a client back to its pod.
+#[derive(Clone, Debug)]
+pub enum Affinity {
+    /// Nothing.
+    None,
+    /// A cookie of ours.
+    Cookie(Cookie),
+    /// The value of a header field.
+    Header(HeaderName),
+    /// The client's address.
+    Address,
+}
+
+/// The cookie that brings a client back (RFC 6265).
+#[derive(Clone, Debug)]
+pub struct Cookie {
+    /// Its name.
+    pub name: String,
+    /// What seals its value.
+    pub key: Key,
+    /// Whether other processes have that key.
+    pub key_is_shared: bool,
+    /// When it has the attribute `Secure`.
+    pub secure: Secure,
+    /// Its other attributes, each with `; ` before it.
+    pub attributes: String,
+}
+
+/// When a cookie has the attribute `Secure`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Secure {
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+    /// When the client speaks https, as far as known.
+    Auto,
+}
+
+/// The services list, or a table for each.
+pub(super) fn services(read: &mut Reader) -> Vec<Service> {
+    let names = read.names_below("services");
+    let listed = read.backends("services", DEFAULT_SERVICE);
+    match (names.is_empty(), listed.is_empty()) {
+        (true, true) => read.complain(
+            "services",
+            "names no pod: set services = [\"http://pod:3001\"] or WSBALANCER_SERVICES",
+        ),
+        (false, false) => read.complain(
+            "services",
+            "is a list, and there are [services.NAME] tables too: use one of both",
+        ),
+        _ => {}
+    }
+    if names.is_empty() {
+        let balancer = balancer(read, &listed);
+        return vec![Service { name: DEFAULT_SERVICE.to_owned(), backends: listed, balancer }];
+    }
+    names.into_iter().map(|name| service(read, name)).collect()
+}
+
+fn service(read: &mut Reader, name: String) -> Service {
+    let key = format!("services.{name}.backends");
+    let is_name =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_".contains(&byte);
+    if !name.bytes().all(is_name) {
+        let advice = "expected lower-case letters, digits, - and _ in a service's name";
+        read.complain_of_missing(&format!("services.{name}"), advice);
+    }
+    // A table without a single key.
+    read.optional(&format!("services.{name}"), |_| Ok(()));
+    let backends = if read.has(&key) { read.backends(&key, &name) } else { Vec::new() };
+    if backends.is_empty() {
+        let advice = "names no pod: set it to a list such as [\"http://pod:3001\"]";
+        read.complain_of_missing(&key, advice);
+    }
+    read.of_service(Some(&name));
+    let balancer = balancer(read, &backends);
+    read.of_service(None);
+    Service { name, backends, balancer }
+}
+
+fn balancer(read: &mut Reader, backends: &[Backend]) -> Balancer {
+    let millis = Duration::from_millis;
+    let (minute, hour) = (millis(60_000), millis(3_600_000));
+    let poll_interval = read.duration("balancer.poll_interval", millis(100)..=hour);
+    let cache_ttl = read.duration("balancer.cache_ttl", millis(0)..=24 * hour);
+    let handshake = millis(10)..=10 * minute;
+    Balancer {
+        metric_path: match read
+            .value("balancer.metric_path", |text| Ok(["", "none"].contains(&text)))
+        {
+            true => None,
+            false => Some(read.path("balancer.metric_path")),
+        },
+        metric_port: Some(read.number("balancer.metric_port", 0..=65_535) as u16)
+            .filter(|port| *port != 0),
+        poll_interval,
+        poll_timeout: read.duration("balancer.poll_timeout", millis(10)..=minute),
+        stale_after: cache_ttl.max(3 * poll_interval),
+        replicas: read.number("balancer.replicas", 1..=1000) as u32,
+        retries: read.number("balancer.retries", 0..=100) as usize,
+        retry_on: read.list("balancer.retry_on", |text| {
+            let status = text.parse().ok().filter(|status| (400..=599).contains(status));
+            status.ok_or_else(|| "expected statuses from 400 to 599".to_owned())
+        }),
+        max_sessions: read.limit("balancer.max_sessions"),
+        max_sessions_per_pod: read.limit("balancer.max_sessions_per_pod"),
+        queue_timeout: read.duration("balancer.queue_timeout", millis(0)..=10 * minute),
+        queue_limit: read.number("balancer.queue_limit", 0..=100_000) as usize,
+        pass_host_header: read.choice("balancer.pass_host_header", &SWITCH),
+        add_headers: read.list("balancer.add_headers", field),
+        set_headers: read.list("balancer.set_headers", field),
+        remove_headers: read.list("balancer.remove_headers", field_name),
+        reuse_connections: read.choice("balancer.reuse_connections", &SWITCH),
+        allowed_origins: read.list("balancer.allowed_origins", OriginPattern::parse),
+        affinity: affinity(read),
+        tls: tls(read, backends),
+        connect_timeout: read.duration("balancer.connect_timeout", handshake.clone()),
+        read_timeout: read.duration("balancer.read_timeout", handshake.clone()),
+        handshake_timeout: read.duration("balancer.handshake_timeout", handshake),
+    }
+}
+
+fn affinity(read: &mut Reader) -> Affinity {
+    let kinds = ["none", "cookie", "header", "address"].map(|kind| (kind, kind));
+    let kind = read.choice("balancer.affinity", &kinds);
+    let header = read.value("balancer.affinity_header", |text| match text {
+        "" => Ok(None),
+        name => field_name(name).map(Some),
+    });
+    let cookie = cookie(read, kind == "cookie");
+    match (kind, header) {
+        ("cookie", _) => Affinity::Cookie(cookie),
+        ("address", _) => Affinity::Address,
+        ("header", Some(name)) => Affinity::Header(name),
+        ("header", None) => {
+            let advice = "names no field, which affinity = \"header\" needs";
+            read.complain("balancer.affinity_header", advice);
+            Affinity::None
+        }
+        _ => Affinity::None,
+    }
+}
+
+fn cookie(read: &mut Reader, is_used: bool) -> Cookie {
+    let name = read.value("balancer.cookie_name", |text| {
+        let is_token =
+            |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+        let right = !text.is_empty() && text.bytes().all(is_token);
+        right.then(|| text.to_owned()).ok_or_else(|| "expected letters, digits, - or _".to_owned())
+    });
+    let secret = read.value("balancer.cookie_key", |text| match text.len() {
+        0 => Ok(None),
+        length if length < MIN_KEY_LEN => {
+            Err(format!("has {length} characters, expected {MIN_KEY_LEN} at least"))
+        }
+        _ => Ok(Some(text.to_owned())),
+    });
+    let secures = [("true", Secure::Always), ("false", Secure::Never), ("auto", Secure::Auto)];
+    let secure = read.choice("balancer.cookie_secure", &secures);
+    let http_only = read.choice("balancer.cookie_http_only", &SWITCH);
+    let sites = [("strict", "Strict"), ("lax", "Lax"), ("none", "None")];
+    let same_site = read.choice("balancer.cookie_same_site", &sites);
+    let path = read.value("balancer.cookie_path", |text| {
+        let right = text.starts_with('/') && !text.contains([';', ',', ' ']);
+        if right && HeaderValue::from_str(text).is_ok() {
+            Ok(text.to_owned())
+        } else {
+            Err("expected a path such as / or /chat".to_owned())
+        }
+    });
+    let year = Duration::from_secs(8760 * 3600);
+    let max_age = read.duration("balancer.cookie_max_age", Duration::ZERO..=year);
+
+    if is_used {
+        if secret.is_none() && read.number("balancer.replicas", 1..=1000) > 1 {
+            let advice = "is needed where there are several replicas: give all the same secret";
+            read.complain("balancer.cookie_key", advice);
+        }
+        if secure == Secure::Never && same_site == "None" {
+            let advice = "browsers take a cookie with SameSite=None only when it is Secure";
+            read.complain("balancer.cookie_secure", advice);
+        }
+        let is_prefixed = name.starts_with("__Secure-") || name.starts_with("__Host-");
+        if is_prefixed && secure != Secure::Always {
+            let advice = "browsers take a cookie with this prefix only when it is Secure: set \
+                          cookie_secure = true";
+            read.complain("balancer.cookie_name", advice);
+        }
+        if name.starts_with("__Host-") && path != "/" {
+            let advice = "browsers take a cookie called __Host-... only for the path /";
+            read.complain("balancer.cookie_path", advice);
+        }
+    }
+    let mut attributes = format!("; Path={path}; SameSite={same_site}");
+    if http_only {
+        attributes.push_str("; HttpOnly");
+    }
+    if !max_age.is_zero() {
+        attributes.push_str(&format!("; Max-Age={}", max_age.as_secs()));
+    }
+    let key_is_shared = secret.is_some();
+    let key = secret.map_or_else(Key::random, |secret| Key::new(&secret));
+    Cookie { name, key, key_is_shared, secure, attributes }
+}
+
+/// The files are looked at only where a pod speaks TLS.
+fn tls(read: &mut Reader, backends: &[Backend]) -> Option<Arc<ClientTls>> {
+    let settings = ClientSettings {
+        verify: read.choice("balancer.tls_verify", &SWITCH),
+        ca_file: read.text("balancer.tls_ca_file").map(PathBuf::from),
+        identity: key_pair(read, "balancer"),
+        server_name: read.value("balancer.tls_server_name", |text| match text {
+            "" => Ok(None),
+            name => ServerName::try_from(name.to_owned())
+                .map(Some)
+                .map_err(|_| "expected a DNS name or an IP address".to_owned()),
+        }),
+    };
+    if !backends.iter().any(|backend| backend.transport == Transport::Tls) {
+        return None;
+    }
+    let tls = ClientTls::new(settings);
+    tls.map_err(|error| complain_of_file(read, "balancer", &error)).ok().map(Arc::new)
+}
+
+/// `tls_cert_file` and `tls_key_file` of a table: both or none.
+pub(super) fn key_pair(read: &mut Reader, table: &str) -> Option<KeyPair> {
+    let [cert, key] = ["cert", "key"].map(|part| format!("{table}.tls_{part}_file"));
+    match (read.text(&cert), read.text(&key)) {
+        (Some(cert_file), Some(key_file)) => {
+            Some(KeyPair { cert_file: cert_file.into(), key_file: key_file.into() })
+        }
+        (None, None) => None,
+        (Some(_), None) => {
+            read.complain(&key, "names no file, and there is one for the certificate");
+            None
+        }
+        (None, Some(_)) => {
+            read.complain(&cert, "names no file, and there is one for the key");
+            None
+        }
+    }
+}
+
+pub(super) fn complain_of_file(read: &mut Reader, table: &str, error: &FileError) {
+    let part = match error {
+        FileError::Cert(_) => "cert",
+        FileError::Key(_) => "key",
+        FileError::Authorities(_) => "ca",
+    };
+    read.complain(&format!("{table}.tls_{part}_file"), error.to_string());
+}

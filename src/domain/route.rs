@@ -1,0 +1,333 @@
+//! Which service a request is for: by host, path and method, the most specific route first.
+//!
+//! The order is that of the Kubernetes Gateway API (`HTTPRouteMatch`): an exact host before a
+//! wildcard, a longer wildcard before a shorter one, any host last; then the longer path prefix;
+//! then a route that names methods before one that does not.
+
+use std::{borrow::Cow, collections::HashMap};
+
+/// From a host, a path and methods to a service.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Route {
+    /// Hosts that match; `None` means any.
+    pub host: Option<HostPattern>,
+    /// Whole segments that paths begin with, without a slash at the end; empty means any path.
+    pub path_prefix: String,
+    /// Methods that match; empty means any.
+    pub methods: Vec<String>,
+    /// What becomes of the path.
+    pub rewrite: Rewrite,
+    /// Index of the service.
+    pub service: usize,
+}
+
+/// The hosts that a route is for, in lower case and without port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HostPattern {
+    /// This one.
+    Exact(String),
+    /// Every name that ends with this one and has at least one label before it (`*.`).
+    Below(String),
+}
+
+impl HostPattern {
+    /// Reads a name or address, or `*.` and a name, in any case.
+    ///
+    /// # Errors
+    /// What it should look like.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let expected = "expected a host such as chat.example.org or *.example.org, without port";
+        let (name, below) = match text.strip_prefix("*.") {
+            Some(name) => (name, true),
+            None => (text, false),
+        };
+        let is_address = name.starts_with('[') && name.ends_with(']');
+        let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+        if name.is_empty() || name.starts_with('.') || !(is_address || name.bytes().all(is_name)) {
+            return Err(expected.to_owned());
+        }
+        let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+        Ok(if below { Self::Below(name) } else { Self::Exact(name) })
+    }
+
+    /// Whether `host`, in lower case and without port, is one of these.
+    pub fn matches(&self, host: &str) -> bool {
+        match self {
+            Self::Exact(name) => host == name,
+            Self::Below(name) => {
+                let labels = host.strip_suffix(name).and_then(|rest| rest.strip_suffix('.'));
+                labels.is_some_and(|labels| !labels.is_empty())
+            }
+        }
+    }
+}
+
+/// What becomes of a path that a route has matched. Query and percent-encoding stay as they are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Rewrite {
+    /// Nothing.
+    #[default]
+    Keep,
+    /// These leading segments go; they are leading segments of the route's prefix.
+    Strip(String),
+    /// This path stands in its place.
+    Replace(String),
+}
+
+impl Rewrite {
+    /// The path as pods get it.
+    pub fn apply<'a>(&'a self, path: &'a str) -> Cow<'a, str> {
+        match self {
+            Self::Keep => path.into(),
+            Self::Replace(path) => path.as_str().into(),
+            Self::Strip(prefix) => match path.strip_prefix(prefix.as_str()) {
+                Some("") => "/".into(),
+                Some(rest) => rest.into(),
+                None => path.into(),
+            },
+        }
+    }
+}
+
+/// Routes by the prefixes of their paths, those that name methods first.
+type Paths = HashMap<String, Vec<usize>>;
+
+/// Finds a request's route among many.
+#[derive(Clone, Debug, Default)]
+pub struct Router {
+    routes: Vec<Route>,
+    exact: HashMap<String, Paths>,
+    below: HashMap<String, Paths>,
+    any: Paths,
+    /// Bytes of the longest prefix and host: what is longer need not be looked up, so that a
+    /// hostile path of a thousand segments costs no more than others.
+    longest_prefix: usize,
+    longest_host: usize,
+}
+
+impl Router {
+    /// A router for `routes`.
+    ///
+    /// # Errors
+    /// The indices of two routes of which neither is more specific, although a request may match
+    /// both.
+    pub fn new(routes: Vec<Route>) -> Result<Self, (usize, usize)> {
+        let mut router = Self::default();
+        for (index, route) in routes.iter().enumerate() {
+            router.longest_prefix = router.longest_prefix.max(route.path_prefix.len());
+            let paths = match &route.host {
+                Some(HostPattern::Exact(host)) => router.exact.entry(host.clone()).or_default(),
+                Some(HostPattern::Below(host)) => {
+                    router.longest_host = router.longest_host.max(host.len());
+                    router.below.entry(host.clone()).or_default()
+                }
+                None => &mut router.any,
+            };
+            let equals = paths.entry(route.path_prefix.clone()).or_default();
+            let tie = |other: &&usize| tie(&routes[**other].methods, &route.methods);
+            if let Some(other) = equals.iter().find(tie) {
+                return Err((*other, index));
+            }
+            equals.push(index);
+            equals.sort_by_key(|index| routes[*index].methods.is_empty());
+        }
+        router.routes = routes;
+        Ok(router)
+    }
+
+    /// The most specific route for a request to `host` (as in the `Host` field) and `path`
+    /// (without query, percent-encoding as received).
+    pub fn find(&self, host: &str, path: &str, method: &str) -> Option<&Route> {
+        let find_path = |paths: &Paths| self.find_path(paths, path, method);
+        // Most configurations route by path alone.
+        if !(self.exact.is_empty() && self.below.is_empty()) {
+            let name = host_name(host);
+            let exact = self.exact.get(name.as_ref()).and_then(find_path);
+            let below = || {
+                let dots = name.match_indices('.').filter(|(at, _)| *at > 0);
+                let suffixes = dots.map(|(at, _)| &name[at + 1..]);
+                let known = suffixes.filter(|suffix| suffix.len() <= self.longest_host);
+                known.filter_map(|suffix| self.below.get(suffix)).find_map(find_path)
+            };
+            if let Some(route) = exact.or_else(below) {
+                return Some(route);
+            }
+        }
+        find_path(&self.any)
+    }
+
+    fn find_path(&self, paths: &Paths, path: &str, method: &str) -> Option<&Route> {
+        let cuts = path.rmatch_indices('/').map(|(at, _)| at);
+        let lengths = std::iter::once(path.len()).chain(cuts).chain([0]);
+        lengths.filter(|length| *length <= self.longest_prefix).find_map(|length| {
+            let mut routes = paths.get(&path[..length])?.iter().map(|index| &self.routes[*index]);
+            routes.find(|route| route.methods.is_empty() || names(&route.methods, method))
+        })
+    }
+
+    /// Whether there are no routes.
+    pub fn is_empty(&self) -> bool {
+        self.routes.is_empty()
+    }
+}
+
+fn names(methods: &[String], method: &str) -> bool {
+    methods.iter().any(|known| known == method)
+}
+
+/// Whether a request may match both of two routes with the same host and prefix.
+fn tie(some: &[String], others: &[String]) -> bool {
+    match (some, others) {
+        ([], []) => true,
+        ([], _) | (_, []) => false,
+        _ => some.iter().any(|method| names(others, method)),
+    }
+}
+
+/// The name in a `Host` field: no port, no dot at the end, in lower case.
+fn host_name(host: &str) -> Cow<'_, str> {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if !port.contains(']') => name,
+        _ => host,
+    };
+    let name = name.strip_suffix('.').unwrap_or(name);
+    if name.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        name.to_ascii_lowercase().into()
+    } else {
+        name.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{prelude::*, sample::select};
+
+    use super::*;
+
+    fn route(host: &str, prefix: &str, methods: &[&str], service: usize) -> Route {
+        let host = (!host.is_empty()).then(|| HostPattern::parse(host).unwrap());
+        let methods = methods.iter().map(|method| (*method).to_owned()).collect();
+        Route { host, path_prefix: prefix.to_owned(), methods, service, ..Route::default() }
+    }
+
+    fn found(router: &Router, host: &str, path: &str, method: &str) -> Option<usize> {
+        router.find(host, path, method).map(|route| route.service)
+    }
+
+    #[test]
+    fn prefixes_are_whole_segments() {
+        let router = Router::new(vec![route("", "/ws", &[], 0)]).unwrap();
+        for path in ["/ws", "/ws/", "/ws/echo", "/ws//x"] {
+            assert_eq!(found(&router, "a", path, "GET"), Some(0), "{path}");
+        }
+        for path in ["/", "/wsx", "/w", "/WS", "/%77s", "*", "//ws"] {
+            assert_eq!(found(&router, "a", path, "GET"), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn the_most_specific_wins() {
+        let router = Router::new(vec![
+            route("", "", &[], 0),
+            route("", "/a/b", &[], 1),
+            route("*.example", "", &[], 2),
+            route("*.b.example", "", &[], 3),
+            route("x.b.example", "/a", &[], 4),
+            route("x.b.example", "/a", &["PUT"], 5),
+        ])
+        .unwrap();
+        for (host, path, method, service) in [
+            ("other", "/", "GET", 0),
+            ("other", "/a/b/c", "GET", 1),
+            ("a.example:8080", "/a/b", "GET", 2),
+            ("A.EXAMPLE.", "/a/b", "GET", 2),
+            ("example", "/", "GET", 0),
+            ("y.b.example", "/a", "GET", 3),
+            ("x.b.example", "/a/c", "GET", 4),
+            ("x.b.example", "/a/c", "PUT", 5),
+            ("x.b.example", "/other", "GET", 3),
+            ("[::1]:80", "/", "GET", 0),
+        ] {
+            assert_eq!(found(&router, host, path, method), Some(service), "{method} {host}{path}");
+        }
+    }
+
+    #[test]
+    fn routes_that_tie_are_named() {
+        let new = |routes| Router::new(routes).map(drop);
+        let wide = route("a", "/x", &[], 0);
+        assert_eq!(new(vec![wide.clone(), route("b", "/x", &[], 0), wide.clone()]), Err((0, 2)));
+        let (get, put) = (route("a", "/x", &["GET"], 0), route("a", "/x", &["PUT"], 0));
+        assert_eq!(new(vec![get.clone(), put, wide]), Ok(()));
+        assert_eq!(new(vec![route("a", "/x", &["PUT", "GET"], 0), get]), Err((0, 1)));
+    }
+
+    #[test]
+    fn rewriting_keeps_what_is_behind_the_prefix() {
+        let strip = Rewrite::Strip("/ws".to_owned());
+        for (path, rewritten) in
+            [("/ws", "/"), ("/ws/", "/"), ("/ws/a%20b", "/a%20b"), ("/ws//x", "//x")]
+        {
+            assert_eq!(strip.apply(path), rewritten);
+        }
+        assert_eq!(Rewrite::Replace("/socket".to_owned()).apply("/ws/a"), "/socket");
+        assert_eq!(Rewrite::Keep.apply("/ws/a"), "/ws/a");
+    }
+
+    /// What matches, and how specifically: host, then path, then methods.
+    fn naive(routes: &[Route], host: &str, path: &str, method: &str) -> Option<usize> {
+        let specificity = |route: &Route| {
+            let host = match &route.host {
+                None => (0, 0),
+                Some(pattern) if !pattern.matches(host) => return None,
+                Some(HostPattern::Below(name)) => (1, name.len()),
+                Some(HostPattern::Exact(_)) => (2, 0),
+            };
+            let prefix = &route.path_prefix;
+            if !(path == prefix || path.starts_with(&format!("{prefix}/")) || prefix.is_empty()) {
+                return None;
+            }
+            let methods = !route.methods.is_empty();
+            if methods && !route.methods.contains(&method.to_owned()) {
+                return None;
+            }
+            Some((host, prefix.len(), methods))
+        };
+        let matching = routes.iter().filter_map(|route| Some((specificity(route)?, route.service)));
+        matching.max_by_key(|(specificity, _)| *specificity).map(|(_, service)| service)
+    }
+
+    proptest! {
+        #[test]
+        fn agrees_with_a_naive_matcher(
+            routes in prop::collection::vec(
+                (select(vec!["", "a", "b.a", "*.a", "*.b.a", "c.b.a"]),
+                 select(vec!["", "/x", "/x/y", "/x/y/z", "/y", "/xx", "/x/%2F"]),
+                 select(vec![&[][..], &["GET"], &["PUT", "POST"]])),
+                0..200),
+            requests in prop::collection::vec(
+                (select(vec!["a", "b.a", "c.b.a", "d.c.b.a", "x", ".a", "a.", ""]),
+                 "(/|/x|/y|/z|/%2F|/xx|x){0,5}",
+                 select(vec!["GET", "PUT", "POST", "HEAD"])),
+                1..50),
+        ) {
+            // Those that tie with an earlier one would be refused as a whole.
+            let mut untied: Vec<Route> = Vec::new();
+            for (host, prefix, methods) in routes {
+                let mut with = untied.clone();
+                with.push(route(host, prefix, methods, untied.len()));
+                if Router::new(with.clone()).is_ok() {
+                    untied = with;
+                }
+            }
+            let router = Router::new(untied.clone()).unwrap();
+            for (host, path, method) in requests {
+                let name = host.strip_suffix('.').unwrap_or(host);
+                prop_assert_eq!(
+                    found(&router, host, &path, method), naive(&untied, name, &path, method),
+                    "{} {} {}", method, host, path
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! From an accepted connection to its first byte of HTTP: PROXY protocol header, TLS.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr},
+    rc::Rc,
+};
+
+use tokio::{
+    net::{TcpStream, UnixStream},
+    time::{Instant, timeout_at},
+};
+
+use super::{
+    forward::Hop,
+    front,
+    handshake::Worker,
+    refusal::{BAD_PROXY_HEADER, BAD_TLS},
+};
+use crate::{
+    net::{
+        Stream,
+        proxy_protocol::{self, HeaderError},
+        rewind::Rewind,
+    },
+    relay::Io,
+};
+
+/// What a listener accepts.
+pub trait Accepted: Io + Send + 'static {
+    /// Who is at the other end.
+    ///
+    /// # Errors
+    /// The connection is gone already.
+    fn peer(&self) -> io::Result<IpAddr>;
+}
+
+impl Accepted for TcpStream {
+    fn peer(&self) -> io::Result<IpAddr> {
+        // Small frames must not wait for the acknowledgement of earlier ones.
+        let _ = self.set_nodelay(true);
+        // A client of IPv4 on a listener of both is still one of IPv4.
+        Ok(self.peer_addr()?.ip().to_canonical())
+    }
+}
+
+impl Accepted for UnixStream {
+    fn peer(&self) -> io::Result<IpAddr> {
+        Ok(Ipv4Addr::LOCALHOST.into())
+    }
+}
+
+/// Serves one connection.
+///
+/// # Errors
+/// The client vanished before it had its answer.
+pub async fn serve(worker: Rc<Worker>, io: impl Accepted) -> io::Result<()> {
+    let peer = io.peer()?;
+    let settings = worker.traffic.settings.clone();
+    let deadline = Instant::now() + settings.head.timeout;
+    let mut hop = Hop { address: peer, tls: false };
+    let mut io: Stream = Box::new(io);
+    if settings.proxy_protocol.iter().any(|network| network.contains(&peer)) {
+        let read = timeout_at(deadline, proxy_protocol::read(&mut io)).await;
+        let (client, rest) = match read.unwrap_or(Err(HeaderError::Ended)) {
+            Ok(read) => read,
+            Err(error) => {
+                worker.traffic.dropped(BAD_PROXY_HEADER, peer, &error);
+                return Ok(());
+            }
+        };
+        hop.address = client.map_or(peer, |client| client.to_canonical());
+        io = Box::new(Rewind::new(rest, io));
+    }
+    if let Some(tls) = &settings.tls {
+        let accepted = timeout_at(deadline, tls.accept(io)).await;
+        io = match accepted.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+            Ok(secured) => Box::new(secured),
+            Err(error) => {
+                worker.traffic.dropped(BAD_TLS, hop.address, &error);
+                return Ok(());
+            }
+        };
+        hop.tls = true;
+    }
+    front::serve(worker, io, hop).await
+}

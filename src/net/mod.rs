@@ -1,0 +1,14 @@
+//! Connections before anything is said on them: to pods, and from clients.
+//!
+//! Knows TCP, TLS, Unix-domain sockets and the PROXY protocol, and nothing of HTTP.
+
+pub mod connect;
+pub mod listen;
+pub mod proxy_protocol;
+pub mod rewind;
+pub mod tls;
+
+use crate::relay::Io;
+
+/// A client's connection, whatever it is made of.
+pub type Stream = Box<dyn Io + Send>;
