@@ -13,7 +13,10 @@ use actix_http::{
 };
 use ipnet::IpNet;
 use libfuzzer_sys::fuzz_target;
-use wsbalancer::http::forward::Forwarding;
+use wsbalancer::{
+    domain::lease::{Backend, Transport},
+    http::forward::{Changes, Forwarding, Hop},
+};
 
 const TRUSTED: [&str; 2] = ["10.0.0.0/8", "fd00::/8"];
 
@@ -32,14 +35,16 @@ const HOP_BY_HOP: [&str; 7] = [
 const STRUCTURAL: [&str; 2] = ["host", "content-length"];
 
 /// Fields that the balancer has its own say in.
-const OURS: [&str; 8] = [
+const OURS: [&str; 10] = [
     "host",
     "forwarded",
     "x-forwarded-for",
     "x-forwarded-host",
+    "x-forwarded-prefix",
     "x-forwarded-port",
     "x-forwarded-proto",
     "x-real-ip",
+    "x-replaced-path",
     "x-request-id",
 ];
 
@@ -131,14 +136,17 @@ fn items(values: Vec<&[u8]>) -> impl Iterator<Item = &[u8]> {
 
 fuzz_target!(|input: &[u8]| {
     let case = Case::read(input);
-    let forwarding = Forwarding {
-        trusted_proxies: case.trusted.clone(),
-        pass_host_header: true,
-        ..Forwarding::default()
-    };
-    let forwarded = forwarding.apply(&case.head, case.peer);
+    let forwarding = Forwarding { trusted_proxies: case.trusted.clone() };
+    let forwarded = forwarding.apply(&case.head, Hop { address: case.peer, tls: false });
     assert_eq!(forwarded.client, case.client());
-    let headers = forwarded.headers(&forwarding, "10.9.9.9:3001");
+    let changes = Changes { pass_host_header: true, ..Changes::default() };
+    let backend = Backend {
+        service: "fuzzed".to_owned(),
+        url: "http://10.9.9.9:3001".to_owned(),
+        address: "10.9.9.9:3001".to_owned(),
+        transport: Transport::Tcp,
+    };
+    let headers = forwarded.headers(&changes, &backend);
     check_end_to_end(&case, &headers);
     check_who_asks(&case, &headers);
 });
@@ -189,6 +197,9 @@ fn check_who_asks(case: &Case, headers: &HeaderMap) {
         agree(headers, "x-forwarded-port", &[port]);
         assert!(!port.is_empty() && port.iter().all(u8::is_ascii_digit));
         assert!(port == b"80" || host.ends_with(&[b":", port].concat()));
+    }
+    for name in ["x-forwarded-prefix", "x-replaced-path"] {
+        agree(headers, name, &case.believed(name));
     }
     let id = sent("x-request-id");
     match case.got("x-request-id").first() {

@@ -2,6 +2,7 @@
 //!
 //! One binary, because each further one would link the whole dependency tree again.
 
+mod affinity;
 mod backpressure;
 mod docs;
 mod echo;
@@ -11,5 +12,7 @@ mod layering;
 mod metrics;
 mod plain;
 mod process;
+mod routes;
 mod selection;
 mod support;
+mod tls;

@@ -12,6 +12,7 @@ use std::{
 
 use actix_http_test::TestServer;
 use serde_json::Value;
+use tokio::net::TcpStream;
 use wsbalancer::{
     actors::registry::CountSessions,
     app::Control,
@@ -46,15 +47,28 @@ impl Balancer {
         let mut layers = Layers::defaults();
         let urls = pods.into_iter().map(|pod| pod.url()).collect();
         layers.set("services", urls, "test");
-        layers.set("balancer.poll_interval", vec!["1h".to_owned()], "test");
         for (key, value) in settings {
             layers.set(key, vec![(*value).to_owned()], "test");
+        }
+        Self::of(layers).await
+    }
+
+    /// With the settings of a file.
+    pub async fn from_toml(toml: &str) -> Self {
+        Self::of(Layers::from_texts(Some(toml), []).expect("TOML")).await
+    }
+
+    async fn of(mut layers: Layers) -> Self {
+        if layers.is_default("balancer.poll_interval") {
+            layers.set("balancer.poll_interval", vec!["1h".to_owned()], "test");
         }
         let config = Config::resolve(layers).expect("valid settings");
         let control = Control::start(&config);
         let traffic = Traffic::new(&config, control.metrics.clone(), control.registry.clone());
         let state = AdminState::from(&traffic);
-        let server = actix_http_test::test_server(move || traffic::service(traffic.clone())).await;
+        let server =
+            actix_http_test::test_server(move || traffic::service::<TcpStream>(traffic.clone()))
+                .await;
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let admin = listener.local_addr().unwrap();
         let path = config.admin.balancer_metric_path.clone();
@@ -76,6 +90,15 @@ impl Balancer {
         let mut response = awc::Client::new().get(url).send().await.expect("an answer");
         assert_eq!(response.status(), 200);
         response.json().await.expect("JSON")
+    }
+
+    /// The counter with this name and these labels.
+    pub async fn counter(&self, name: &str) -> u64 {
+        let mut response =
+            awc::Client::new().get(self.admin_url("/telemetry")).send().await.expect("an answer");
+        let text = String::from_utf8(response.body().await.unwrap().to_vec()).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
     }
 
     pub async fn sessions(&self) -> usize {

@@ -102,6 +102,13 @@ impl Pod {
         Self::start(script, false).await
     }
 
+    /// Answers plain requests with its name and hands upgraded connections to the test.
+    pub async fn named(name: &str) -> Self {
+        let length = name.len();
+        let plain = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{name}");
+        Self::scripted(Script { plain: plain.into_bytes(), ..Script::default() }).await
+    }
+
     /// Echoes every message.
     pub async fn echo() -> Self {
         Self::start(Script::default(), true).await

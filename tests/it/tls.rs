@@ -1,0 +1,203 @@
+//! TLS towards clients and towards pods: one balancer in front of another.
+
+use std::{fs, net::SocketAddr, path::PathBuf, sync::Arc};
+
+use futures_util::{SinkExt as _, StreamExt as _};
+use rcgen::{CertifiedKey, KeyPair};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+use tokio_rustls::{
+    TlsConnector, client,
+    rustls::{
+        ClientConfig, RootCertStore,
+        pki_types::{CertificateDer, ServerName},
+    },
+};
+use tokio_tungstenite::{client_async_with_config, tungstenite::Message};
+
+use crate::support::{
+    Balancer,
+    client::connect_with,
+    pod::{Pod, header, no_limits, report},
+    within,
+};
+
+/// A certificate for `name` in files that go with it.
+struct Certificate {
+    folder: PathBuf,
+    der: CertificateDer<'static>,
+}
+
+impl Certificate {
+    fn new(name: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!(
+            "wsbalancer-tls-{}-{:x}",
+            std::process::id(),
+            fastrand::u64(..)
+        ));
+        fs::create_dir(&folder).unwrap();
+        let mut certificate = Self { folder, der: CertificateDer::from(Vec::new()) };
+        certificate.renew(name);
+        certificate
+    }
+
+    fn renew(&mut self, name: &str) {
+        let CertifiedKey::<KeyPair> { cert, signing_key } =
+            rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+        fs::write(self.folder.join("key.pem"), signing_key.serialize_pem()).unwrap();
+        fs::write(self.folder.join("cert.pem"), cert.pem()).unwrap();
+        self.der = cert.der().clone();
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.folder.join(name).display().to_string()
+    }
+
+    /// A client that believes this certificate alone.
+    async fn connect(&self, address: SocketAddr) -> std::io::Result<client::TlsStream<TcpStream>> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.der.clone()).unwrap();
+        let provider = tokio_rustls::rustls::crypto::ring::default_provider();
+        let config = ClientConfig::builder_with_provider(provider.into())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let name = ServerName::try_from("localhost").unwrap();
+        TlsConnector::from(Arc::new(config)).connect(name, TcpStream::connect(address).await?).await
+    }
+}
+
+impl Drop for Certificate {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// A balancer that speaks TLS with its clients.
+async fn secured(pod: &Pod, certificate: &Certificate) -> Balancer {
+    let settings = [
+        ("server.tls_cert_file", &*certificate.file("cert.pem")),
+        ("server.tls_key_file", &certificate.file("key.pem")),
+        ("server.trusted_proxies", "127.0.0.1"),
+    ];
+    Balancer::with([pod], &settings).await
+}
+
+/// In front of what speaks TLS at `address`.
+async fn in_front(address: SocketAddr, settings: &str) -> Balancer {
+    let toml = format!("services = [\"https://{address}\"]\n[balancer]\nretries = 0\n{settings}");
+    Balancer::from_toml(&toml).await
+}
+
+#[actix_rt::test]
+async fn messages_of_every_size_pass_through_tls_on_both_sides() {
+    let pod = Pod::reporting(report(0)).await;
+    let certificate = Certificate::new("localhost");
+    let inner = secured(&pod, &certificate).await;
+    let settings = format!(
+        "tls_ca_file = {:?}\ntls_server_name = \"localhost\"\nmetric_path = \"/metric\"\n",
+        certificate.file("cert.pem")
+    );
+    let outer = in_front(inner.address(), &settings).await;
+    outer.until_polled().await;
+
+    let over_tls = certificate.connect(inner.address()).await.unwrap();
+    let request = "ws://localhost/ws";
+    let mut direct =
+        client_async_with_config(request, over_tls, Some(no_limits())).await.unwrap().0;
+    let (mut through, _) = connect_with(outer.address(), &[]).await.unwrap();
+    for length in [0, 1, 125, 126, 16_384, 16_385, 65_536, 1_000_000, 16_000_000] {
+        let message = Message::binary(vec![length as u8; length]);
+        direct.send(message.clone()).await.unwrap();
+        let echo = within("an echo", direct.next()).await.unwrap().unwrap();
+        assert!(echo == message, "{length} bytes from a client of TLS");
+        through.send(message.clone()).await.unwrap();
+        let echo = within("an echo", through.next()).await.unwrap().unwrap();
+        assert!(echo == message, "{length} bytes to a pod of TLS");
+    }
+}
+
+#[actix_rt::test]
+async fn a_pod_that_cannot_prove_its_name_is_not_spoken_to() {
+    let pod = Pod::echo().await;
+    let certificate = Certificate::new("localhost");
+    let inner = secured(&pod, &certificate).await;
+    let ca = format!("tls_ca_file = {:?}\n", certificate.file("cert.pem"));
+    let stranger = Certificate::new("localhost");
+    let other_ca = format!("tls_ca_file = {:?}\n", stranger.file("cert.pem"));
+    for (settings, status) in [
+        (ca.clone() + "tls_server_name = \"localhost\"\n", 101),
+        (ca.clone(), 502), // the URL has an address, the certificate a name
+        (ca + "tls_server_name = \"chat.example\"\n", 502),
+        (other_ca + "tls_server_name = \"localhost\"\n", 502),
+        ("tls_verify = false\n".to_owned(), 101),
+    ] {
+        let outer = in_front(inner.address(), &settings).await;
+        match connect_with(outer.address(), &[]).await {
+            Ok(_) => assert_eq!(status, 101, "{settings}"),
+            Err(tokio_tungstenite::tungstenite::Error::Http(answer)) => {
+                assert_eq!(answer.status(), status, "{settings}");
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[actix_rt::test]
+async fn pods_hear_that_the_client_speaks_https() {
+    let pod = Pod::scripted(Default::default()).await;
+    let certificate = Certificate::new("localhost");
+    let balancer = secured(&pod, &certificate).await;
+    let over_tls = certificate.connect(balancer.address()).await.unwrap();
+    let (_client, _) = client_async_with_config("ws://localhost/ws", over_tls, None).await.unwrap();
+    let request = pod.accept().await.request;
+    assert_eq!(header(&request, "x-forwarded-proto"), Some("https"));
+    assert_eq!(header(&request, "x-forwarded-port"), Some("443"));
+}
+
+#[actix_rt::test]
+async fn plain_text_to_a_tls_listener_is_counted_and_dropped() {
+    let pod = Pod::echo().await;
+    let certificate = Certificate::new("localhost");
+    let balancer = secured(&pod, &certificate).await;
+    let mut stream = TcpStream::connect(balancer.address()).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    let _ = within("the end", stream.read_to_end(&mut answer)).await;
+    assert!(!answer.starts_with(b"HTTP"));
+    assert_eq!(balancer.counter("wsbalancer_refusals_total{reason=\"bad_tls\"}").await, 1);
+}
+
+#[actix_rt::test]
+async fn changed_certificates_are_taken_over_and_broken_ones_are_not() {
+    use wsbalancer::net::tls::{KeyPair, ServerTls};
+
+    let mut certificate = Certificate::new("localhost");
+    let files = KeyPair {
+        cert_file: certificate.file("cert.pem").into(),
+        key_file: certificate.file("key.pem").into(),
+    };
+    let tls = ServerTls::load(files, std::time::Duration::from_secs(10)).unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let shown = tls.certificate.clone();
+    actix_rt::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let _ = tls.acceptor.accept(stream).await;
+        }
+    });
+    let first = Certificate { folder: PathBuf::from("/nowhere"), der: certificate.der.clone() };
+    first.connect(address).await.expect("the first certificate");
+
+    fs::write(certificate.folder.join("cert.pem"), "-----BEGIN CERTIFICATE-----\nhalf").unwrap();
+    shown.look();
+    first.connect(address).await.expect("the first certificate still");
+
+    certificate.renew("localhost");
+    shown.look();
+    certificate.connect(address).await.expect("the new certificate");
+    assert!(first.connect(address).await.is_err(), "the first one is gone");
+}
