@@ -16,7 +16,10 @@ use ipnet::IpNet;
 
 use super::load::{Layers, Problem, Problems, Setting, is_secret};
 use crate::{
-    domain::lease::{Backend, Transport},
+    domain::{
+        lease::{Backend, Transport},
+        route::has_dot_segments,
+    },
     net::listen::ListenAddress,
 };
 
@@ -112,9 +115,17 @@ impl Reader {
         });
     }
 
-    /// About something that is not there.
-    pub(super) fn complain_of_missing(&mut self, key: &str, advice: impl Into<String>) {
-        let (key, origin) = (key.to_owned(), "nowhere".to_owned());
+    /// About a table, or about something that should stand in one: where the table's first key
+    /// stands is said instead of where the missing one does.
+    pub(super) fn complain_of_table(&mut self, key: &str, advice: impl Into<String>) {
+        let table = key.rsplit_once('.').map_or(key, |(table, _)| table);
+        let is_near = |known: &str| {
+            let below = |of: &str| known.strip_prefix(of).is_some_and(|rest| rest.starts_with('.'));
+            known == key || known == table || below(key) || below(table)
+        };
+        let near = self.settings.iter().find(|(known, _)| is_near(known));
+        let origin = near.map_or_else(|| "nowhere".to_owned(), |(_, near)| near.origin.clone());
+        let key = key.to_owned();
         self.problem(Problem { key, value: None, origin, advice: advice.into() });
     }
 
@@ -275,6 +286,9 @@ fn address(text: &str) -> Result<SocketAddr, String> {
 
 /// A path without query.
 pub(super) fn path(text: &str) -> Result<String, String> {
+    if has_dot_segments(text) {
+        return Err("expected a path without segments of dots".to_owned());
+    }
     let origin_form = text.starts_with('/') && !text.contains(['?', '#', '{', '}']);
     if origin_form && text.parse::<Uri>().is_ok() {
         Ok(text.to_owned())

@@ -352,7 +352,7 @@ mod tests {
         let problems = resolve(Some(&file), &variables).unwrap_err().to_string();
         for expected in [
             "services = \"http://d\" (from WSBALANCER__SERVICES): is a list, and there are",
-            "services.Empty.backends (from nowhere): names no pod",
+            "services.Empty.backends (from /",
             "balancer.cookie_key (from ",
             "has 5 characters, expected 16 at least",
             "services.web.polls (from ",
@@ -364,7 +364,7 @@ mod tests {
             "routes.1.host = \"a:80\"",
             "routes.1.strip_prefix = \"/b\"",
             "is no leading part of the path_prefix \"/a\"",
-            "routes.1.service (from nowhere): is missing",
+            "): is missing: name one of the services",
             "\"get\": expected methods such as GET",
             "routes.2.path (from ",
             "did you mean \"routes.2.path_prefix\"?",
@@ -380,14 +380,11 @@ mod tests {
     fn services_need_routes_and_routes_must_not_tie() {
         let problems = resolve(Some(&format!("[balancer]\ntls_verify = false\n{TWO}")), &[]);
         let problems = problems.unwrap_err().to_string();
-        assert!(problems.contains("routes (from nowhere): are missing"), "{problems}");
+        assert!(problems.contains("): are missing: with several services"), "{problems}");
         let tie = "[[routes]]\nservice = \"web\"\n[[routes]]\nservice = \"chat\"\n";
         let problems = resolve(Some(&format!("[balancer]\ntls_verify = false\n{TWO}{tie}")), &[]);
         let problems = problems.unwrap_err().to_string();
-        assert!(
-            problems.contains("routes.1 (from nowhere): is as specific as routes.0"),
-            "{problems}"
-        );
+        assert!(problems.contains("): is as specific as routes.0"), "{problems}");
     }
 
     #[test]

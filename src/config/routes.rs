@@ -21,7 +21,7 @@ pub(super) fn routes(read: &mut Reader, services: &[Service]) -> Router {
         if services.len() > 1 {
             let advice =
                 "are missing: with several services, [[routes]] must say whose a request is";
-            read.complain_of_missing("routes", advice);
+            read.complain_of_table("routes", advice);
         }
         return Router::default();
     }
@@ -32,7 +32,7 @@ pub(super) fn routes(read: &mut Reader, services: &[Service]) -> Router {
              path_prefix or methods",
             tables[one]
         );
-        read.complain_of_missing(&format!("routes.{}", tables[other]), advice);
+        read.complain_of_table(&format!("routes.{}", tables[other]), advice);
         Router::default()
     })
 }
@@ -40,10 +40,7 @@ pub(super) fn routes(read: &mut Reader, services: &[Service]) -> Router {
 fn route(read: &mut Reader, table: &str, services: &[Service]) -> Route {
     let key = |name: &str| format!("routes.{table}.{name}");
     let host = read.optional(&key("host"), HostPattern::parse);
-    let segments = |text: &str| {
-        let path = path(text).map_err(|_| "expected a path such as /ws, without query")?;
-        Ok(path.trim_end_matches('/').to_owned())
-    };
+    let segments = |text: &str| Ok(path(text)?.trim_end_matches('/').to_owned());
     let path_prefix = read.optional(&key("path_prefix"), segments).unwrap_or_default();
     let methods = match read.has(&key("methods")) {
         true => read.list(&key("methods"), |text| {
@@ -80,7 +77,7 @@ fn route(read: &mut Reader, table: &str, services: &[Service]) -> Route {
     };
     let service = read.optional(&key("service"), index_of);
     if service.is_none() && !read.has(&key("service")) {
-        read.complain_of_missing(&key("service"), "is missing: name one of the services");
+        read.complain_of_table(&key("service"), "is missing: name one of the services");
     }
     Route { host, path_prefix, methods, rewrite, service: service.unwrap_or_default() }
 }

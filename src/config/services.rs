@@ -168,14 +168,14 @@ fn service(read: &mut Reader, name: String) -> Service {
         |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_".contains(&byte);
     if !name.bytes().all(is_name) {
         let advice = "expected lower-case letters, digits, - and _ in a service's name";
-        read.complain_of_missing(&format!("services.{name}"), advice);
+        read.complain_of_table(&format!("services.{name}"), advice);
     }
     // A table without a single key.
     read.optional(&format!("services.{name}"), |_| Ok(()));
     let backends = if read.has(&key) { read.backends(&key, &name) } else { Vec::new() };
     if backends.is_empty() {
         let advice = "names no pod: set it to a list such as [\"http://pod:3001\"]";
-        read.complain_of_missing(&key, advice);
+        read.complain_of_table(&key, advice);
     }
     read.of_service(Some(&name));
     let balancer = balancer(read, &backends);

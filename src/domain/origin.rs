@@ -23,6 +23,10 @@ impl OriginPattern {
         let own_port = match scheme {
             "https" => "443",
             "http" => "80",
+            "ws" | "wss" => {
+                let told = "browsers send the page's origin, not the socket's: http: or https:";
+                return Err(told.to_owned());
+            }
             _ => "",
         };
         if port == Some(own_port) {
@@ -106,6 +110,7 @@ mod tests {
     fn what_is_no_origin_is_refused() {
         for wrong in [
             "chat.example.org",
+            "wss://chat.example.org",
             "https://",
             "https://a/b",
             "https://a:443",

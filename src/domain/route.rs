@@ -81,12 +81,27 @@ impl Rewrite {
             Self::Keep => path.into(),
             Self::Replace(path) => path.as_str().into(),
             Self::Strip(prefix) => match path.strip_prefix(prefix.as_str()) {
-                Some("") => "/".into(),
-                Some(rest) => rest.into(),
+                // `//host` would be another host's to whoever resolves it (RFC 3986 §4.2).
+                Some(rest) => match rest.trim_start_matches('/') {
+                    "" => "/".into(),
+                    trimmed => rest[rest.len() - trimmed.len() - 1..].into(),
+                },
                 None => path.into(),
             },
         }
     }
+}
+
+/// Whether `path` has segments of one or two dots, percent-encoded or not: it means another path
+/// to those who resolve them (RFC 3986 §5.2.4), with slashes of either kind.
+pub fn has_dot_segments(path: &str) -> bool {
+    let is_dots = |segment: &str| {
+        let plain = segment.replace("%2e", ".").replace("%2E", ".");
+        plain == "." || plain == ".."
+    };
+    // Most segments begin with another letter, or are longer than two dots can be written.
+    let suspicious = |segment: &&str| segment.len() <= 6 && segment.starts_with(['.', '%']);
+    path.split(['/', '\\']).filter(suspicious).any(is_dots)
 }
 
 /// Routes by the prefixes of their paths, those that name methods first.
@@ -266,12 +281,22 @@ mod tests {
     fn rewriting_keeps_what_is_behind_the_prefix() {
         let strip = Rewrite::Strip("/ws".to_owned());
         for (path, rewritten) in
-            [("/ws", "/"), ("/ws/", "/"), ("/ws/a%20b", "/a%20b"), ("/ws//x", "//x")]
+            [("/ws", "/"), ("/ws/", "/"), ("/ws/a%20b", "/a%20b"), ("/ws///x//y", "/x//y")]
         {
             assert_eq!(strip.apply(path), rewritten);
         }
         assert_eq!(Rewrite::Replace("/socket".to_owned()).apply("/ws/a"), "/socket");
         assert_eq!(Rewrite::Keep.apply("/ws/a"), "/ws/a");
+    }
+
+    #[test]
+    fn dot_segments_are_found_however_they_are_written() {
+        for with in ["/..", "/a/../b", "/a/./b", "/%2e%2E/a", "/.%2e", "/a/%2e", "/a\\..\\b"] {
+            assert!(has_dot_segments(with), "{with}");
+        }
+        for without in ["/", "/a..", "/...", "/.well-known/x", "/a.b/c", "/%2ea", "/a//b", "*"] {
+            assert!(!has_dot_segments(without), "{without}");
+        }
     }
 
     /// What matches, and how specifically: host, then path, then methods.

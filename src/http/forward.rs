@@ -164,9 +164,8 @@ impl Forwarded {
             Rewrite::Strip(prefix) => (x_forwarded_prefix(), prefix.as_str()),
             Rewrite::Replace(_) => (x_replaced_path(), path),
         };
-        if let Ok(value) = HeaderValue::from_str(told) {
-            self.headers.insert(name, value);
-        }
+        // What is there has been said by a proxy that is believed.
+        extend(&mut self.headers, name, told, true);
     }
 
     /// Makes the changes that hold for every pod of a service.

@@ -17,7 +17,10 @@ use super::{
     service::{Outlet, Service},
     traffic::Traffic,
 };
-use crate::domain::{lease::Backend, route::Rewrite};
+use crate::domain::{
+    lease::Backend,
+    route::{Rewrite, has_dot_segments},
+};
 
 /// A request whose service is known.
 pub struct Routed<'a> {
@@ -99,7 +102,9 @@ fn route<'a>(traffic: &'a Traffic, request: &RequestHead) -> Result<(usize, &'a 
         return Ok((0, KEEP));
     }
     let path = request.uri.path();
-    request::check_dot_segments(path)?;
+    if has_dot_segments(path) {
+        return Err(Refusal::DotSegments(path.to_owned()));
+    }
     let host = host(request);
     let host = host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or_default();
     let route = traffic.router.find(host, path, request.method.as_str());
