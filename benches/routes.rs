@@ -55,7 +55,7 @@ fn routes(count: usize) -> Vec<Route> {
 fn requests(count: usize) -> Vec<(String, String)> {
     let request = |at: usize| {
         let index = at % count;
-        let miss = if at % 2 == 0 { "" } else { "x" };
+        let miss = if at.is_multiple_of(2) { "" } else { "x" };
         match index % 3 {
             0 => (format!("host-{index}{miss}.example.org"), "/app/v1/socket/room".to_owned()),
             1 => (format!("a.group-{index}{miss}.example.org:8080"), "/app/v1/socket".to_owned()),

@@ -7,7 +7,7 @@ use actix::{Actor, AsyncContext as _, Context, Handler, Message, MessageResponse
 use super::poll::{PollSettings, Poller};
 use crate::domain::{
     affinity::Preference,
-    lease::{Backend, Lease},
+    lease::{Backend, Lease, Purpose},
     pool::{BackendSnapshot, NoBackend, Poll, Pool},
     report::{Report, ReportError},
 };
@@ -18,6 +18,8 @@ use crate::domain::{
 pub struct PickBackend {
     /// Index of the service.
     pub service: usize,
+    /// What the slot is for.
+    pub purpose: Purpose,
     /// Which backend would be best.
     pub preference: Preference,
     /// Backends that have already failed this connection.
@@ -87,9 +89,9 @@ impl Handler<PickBackend> for MetricsActor {
     type Result = Result<Lease, NoBackend>;
 
     fn handle(&mut self, message: PickBackend, _: &mut Self::Context) -> Self::Result {
-        let PickBackend { service, preference, tried } = message;
+        let PickBackend { service, purpose, preference, tried } = message;
         let service = self.services.get_mut(service).ok_or(NoBackend::Empty)?;
-        service.pool.pick(&tried, preference, Instant::now())
+        service.pool.pick(purpose, &tried, preference, Instant::now())
     }
 }
 

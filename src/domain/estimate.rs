@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     fn load(open: u32, connecting: u32) -> Load {
-        Load { open, connecting }
+        Load { open, connecting, requests: 7 }
     }
 
     #[test]

@@ -42,32 +42,50 @@ impl Backend {
 
 /// This replica's own load on one backend, shared between the pool and the leases.
 ///
-/// Both counts live in one word, so that a reader never sees a session in both or in neither.
+/// All counts live in one word, so that a reader never sees a session in two or in none.
 #[derive(Debug, Default)]
 pub struct Gauge(AtomicU64);
 
-/// One session in the open count (low half) and in the connecting count (high half).
+/// Bits of a count: room for two million, more than a process may have descriptors.
+const BITS: u32 = 21;
+const MASK: u64 = (1 << BITS) - 1;
+
+/// One in each count.
 const OPEN: u64 = 1;
-const CONNECTING: u64 = 1 << 32;
+const CONNECTING: u64 = 1 << BITS;
+const REQUEST: u64 = 1 << (2 * BITS);
+
+/// What a slot is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// A handshake and the session that it leads to.
+    Session,
+    /// A plain request. It is no connection that anybody reports or limits.
+    Request,
+}
 
 /// A reading of a [`Gauge`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Load {
     /// Sessions in the tunnel.
     pub open: u32,
-    /// Handshakes and plain requests under way.
+    /// Handshakes under way.
     pub connecting: u32,
+    /// Plain requests under way.
+    pub requests: u32,
 }
 
 impl Gauge {
-    /// Both counts at one instant.
+    /// All counts at one instant.
     pub fn load(&self) -> Load {
         let word = self.0.load(Relaxed);
-        Load { open: word as u32, connecting: (word >> 32) as u32 }
+        let count = |unit: u64| ((word / unit) & MASK) as u32;
+        Load { open: count(OPEN), connecting: count(CONNECTING), requests: count(REQUEST) }
     }
 }
 
-/// A slot on `backend`: counted as connecting, then as open, and not at all once dropped.
+/// A slot on `backend`: counted as connecting, then as open, or as a request; and not at all once
+/// dropped.
 ///
 /// Invariant: each lease stands in its gauge exactly once, whatever its session goes through.
 #[derive(Debug)]
@@ -78,10 +96,14 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Takes a slot for a handshake that begins.
-    pub fn new(backend: Arc<Backend>, gauge: Arc<Gauge>) -> Self {
-        gauge.0.fetch_add(CONNECTING, Relaxed);
-        Self { backend, gauge, weight: CONNECTING }
+    /// Takes a slot for a handshake or a request that begins.
+    pub fn new(backend: Arc<Backend>, gauge: Arc<Gauge>, purpose: Purpose) -> Self {
+        let weight = match purpose {
+            Purpose::Session => CONNECTING,
+            Purpose::Request => REQUEST,
+        };
+        gauge.0.fetch_add(weight, Relaxed);
+        Self { backend, gauge, weight }
     }
 
     /// The handshake succeeded: from now on the slot counts as an open session.
@@ -115,19 +137,22 @@ mod tests {
     }
 
     proptest! {
-        /// Steps: 0 begins a handshake, 1 establishes one (twice does no harm), 2 drops one.
+        /// Steps: 0 begins a handshake, 1 establishes one (twice does no harm), 2 drops one,
+        /// 3 begins a request.
         #[test]
-        fn leases_are_counted_exactly(steps in prop::collection::vec((0u8..3, any::<prop::sample::Index>()), 0..200)) {
+        fn leases_are_counted_exactly(steps in prop::collection::vec((0u8..4, any::<prop::sample::Index>()), 0..200)) {
             let gauge = Arc::<Gauge>::default();
-            let mut leases: Vec<(Lease, bool)> = Vec::new();
+            let mut leases: Vec<(Lease, char)> = Vec::new();
+            let lease = |purpose| Lease::new(backend(), gauge.clone(), purpose);
             for (step, index) in steps {
                 match step {
-                    0 => leases.push((Lease::new(backend(), gauge.clone()), false)),
+                    0 => leases.push((lease(Purpose::Session), 'c')),
+                    3 => leases.push((lease(Purpose::Request), 'r')),
                     1 if !leases.is_empty() => {
                         let at = index.index(leases.len());
-                        let (lease, open) = &mut leases[at];
+                        let (lease, counted_as) = &mut leases[at];
                         lease.establish();
-                        *open = true;
+                        *counted_as = 'o';
                     }
                     2 if !leases.is_empty() => {
                         let at = index.index(leases.len());
@@ -135,8 +160,9 @@ mod tests {
                     }
                     _ => {}
                 }
-                let open = leases.iter().filter(|(_, open)| *open).count() as u32;
-                let expected = Load { open, connecting: leases.len() as u32 - open };
+                let count = |kind| leases.iter().filter(|(_, known)| *known == kind).count() as u32;
+                let expected =
+                    Load { open: count('o'), connecting: count('c'), requests: count('r') };
                 prop_assert_eq!(gauge.load(), expected);
             }
             drop(leases);

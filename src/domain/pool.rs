@@ -11,7 +11,7 @@ use thiserror::Error;
 use super::{
     affinity::{self, Preference, Tag},
     estimate::{Reported, estimate, held},
-    lease::{Backend, Gauge, Lease, Load},
+    lease::{Backend, Gauge, Lease, Load, Purpose},
     report::{Report, ReportError},
 };
 
@@ -152,26 +152,30 @@ impl Pool {
     }
 
     /// Takes a slot on the preferred backend if it is not in `tried` and has room, else on the one
-    /// with the smallest estimate of which the same is true; ties fall at random.
+    /// with the smallest estimate of which the same is true. Of equals the one with the fewest
+    /// plain requests under way gets it; further ties fall at random. For a request there is
+    /// always room, because it adds no connection.
     ///
     /// # Errors
     /// [`NoBackend`] when there is none.
     pub fn pick(
         &mut self,
+        purpose: Purpose,
         tried: &[Arc<Backend>],
         preference: Preference,
         now: Instant,
     ) -> Result<Lease, NoBackend> {
-        if self.is_full() {
+        let is_limited = purpose == Purpose::Session;
+        if is_limited && self.is_full() {
             return Err(NoBackend::ServiceFull);
         }
         let mut none = if self.entries.is_empty() { NoBackend::Empty } else { NoBackend::AllTried };
         let mut preferred: Option<(u64, &Entry)> = None;
-        let mut best: Option<(u64, &Entry)> = None;
+        let mut best: Option<((u64, u32), &Entry)> = None;
         let mut ties = 0;
         for entry in self.entries.iter().filter(|entry| !tried.contains(&entry.backend)) {
             let estimate = entry.estimate(&self.settings, now);
-            if exceeds(estimate, self.settings.max_sessions_per_pod) {
+            if is_limited && exceeds(estimate, self.settings.max_sessions_per_pod) {
                 none = NoBackend::AllFull;
                 continue;
             }
@@ -180,20 +184,22 @@ impl Pool {
             {
                 preferred = Some((liking, entry));
             }
-            let smallest = best.map_or(u64::MAX, |(smallest, _)| smallest);
-            if best.is_none() || estimate < smallest {
-                best = Some((estimate, entry));
+            let load = (estimate, entry.gauge.load().requests);
+            let smallest = best.map_or((u64::MAX, 0), |(smallest, _)| smallest);
+            if best.is_none() || load < smallest {
+                best = Some((load, entry));
                 ties = 1;
-            } else if estimate == smallest {
+            } else if load == smallest {
                 // Reservoir sampling: the n-th of n equals replaces the choice once in n times.
                 ties += 1;
                 if self.rng.u32(0..ties) == 0 {
-                    best = Some((estimate, entry));
+                    best = Some((load, entry));
                 }
             }
         }
-        let (_, entry) = preferred.or(best).ok_or(none)?;
-        Ok(Lease::new(entry.backend.clone(), entry.gauge.clone()))
+        let best = best.map(|(_, entry)| entry);
+        let entry = preferred.map(|(_, entry)| entry).or(best).ok_or(none)?;
+        Ok(Lease::new(entry.backend.clone(), entry.gauge.clone(), purpose))
     }
 
     fn is_full(&self) -> bool {
@@ -360,7 +366,7 @@ mod tests {
     }
 
     fn open(pool: &mut Pool, now: Instant) -> Lease {
-        let mut lease = pool.pick(&[], Preference::None, now).expect("a backend");
+        let mut lease = pool.pick(Purpose::Session, &[], Preference::None, now).expect("a backend");
         lease.establish();
         lease
     }
@@ -378,7 +384,7 @@ mod tests {
         let mut pool = pool(3);
         poll_all(&mut pool, now, |index| report([5, 2, 9][index]));
         assert_eq!(
-            pool.pick(&[], Preference::None, now).unwrap().backend().url,
+            pool.pick(Purpose::Session, &[], Preference::None, now).unwrap().backend().url,
             "http://pod-1:3001"
         );
     }
@@ -398,7 +404,13 @@ mod tests {
         let mut chosen = HashMap::new();
         for _ in 0..500 {
             *chosen
-                .entry(pool.pick(&[], Preference::None, now).unwrap().backend().url.clone())
+                .entry(
+                    pool.pick(Purpose::Session, &[], Preference::None, now)
+                        .unwrap()
+                        .backend()
+                        .url
+                        .clone(),
+                )
                 .or_insert(0) += 1;
         }
         assert_eq!(chosen.len(), 5);
@@ -409,13 +421,19 @@ mod tests {
     fn tried_backends_are_not_given_again() {
         let now = Instant::now();
         let mut pool = pool(2);
-        let first = pool.pick(&[], Preference::None, now).unwrap();
-        let second = pool.pick(&[first.backend().clone()], Preference::None, now).unwrap();
+        let first = pool.pick(Purpose::Session, &[], Preference::None, now).unwrap();
+        let second =
+            pool.pick(Purpose::Session, &[first.backend().clone()], Preference::None, now).unwrap();
         assert_ne!(first.backend(), second.backend());
         let tried = [first.backend().clone(), second.backend().clone()];
-        assert_eq!(pool.pick(&tried, Preference::None, now).unwrap_err(), NoBackend::AllTried);
         assert_eq!(
-            Pool::new([], SETTINGS, 1).pick(&[], Preference::None, now).unwrap_err(),
+            pool.pick(Purpose::Session, &tried, Preference::None, now).unwrap_err(),
+            NoBackend::AllTried
+        );
+        assert_eq!(
+            Pool::new([], SETTINGS, 1)
+                .pick(Purpose::Session, &[], Preference::None, now)
+                .unwrap_err(),
             NoBackend::Empty
         );
     }
@@ -437,12 +455,15 @@ mod tests {
         poll_all(&mut pool, now, |index| report([0, 6, 0][index]));
 
         let hash = (0..).map(Preference::Hash).find(|hash| {
-            *pool.pick(&[], *hash, now).expect("a backend").backend().as_ref() == wanted
+            *pool.pick(Purpose::Session, &[], *hash, now).expect("a backend").backend().as_ref()
+                == wanted
         });
         for preference in
             [Preference::Tag(key.tag("default", &wanted.address)), hash.expect("one of many")]
         {
-            let mut pick = |tried: &[Arc<Backend>]| pool.pick(tried, preference, now).unwrap();
+            let mut pick = |tried: &[Arc<Backend>]| {
+                pool.pick(Purpose::Session, tried, preference, now).unwrap()
+            };
             let first = pick(&[]);
             assert_eq!(**first.backend(), wanted);
             assert_ne!(**pick(&[first.backend().clone()]).backend(), wanted, "it has failed");
@@ -451,7 +472,7 @@ mod tests {
             assert_ne!(**pick(&[]).backend(), wanted, "it is full");
         }
         let stranger = Preference::Tag(affinity::Key::random().tag("default", &wanted.address));
-        assert_ne!(**pool.pick(&[], stranger, now).unwrap().backend(), wanted);
+        assert_ne!(**pool.pick(Purpose::Session, &[], stranger, now).unwrap().backend(), wanted);
     }
 
     #[test]
@@ -462,9 +483,28 @@ mod tests {
         poll_all(&mut pool, now, |index| report([0, 2][index]));
         let leases: Vec<Lease> = (0..4).map(|_| open(&mut pool, now)).collect();
         assert_eq!(counts(&leases)["http://pod-0:3001"], 3);
-        assert_eq!(pool.pick(&[], Preference::None, now).unwrap_err(), NoBackend::AllFull);
+        assert_eq!(
+            pool.pick(Purpose::Session, &[], Preference::None, now).unwrap_err(),
+            NoBackend::AllFull
+        );
         drop(leases);
-        assert!(pool.pick(&[], Preference::None, now).is_ok());
+        assert!(pool.pick(Purpose::Session, &[], Preference::None, now).is_ok());
+    }
+
+    #[test]
+    fn requests_are_no_connections_and_yet_spread() {
+        let now = Instant::now();
+        let mut pool = pool(3);
+        pool.settings.max_sessions = NonZeroU32::new(3);
+        pool.settings.max_sessions_per_pod = NonZeroU32::new(1);
+        let sessions: Vec<Lease> = (0..3).map(|_| open(&mut pool, now)).collect();
+        let mut request = || pool.pick(Purpose::Request, &[], Preference::None, now).unwrap();
+        let requests: Vec<Lease> = (0..9).map(|_| request()).collect();
+        assert!(counts(&requests).values().all(|count| *count == 3), "{:?}", counts(&requests));
+        let snapshot = pool.snapshot(now);
+        assert!(snapshot.iter().all(|entry| entry.estimate == 1), "{snapshot:?}");
+        drop(sessions);
+        assert!(pool.pick(Purpose::Session, &[], Preference::None, now).is_ok());
     }
 
     #[test]
@@ -473,10 +513,15 @@ mod tests {
         let mut pool = pool(3);
         pool.settings.max_sessions = NonZeroU32::new(4);
         let mut leases: Vec<Lease> = (0..3).map(|_| open(&mut pool, now)).collect();
-        leases.push(pool.pick(&[], Preference::None, now).expect("one handshake more"));
-        assert_eq!(pool.pick(&[], Preference::None, now).unwrap_err(), NoBackend::ServiceFull);
+        leases.push(
+            pool.pick(Purpose::Session, &[], Preference::None, now).expect("one handshake more"),
+        );
+        assert_eq!(
+            pool.pick(Purpose::Session, &[], Preference::None, now).unwrap_err(),
+            NoBackend::ServiceFull
+        );
         leases.pop();
-        assert!(pool.pick(&[], Preference::None, now).is_ok());
+        assert!(pool.pick(Purpose::Session, &[], Preference::None, now).is_ok());
     }
 
     #[test]

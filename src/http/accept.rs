@@ -62,8 +62,9 @@ pub async fn serve(worker: Rc<Worker>, io: impl Accepted) -> io::Result<()> {
     let mut io: Stream = Box::new(io);
     if settings.proxy_protocol.iter().any(|network| network.contains(&peer)) {
         let read = timeout_at(deadline, proxy_protocol::read(&mut io)).await;
-        let (client, rest) = match read.unwrap_or(Err(HeaderError::Ended)) {
+        let (client, rest) = match read.unwrap_or(Err(HeaderError::Late)) {
             Ok(read) => read,
+            Err(HeaderError::Nothing) => return Ok(()),
             Err(error) => {
                 worker.traffic.dropped(BAD_PROXY_HEADER, peer, &error);
                 return Ok(());
@@ -76,6 +77,8 @@ pub async fn serve(worker: Rc<Worker>, io: impl Accepted) -> io::Result<()> {
         let accepted = timeout_at(deadline, tls.accept(io)).await;
         io = match accepted.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(secured) => Box::new(secured),
+            // A probe, or a client that has thought better of it.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(error),
             Err(error) => {
                 worker.traffic.dropped(BAD_TLS, hop.address, &error);
                 return Ok(());

@@ -37,6 +37,8 @@ struct Service {
     report_age_ms: Option<u64>,
     own: u32,
     connecting: u32,
+    #[serde(skip_serializing_if = "is_zero")]
+    requests: u32,
     estimate: u64,
 }
 
@@ -80,6 +82,10 @@ impl Distribution {
     }
 }
 
+fn is_zero(count: &u32) -> bool {
+    *count == 0
+}
+
 fn split(snapshot: BackendSnapshot) -> (Service, Pod) {
     let BackendSnapshot { backend, state, report, error, load, estimate } = snapshot;
     let state = match state {
@@ -97,6 +103,7 @@ fn split(snapshot: BackendSnapshot) -> (Service, Pod) {
         report_age_ms: age.map(|age: Duration| age.as_millis() as u64),
         own: load.open,
         connecting: load.connecting,
+        requests: load.requests,
         estimate,
     };
     let pod = Pod {
@@ -151,7 +158,7 @@ mod tests {
         };
         let backend = BackendSnapshot {
             report: Some((report, Duration::from_millis(812))),
-            load: Load { open: 12, connecting: 2 },
+            load: Load { open: 12, connecting: 2, requests: 0 },
             estimate: 42,
             ..snapshot("http://a:3001", "10.0.0.1:3001")
         };
@@ -195,7 +202,7 @@ mod tests {
         let backend = BackendSnapshot {
             state: State::Unknown,
             error: Some(ReportError::Status(500)),
-            load: Load { open: 3, connecting: 0 },
+            load: Load { open: 3, connecting: 0, requests: 5 },
             estimate: 3,
             ..snapshot("http://b:3001", "b:3001")
         };
@@ -207,6 +214,7 @@ mod tests {
             })
         );
         assert_eq!(json["services"][0].get("reported"), None);
+        assert_eq!(json["services"][0]["requests"], 5, "told where there are any");
         assert_eq!(json["totalConnections"], 3);
     }
 }

@@ -126,8 +126,9 @@ impl Forwarding {
             headers.remove(x_forwarded_prefix());
             headers.remove(x_replaced_path());
         }
-        let proto = headers.get(X_FORWARDED_PROTO).map_or(&b""[..], |proto| proto.as_bytes());
-        let secure = [&b"https"[..], b"wss"].iter().any(|one| proto.eq_ignore_ascii_case(one));
+        // The first of several is what the client speaks with the outermost proxy.
+        let proto = tokens(&headers, X_FORWARDED_PROTO).next().unwrap_or_default();
+        let secure = ["https", "wss"].iter().any(|one| proto.eq_ignore_ascii_case(one));
         let request_id = match headers.get(x_request_id()) {
             Some(id) => id.clone(),
             None => new_request_id(),
@@ -361,7 +362,7 @@ mod tests {
             "for=1.2.3.4;host=chat.example;proto=https"
         );
         assert!(forwarded.secure);
-        let behind = request(&[("x-forwarded-proto", "wss")]);
+        let behind = request(&[("x-forwarded-proto", "wss, http")]);
         assert!(forwarding(&["1.2.3.4/32"]).apply(&behind, hop("1.2.3.4")).secure);
         assert!(!forwarding(&[]).apply(&behind, hop("1.2.3.4")).secure, "anyone can say that");
     }

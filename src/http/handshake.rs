@@ -1,6 +1,10 @@
 //! From a client's request to its tunnel: check, pick, dial, answer, join.
 
-use std::{io, net::IpAddr, sync::atomic::Ordering::Relaxed};
+use std::{
+    io,
+    net::IpAddr,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 use actix_http::{
     ConnectionType, Method, RequestHead, Response, ResponseHead, Uri, Version,
@@ -27,7 +31,7 @@ use crate::{
         registry::SessionInfo,
         session::{SessionActor, Slot},
     },
-    domain::admission::Ticket,
+    domain::{admission::Ticket, lease::Backend},
     relay::Peer,
 };
 
@@ -188,13 +192,20 @@ async fn try_pods(
 ) -> Result<Opened, Refusal> {
     let target: Uri =
         routed.target.parse().map_err(|_| Refusal::Target(request.uri.to_string()))?;
-    let mut tries = Tries::new(routed, ticket);
+    let mut tries = Tries::for_session(routed, ticket);
+    let rejection = |head: ResponseHead, body, backend: &Arc<Backend>| Opened::Rejection {
+        answer: routed.answer(&head, backend),
+        body,
+    };
     let mut unavailable = None;
     loop {
         let slot = match tries.next().await {
             Ok(slot) => slot,
             // A pod's own words say more than ours.
-            Err(refusal) => return unavailable.ok_or(refusal),
+            Err(refusal) => match unavailable {
+                Some((head, body, backend)) => return Ok(rejection(head, body, &backend)),
+                None => return Err(refusal),
+            },
         };
         let backend = slot.lease.backend();
         let mut head = RequestHead::default();
@@ -212,12 +223,10 @@ async fn try_pods(
             },
             Ok(Answer::Other(head, body)) => {
                 let status = head.status.as_u16();
-                let answer = routed.answer(&head, backend);
-                let rejection = Opened::Rejection { answer, body };
                 if !routed.service.retry_on.contains(&status) {
-                    return Ok(rejection);
+                    return Ok(rejection(head, body, backend));
                 }
-                unavailable = Some(rejection);
+                unavailable = Some((head, body, backend.clone()));
                 DialError::Broken(format!("answered {status}"))
             }
             Err(error) => error,

@@ -128,7 +128,7 @@ async fn forward(
     let repeatable = body.is_end_stream() && request.method.is_idempotent();
     let length = body.size_hint().exact();
     let mut upload = Some(Upload::new(body));
-    let mut tries = Tries::new(routed, None);
+    let mut tries = Tries::for_request(routed);
     loop {
         let mut slot = tries.next().await?;
         let backend = slot.lease.backend().clone();

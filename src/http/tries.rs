@@ -10,7 +10,7 @@ use crate::{
     },
     domain::{
         admission::Ticket,
-        lease::{Backend, Lease},
+        lease::{Backend, Lease, Purpose},
         pool::NoBackend,
     },
 };
@@ -18,15 +18,21 @@ use crate::{
 /// The pods that a client has been offered to.
 pub struct Tries<'a> {
     routed: &'a Routed<'a>,
+    purpose: Purpose,
     ticket: Option<Ticket>,
     tried: Vec<Arc<Backend>>,
     last: Option<Refusal>,
 }
 
 impl<'a> Tries<'a> {
-    /// None yet. `ticket` is the client's place in the balancer.
-    pub fn new(routed: &'a Routed<'a>, ticket: Option<Ticket>) -> Self {
-        Self { routed, ticket, tried: Vec::new(), last: None }
+    /// None yet, for a session. `ticket` is the client's place in the balancer.
+    pub fn for_session(routed: &'a Routed<'a>, ticket: Option<Ticket>) -> Self {
+        Self { routed, purpose: Purpose::Session, ticket, tried: Vec::new(), last: None }
+    }
+
+    /// None yet, for a plain request.
+    pub fn for_request(routed: &'a Routed<'a>) -> Self {
+        Self { routed, purpose: Purpose::Request, ticket: None, tried: Vec::new(), last: None }
     }
 
     /// A place on the next best pod.
@@ -38,7 +44,8 @@ impl<'a> Tries<'a> {
             return Err(self.give_up());
         }
         let queue = &self.routed.service.queue;
-        let must_wait = self.tried.is_empty() && !queue.is_empty();
+        let is_session = self.purpose == Purpose::Session;
+        let must_wait = is_session && self.tried.is_empty() && !queue.is_empty();
         let picked = if must_wait { Err(NoBackend::AllFull) } else { self.pick().await? };
         let lease = match picked {
             Ok(lease) => lease,
@@ -58,6 +65,7 @@ impl<'a> Tries<'a> {
         let Routed { traffic, service, wish, .. } = self.routed;
         let pick = PickBackend {
             service: service.index,
+            purpose: self.purpose,
             preference: wish.preference,
             tried: self.tried.clone(),
         };

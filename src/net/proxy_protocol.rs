@@ -21,9 +21,15 @@ const V2_FIXED: usize = 16;
 /// Why a header cannot be used.
 #[derive(Debug, Error)]
 pub enum HeaderError {
+    /// The connection ended before its first byte, as probes do.
+    #[error("the connection ended without a byte")]
+    Nothing,
     /// The connection broke.
     #[error("the connection ended within its PROXY protocol header")]
     Ended,
+    /// The header was not there in time.
+    #[error("no whole PROXY protocol header in time")]
+    Late,
     /// Not a header, or not one that anybody should send.
     #[error("not a PROXY protocol header: {0}")]
     Malformed(String),
@@ -40,6 +46,7 @@ pub async fn read(
     let mut read = BytesMut::with_capacity(256);
     loop {
         match io.read_buf(&mut read).await {
+            Ok(0) if read.is_empty() => return Err(HeaderError::Nothing),
             Ok(0) => return Err(HeaderError::Ended),
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
