@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import struct
+import tempfile
 import traceback
 import urllib.request
 
@@ -134,7 +135,7 @@ class Connection:
             return False
         return True
 
-    async def frame(self):
+    async def frame(self, timeout=DEADLINE):
         """The next WebSocket frame: (fin, opcode, payload), unmasked."""
 
         async def read():
@@ -145,7 +146,7 @@ class Connection:
             mask = await self.reader.readexactly(4) if second & 0x80 else bytes(4)
             return bool(first & 0x80), first & 0x0F, masked(await self.reader.readexactly(size), mask)
 
-        return await asyncio.wait_for(read(), DEADLINE)
+        return await asyncio.wait_for(read(), timeout)
 
     def close(self):
         self.writer.close()
@@ -158,7 +159,10 @@ class Connection:
 
 
 async def dial(address, source=None):
-    """A connection to `host:port`, from `source` where the client's address matters."""
+    """A connection to `host:port` or `unix:PATH`, from `source` where the client's address matters."""
+    if address.startswith("unix:"):
+        opening = asyncio.open_unix_connection(address.removeprefix("unix:"), limit=LONGEST_HEAD)
+        return Connection(*await asyncio.wait_for(opening, DEADLINE))
     host, _, port = address.rpartition(":")
     local = (source, 0) if source else None
     opening = asyncio.open_connection(host.strip("[]"), int(port), local_addr=local, limit=LONGEST_HEAD)
@@ -173,8 +177,8 @@ class Pod:
         self.connections = 0
         self.open = 0
 
-    async def start(self):
-        self.server = await asyncio.start_server(self._one, "127.0.0.1", 0, limit=LONGEST_HEAD, backlog=1024)
+    async def start(self, port=0):
+        self.server = await asyncio.start_server(self._one, "127.0.0.1", port, limit=LONGEST_HEAD, backlog=1024)
         self.address = "{}:{}".format(*self.server.sockets[0].getsockname())
         self.url = f"http://{self.address}"
         return self
@@ -219,6 +223,23 @@ class Balancer(common.Balancer):
         if before is None:
             return counts
         return {reason: count - before[reason] for reason, count in counts.items() if count != before[reason]}
+
+
+class Configured(Balancer):
+    """One whose settings are the TOML `text`, polls included; it may listen on `unix:PATH`."""
+
+    def __init__(self, text, **settings):
+        with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
+            file.write(text)
+            file.flush()
+            os.environ["WSBALANCER_CONFIG"] = file.name
+            try:
+                common.Balancer.__init__(self, [], **{"SERVER__SHUTDOWN_TIMEOUT": "1s", **settings})
+            finally:
+                del os.environ["WSBALANCER_CONFIG"]
+
+    def expect(self, _, timeout=30):
+        return common.Program.expect(self, r"traffic on (\S+), admin on (\S+:\d+)", timeout)
 
 
 def request(target, host, *fields, method="GET", version="HTTP/1.1"):
