@@ -33,6 +33,11 @@ fn keys(prefix: &str, table: &Table, found: &mut BTreeSet<String>) {
 
 fn key(key: String, value: &Value, found: &mut BTreeSet<String>) {
     match value {
+        Value::Table(table) if table.is_empty() => {
+            if !KNOWN.iter().any(|known| known.starts_with(&format!("{key}."))) {
+                found.insert(key);
+            }
+        }
         Value::Table(table) => keys(&format!("{key}."), table, found),
         Value::Array(items) if matches!(items[..], [Value::Table(_), ..]) => {
             for (index, item) in items.iter().enumerate() {
@@ -47,10 +52,10 @@ fn key(key: String, value: &Value, found: &mut BTreeSet<String>) {
 fn is_in_table(key: &str) -> bool {
     let parts: Vec<&str> = key.split('.').collect();
     match parts[..] {
-        ["services", _, "backends"] => true,
+        ["services", _, "backends"] | ["services" | "routes"] => true,
         ["services", _, name] => KNOWN.contains(&format!("balancer.{name}")),
         ["routes", _, name] => ROUTE_KEYS.contains(&name),
-        _ => key == "routes",
+        _ => false,
     }
 }
 

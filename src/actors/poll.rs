@@ -146,8 +146,12 @@ impl Line {
     }
 }
 
-fn unreachable(error: impl std::fmt::Display) -> ReportError {
-    ReportError::Unreachable(error.to_string())
+/// With its cause, which hyper keeps apart.
+fn unreachable(error: impl std::error::Error) -> ReportError {
+    ReportError::Unreachable(match error.source() {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    })
 }
 
 /// A body that may be as long as a report.

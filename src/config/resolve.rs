@@ -357,7 +357,7 @@ mod tests {
             "has 5 characters, expected 16 at least",
             "services.web.polls (from ",
             "balancer.affinity_header = \"\" (from default): names no field",
-            "balancer.tls_key_file = \"\" (from default): names no file",
+            "services.hashed.tls_key_file (from ",
             "\"chat.example\": expected an origin such as https://chat.example.org",
             "routes.0.service = \"chta\"",
             "did you mean \"chat\"?",

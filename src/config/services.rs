@@ -337,11 +337,15 @@ pub(super) fn key_pair(read: &mut Reader, table: &str) -> Option<KeyPair> {
         }
         (None, None) => None,
         (Some(_), None) => {
-            read.complain(&key, "names no file, and there is one for the certificate");
+            // Named where its other half stands, in a service's table or not.
+            let missing = read.place(&cert).replace("_cert_", "_key_");
+            let advice = "names no file, and there is one for the certificate";
+            read.complain_of_table(&missing, advice);
             None
         }
         (None, Some(_)) => {
-            read.complain(&cert, "names no file, and there is one for the key");
+            let missing = read.place(&key).replace("_key_", "_cert_");
+            read.complain_of_table(&missing, "names no file, and there is one for the key");
             None
         }
     }

@@ -16,7 +16,10 @@ use tokio_rustls::{
             danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
         },
         crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring},
-        pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _},
+        pki_types::{
+            CertificateDer, PrivateKeyDer, ServerName, UnixTime,
+            pem::{self, PemObject as _},
+        },
         server::{ClientHello, ResolvesServerCert},
         sign::CertifiedKey,
     },
@@ -92,23 +95,38 @@ impl PemBytes {
     fn parse(&self) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), FileError> {
         let chain = certificates(&self.chain).map_err(FileError::Cert)?;
         let key = PrivateKeyDer::from_pem_slice(&self.key)
-            .map_err(|error| FileError::Key(format!("holds no private key in PEM: {error}")))?;
+            .map_err(|error| FileError::Key(no_pem("private key", &error)))?;
         Ok((chain, key))
     }
 
     fn certified(&self) -> Result<CertifiedKey, FileError> {
         let (chain, key) = self.parse()?;
-        CertifiedKey::from_der(chain, key, &provider())
-            .map_err(|error| FileError::Key(format!("does not go with the certificate: {error}")))
+        CertifiedKey::from_der(chain, key, &provider()).map_err(|error| match error {
+            Error::InvalidCertificate(_) => {
+                FileError::Cert(format!("holds a certificate that cannot be read: {error}"))
+            }
+            _ => FileError::Key(format!("does not go with the certificate: {error}")),
+        })
     }
 }
 
 fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     let parsed: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     match parsed {
-        Ok(chain) if chain.is_empty() => Err("holds no certificate in PEM".to_owned()),
+        Ok(chain) if chain.is_empty() => Err(no_pem("certificate", &pem::Error::NoItemsFound)),
         Ok(chain) => Ok(chain),
-        Err(error) => Err(format!("holds no certificate in PEM: {error}")),
+        Err(error) => Err(no_pem("certificate", &error)),
+    }
+}
+
+fn no_pem(item: &str, error: &pem::Error) -> String {
+    match error {
+        pem::Error::NoItemsFound => format!("holds no {item} in PEM"),
+        // The library shows the marker as a list of bytes.
+        pem::Error::MissingSectionEnd { .. } => {
+            format!("holds no whole {item} in PEM: a section has no end")
+        }
+        other => format!("holds no {item} in PEM: {other}"),
     }
 }
 

@@ -1,0 +1,110 @@
+"""`wsbalancer check` on files that are of no use: it names the key, the file, and what is wrong."""
+
+import os
+import re
+import subprocess
+
+import common
+from certificates import openssl
+from common import check, say
+
+SERVICE = "https://127.0.0.1:3001"
+USAGE = 64
+# What is wrong, in whichever of these words.
+ABSENT = "No such file|not found"
+MISFIT = "match|fit|belong|go with"
+ALONE = "no file|both|without|missing|need|required|together|alone"
+UNREADABLE = "certificate|PEM|base64"
+
+
+def toml(values):
+    """A file with these settings and one service, called `chat` where they speak of it."""
+    sections = {}
+    for key, value in values.items():
+        section, _, name = key.rpartition(".")
+        sections.setdefault(section, []).append(f'{name} = "{value}"')
+    if "services.chat" in sections:
+        sections["services.chat"].append(f'backends = ["{SERVICE}"]')
+        lines = []
+    else:
+        lines = [f'services = ["{SERVICE}"]']
+    for section, settings in sections.items():
+        lines += [f"[{section}]", *settings]
+    return "\n".join([*lines, ""])
+
+
+def run(command, values, folder):
+    """Exit code and output of a command with these settings."""
+    file = folder / "settings.toml"
+    file.write_text(toml(values))
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("WSBALANCER")}
+    told = subprocess.run([common.BINARY, command, "--config", file], env=environment, capture_output=True, text=True,
+                          timeout=30)
+    return told.returncode, told.stdout + told.stderr
+
+
+async def show(folder, npm, root, other):
+    say("`wsbalancer check` on certificates and keys")
+    good, second = root.issue("good", "DNS:localhost"), root.issue("second", "DNS:localhost", key="rsa")
+    for name, content in {
+        "garbage.pem": "-----BEGIN CERTIFICATE-----\nnot base64!\n-----END CERTIFICATE-----\n",
+        "noise.pem": os.urandom(500),
+        "garbled.pem": "-----BEGIN CERTIFICATE-----\naGVsbG8gd29ybGQ=\n-----END CERTIFICATE-----\n",
+        "broken.key": "-----BEGIN PRIVATE KEY-----\naGVsbG8gd29ybGQ=\n-----END PRIVATE KEY-----\n",
+        "empty.pem": "",
+    }.items():
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    locked = folder / "locked.key"
+    openssl("pkey", "-in", good.key, "-aes128", "-passout", "pass:secret", "-out", locked)
+    missing = folder / "missing.pem"
+
+    def pair(section, certificate=good.certificate, key=good.key):
+        values = {f"{section}.tls_cert_file": certificate, f"{section}.tls_key_file": key}
+        return {name: value for name, value in values.items() if value}
+
+    rows = []  # what, settings, the key that is named, the file that is, the words of which one is
+    for section in ("server", "balancer", "services.chat"):
+        certificate, key = f"{section}.tls_cert_file", f"{section}.tls_key_file"
+        rows += [
+            ("a certificate that is missing", pair(section, missing), certificate, missing, ABSENT),
+            ("a key that is missing", pair(section, key=missing), key, missing, ABSENT),
+            ("a key of another certificate", pair(section, key=second.key), key, second.key, MISFIT),
+            ("a certificate alone", pair(section, key=None), key, "", ALONE),
+            ("a key alone", pair(section, None), certificate, "", ALONE),
+        ]
+    certificate, key = "server.tls_cert_file", "server.tls_key_file"
+    for what in ("garbage.pem", "noise.pem", "garbled.pem", "empty.pem"):
+        file = folder / what
+        rows.append((f"{what} as certificate", pair("server", file), certificate, file, UNREADABLE))
+    rows += [
+        ("a key as certificate", pair("server", good.key), certificate, good.key, "certificate"),
+        ("a folder as certificate", pair("server", folder), certificate, folder, "directory|folder|not a file"),
+    ]
+    keys = {"broken.key": folder / "broken.key", "empty.pem": folder / "empty.pem", "an encrypted key": locked,
+            "a certificate": good.certificate}
+    for what, file in keys.items():
+        rows.append((f"{what} as key", pair("server", key=file), key, file, r"\bkey\b"))
+    for section in ("balancer", "services.chat"):
+        authorities = f"{section}.tls_ca_file"
+        rows.append(("authorities that are missing", {authorities: missing}, authorities, missing, ABSENT))
+        for what in ("garbage.pem", "noise.pem", "garbled.pem", "empty.pem"):
+            file = folder / what
+            rows.append((f"{what} as authorities", {authorities: file}, authorities, file, UNREADABLE))
+        rows.append(("a key as authorities", {authorities: good.key}, authorities, good.key, "certificate"))
+    say("  every key below is refused with exit code 64:")
+    for what, values, key, file, words in rows:
+        code, told = run("check", values, folder)
+        line = next((line for line in told.splitlines() if key in line and str(file) in line), "")
+        # The names of key and file are no reason.
+        reason = re.search(words, line.replace(str(file), "").replace(key, ""), re.I)
+        right = code == USAGE and line and reason
+        shown = (line or f"{code}: {told.strip()}").replace(str(folder), "…").strip()
+        check(right, f"{key.rpartition('.')[0]}, {what}: {shown}")
+    code, told = run("run", pair("server", missing), folder)
+    check(code == USAGE and str(missing) in told, f"`run` with a certificate that is missing ends too: {code}")
+    for values in ({}, pair("server"), pair("balancer"), {"balancer.tls_ca_file": root.file}, pair("services.chat"),
+                   {"services.chat.tls_ca_file": root.file}, pair("server", second.certificate, second.key)):
+        code, told = run("check", values, folder)
+        check(code == 0, f"control: {', '.join(values) or 'none of them'}, with good files: {code}")
+        if code:
+            say(told)
