@@ -57,10 +57,13 @@ impl Control {
 fn watch(service: &Service) -> Watch {
     let balancer = &service.balancer;
     let settings = PoolSettings {
+        strategy: balancer.strategy,
         replicas: balancer.replicas,
         stale_after: balancer.stale_after,
         max_sessions: balancer.max_sessions,
         max_sessions_per_pod: balancer.max_sessions_per_pod,
+        health: balancer.health,
+        grace: Duration::from_secs(60),
         affinity_key: balancer.affinity_key().cloned(),
     };
     let polls = balancer.metric_path.clone().map(|path| PollSettings {

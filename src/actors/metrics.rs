@@ -90,8 +90,10 @@ impl Handler<PickBackend> for MetricsActor {
 
     fn handle(&mut self, message: PickBackend, _: &mut Self::Context) -> Self::Result {
         let PickBackend { service, purpose, preference, tried } = message;
-        let service = self.services.get_mut(service).ok_or(NoBackend::Empty)?;
-        service.pool.pick(purpose, &tried, preference, Instant::now())
+        let Watch { pool, .. } = self.services.get_mut(service).ok_or(NoBackend::Empty)?;
+        let picked = pool.pick(purpose, &tried, preference, Instant::now());
+        tell(pool);
+        picked
     }
 }
 
@@ -109,6 +111,14 @@ impl Handler<Polled> for MetricsActor {
             _ => {}
         }
         pool.record(poll, result, Instant::now());
+        tell(pool);
+    }
+}
+
+/// Logs what operators should hear of.
+fn tell(pool: &mut Pool) {
+    for news in pool.take_news() {
+        log::warn!("{news}");
     }
 }
 

@@ -14,12 +14,16 @@ use super::{
     registry::{Registration, RegistryActor, SessionInfo},
 };
 use crate::{
-    domain::{admission::Ticket, lease::Lease},
+    domain::{admission::Ticket, health::EARLY_DEATH, lease::Lease},
     relay::{Control, Direction, End, Peer, Tunnel, close::CloseCode},
 };
 
 /// How long a side may go on sending after the other has closed its half.
 const HALF_CLOSED_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Close codes of a pod that is not well: going away, internal error, service restart, try again
+/// later (RFC 6455 §7.4.1 and the IANA registry).
+const UNWELL: [u16; 4] = [1001, 1011, 1012, 1013];
 
 /// Ends a session with a Close frame each way.
 #[derive(Clone, Debug, Message)]
@@ -68,7 +72,9 @@ pub struct SessionActor {
     info: Arc<SessionInfo>,
     control: Control,
     ends: [Option<End>; 2],
-    _slot: Slot,
+    /// We have ended it ourselves.
+    closed_by_us: bool,
+    slot: Slot,
     _registration: Registration,
 }
 
@@ -93,11 +99,22 @@ impl SessionActor {
                 session.direction_ended(Direction::Up, end, ctx);
             }));
             let registration = Registration::new(registry, info.clone(), session.recipient());
-            Self { info, control, ends: [None, None], _slot: slot, _registration: registration }
+            Self {
+                info,
+                control,
+                ends: [None, None],
+                closed_by_us: false,
+                slot,
+                _registration: registration,
+            }
         });
     }
 
     fn direction_ended(&mut self, direction: Direction, end: End, ctx: &mut Context<Self>) {
+        let by_sender = matches!(end, End::Eof | End::ReadFailed(_));
+        if direction == Direction::Down && by_sender && self.was_dropped_early() {
+            self.slot.lease.died_early();
+        }
         match (direction, &end) {
             // The client is gone: nobody waits for anything any more.
             (Direction::Up, End::ReadFailed(_))
@@ -112,6 +129,19 @@ impl SessionActor {
         if self.ends.iter().all(Option::is_some) {
             ctx.stop();
         }
+    }
+
+    /// Whether the pod, whose direction ends just now, has dropped a session that it had taken a
+    /// moment ago. One that the client ended, or that the pod has closed for a reason of the
+    /// application's, is none.
+    fn was_dropped_early(&self) -> bool {
+        let SessionInfo { opened_at, stats, .. } = &*self.info;
+        let for_a_reason = match stats.down.close_code() {
+            Some(code) => !UNWELL.contains(&code),
+            None => stats.down.has_closed(),
+        };
+        let by_client = self.ends[Direction::Up as usize].is_some() || stats.up.has_closed();
+        !(self.closed_by_us || by_client || for_a_reason) && opened_at.elapsed() < EARLY_DEATH
     }
 }
 
@@ -139,6 +169,7 @@ impl Handler<CloseSession> for SessionActor {
     type Result = ();
 
     fn handle(&mut self, close: CloseSession, _: &mut Self::Context) {
+        self.closed_by_us = true;
         self.control.close(close.to_client, close.to_pod, close.reason);
     }
 }

@@ -9,8 +9,10 @@ use super::read::{Reader, SWITCH, field, field_name};
 use crate::{
     domain::{
         affinity::Key,
+        health::HealthSettings,
         lease::{Backend, Transport},
         origin::OriginPattern,
+        strategy::Strategy,
     },
     net::{
         connect::ConnectSettings,
@@ -20,6 +22,14 @@ use crate::{
 
 /// Name of the service that the `services` list makes.
 const DEFAULT_SERVICE: &str = "default";
+
+/// Names of the strategies.
+const STRATEGIES: [(&str, Strategy); 4] = [
+    ("least_connections", Strategy::LeastConnections),
+    ("power_of_two", Strategy::PowerOfTwo),
+    ("round_robin", Strategy::RoundRobin),
+    ("random", Strategy::Random),
+];
 
 /// Characters of a cookie key at least: fewer could be guessed.
 const MIN_KEY_LEN: usize = 16;
@@ -50,6 +60,10 @@ pub struct Balancer {
     pub stale_after: Duration,
     /// Replicas that share the pods, at least 1.
     pub replicas: u32,
+    /// How the next pod is chosen.
+    pub strategy: Strategy,
+    /// When a pod is ejected, and what happens after.
+    pub health: HealthSettings,
     /// Further pods tried for one connection.
     pub retries: usize,
     /// Answers to a handshake that lead to the next pod.
@@ -202,6 +216,13 @@ fn balancer(read: &mut Reader, backends: &[Backend]) -> Balancer {
         poll_timeout: read.duration("balancer.poll_timeout", millis(10)..=minute),
         stale_after: cache_ttl.max(3 * poll_interval),
         replicas: read.number("balancer.replicas", 1..=1000) as u32,
+        strategy: read.choice("balancer.strategy", &STRATEGIES),
+        health: HealthSettings {
+            eject_after: read.number("balancer.eject_after", 0..=1000) as u32,
+            eject_time: read.duration("balancer.eject_time", millis(10)..=hour),
+            eject_time_max: read.duration("balancer.eject_time_max", millis(10)..=24 * hour),
+            cold_time: read.duration("balancer.cold_time", millis(0)..=hour),
+        },
         retries: read.number("balancer.retries", 0..=100) as usize,
         retry_on: read.list("balancer.retry_on", |text| {
             let status = text.parse().ok().filter(|status| (400..=599).contains(status));

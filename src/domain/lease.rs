@@ -5,6 +5,8 @@ use std::sync::{
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
+use super::health::Trouble;
+
 /// Where a backend is reached.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Backend {
@@ -44,7 +46,11 @@ impl Backend {
 ///
 /// All counts live in one word, so that a reader never sees a session in two or in none.
 #[derive(Debug, Default)]
-pub struct Gauge(AtomicU64);
+pub struct Gauge {
+    counts: AtomicU64,
+    /// What went wrong, for the pool to judge.
+    pub trouble: Trouble,
+}
 
 /// Bits of a count: room for two million, more than a process may have descriptors.
 const BITS: u32 = 21;
@@ -78,7 +84,7 @@ pub struct Load {
 impl Gauge {
     /// All counts at one instant.
     pub fn load(&self) -> Load {
-        let word = self.0.load(Relaxed);
+        let word = self.counts.load(Relaxed);
         let count = |unit: u64| ((word / unit) & MASK) as u32;
         Load { open: count(OPEN), connecting: count(CONNECTING), requests: count(REQUEST) }
     }
@@ -102,15 +108,31 @@ impl Lease {
             Purpose::Session => CONNECTING,
             Purpose::Request => REQUEST,
         };
-        gauge.0.fetch_add(weight, Relaxed);
+        gauge.counts.fetch_add(weight, Relaxed);
         Self { backend, gauge, weight }
     }
 
     /// The handshake succeeded: from now on the slot counts as an open session.
     pub fn establish(&mut self) {
         let step = OPEN.wrapping_sub(self.weight);
-        self.gauge.0.fetch_add(step, Relaxed);
+        self.gauge.counts.fetch_add(step, Relaxed);
         self.weight = OPEN;
+        self.gauge.trouble.opened();
+    }
+
+    /// The backend has answered a plain request.
+    pub fn answered(&self) {
+        self.gauge.trouble.succeeded();
+    }
+
+    /// The backend has not taken the connection, for this reason.
+    pub fn failed(self, reason: String) {
+        self.gauge.trouble.failed(reason);
+    }
+
+    /// The backend has dropped the session within [`EARLY_DEATH`](super::health::EARLY_DEATH).
+    pub fn died_early(&self) {
+        self.gauge.trouble.died_early();
     }
 
     /// The backend the slot is on.
@@ -121,7 +143,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.gauge.0.fetch_sub(self.weight, Relaxed);
+        self.gauge.counts.fetch_sub(self.weight, Relaxed);
     }
 }
 

@@ -5,9 +5,13 @@
 
 pub mod admission;
 pub mod affinity;
+mod decay;
+mod entry;
 pub mod estimate;
+pub mod health;
 pub mod lease;
 pub mod origin;
 pub mod pool;
 pub mod report;
 pub mod route;
+pub mod strategy;

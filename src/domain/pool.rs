@@ -1,6 +1,7 @@
 //! The backends of a service, what is known of each, and the choice between them.
 
 use std::{
+    fmt,
     num::NonZeroU32,
     sync::Arc,
     time::{Duration, Instant},
@@ -9,15 +10,23 @@ use std::{
 use thiserror::Error;
 
 use super::{
-    affinity::{self, Preference, Tag},
-    estimate::{Reported, estimate, held},
+    affinity::{self, Preference},
+    decay::Decaying,
+    entry::{Entry, Tier},
+    health::{Health, HealthSettings},
     lease::{Backend, Gauge, Lease, Load, Purpose},
     report::{Report, ReportError},
+    strategy::{Rank, Strategy},
 };
+
+/// How far back arrivals are counted, to know what a cold backend's fair share is.
+const ARRIVALS_HALF_LIFE: Duration = Duration::from_secs(1);
 
 /// What the pool needs from the configuration.
 #[derive(Clone, Debug)]
 pub struct PoolSettings {
+    /// How the next backend is chosen.
+    pub strategy: Strategy,
     /// Balancer replicas that share the pods, at least 1.
     pub replicas: u32,
     /// A report older than this is stale: own counts decide instead.
@@ -26,6 +35,10 @@ pub struct PoolSettings {
     pub max_sessions: Option<NonZeroU32>,
     /// Connections of one backend, by its estimate.
     pub max_sessions_per_pod: Option<NonZeroU32>,
+    /// When a backend is ejected, and what happens after.
+    pub health: HealthSettings,
+    /// How long a backend that discovery does not find any more is remembered.
+    pub grace: Duration,
     /// What backends are called in cookies, where there are cookies.
     pub affinity_key: Option<affinity::Key>,
 }
@@ -42,6 +55,9 @@ pub enum NoBackend {
     /// Every one that has not been tried holds as many connections as it may.
     #[error("every backend is full")]
     AllFull,
+    /// Every one that has not been tried takes no new connections.
+    #[error("every backend is draining")]
+    AllDraining,
     /// The service holds as many sessions as it may.
     #[error("the service is full")]
     ServiceFull,
@@ -52,10 +68,18 @@ pub enum NoBackend {
 pub enum State {
     /// Its last report is fresh.
     Up,
+    /// It is new, or back after an ejection, and takes but a share of what it would otherwise.
+    Cold,
     /// Its last report is too old to be believed.
     Stale,
     /// It has given no report that could be read.
     Unknown,
+    /// It takes no new connections: it said so, or discovery does not find it any more.
+    Draining,
+    /// It holds as many connections as it may.
+    Full,
+    /// It has failed too often, or says that it is down.
+    Ejected,
 }
 
 /// A backend as the pool saw it at one instant.
@@ -63,16 +87,51 @@ pub enum State {
 pub struct BackendSnapshot {
     /// Where it is.
     pub backend: Arc<Backend>,
-    /// How much is known of it.
+    /// How it is.
     pub state: State,
+    /// Why it is so, where that is not obvious.
+    pub reason: Option<String>,
     /// Its last report and that report's age.
     pub report: Option<(Report, Duration)>,
     /// Why the last poll gave no report.
     pub error: Option<ReportError>,
     /// This replica's own sessions on it.
     pub load: Load,
-    /// What selection compares.
+    /// What selection compares, for its weight.
     pub estimate: u64,
+    /// Its share of the connections, relative to others.
+    pub weight: f64,
+    /// Connections that it may hold.
+    pub limit: Option<u64>,
+    /// How long it is still ejected.
+    pub ejected_for: Option<Duration>,
+}
+
+/// What operators should hear of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum News {
+    /// A backend is out for a while.
+    Ejected {
+        /// Which one.
+        backend: Arc<Backend>,
+        /// For how long.
+        length: Duration,
+        /// What it did.
+        reason: String,
+    },
+    /// Every backend that might take connections is ejected, so they are tried all the same.
+    FailsOpen,
+}
+
+impl fmt::Display for News {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ejected { backend, length, reason } => {
+                write!(f, "{} is ejected for {length:.1?}: {reason}", backend.url)
+            }
+            Self::FailsOpen => f.write_str("all pods are ejected, so they are tried all the same"),
+        }
+    }
 }
 
 /// A poll under way: remembers what was open when it was sent.
@@ -116,25 +175,16 @@ pub struct Pool {
     settings: PoolSettings,
     entries: Vec<Entry>,
     rng: fastrand::Rng,
-}
-
-#[derive(Debug)]
-struct Entry {
-    backend: Arc<Backend>,
-    gauge: Arc<Gauge>,
-    /// Its name in cookies.
-    tag: Option<Tag>,
-    /// Its address, for rendezvous hashing.
-    hash: u64,
-    report: Option<Accepted>,
-    error: Option<ReportError>,
-}
-
-#[derive(Debug)]
-struct Accepted {
-    report: Report,
-    sent_at: Instant,
-    own_when_polled: u32,
+    /// Picks for sessions.
+    arrivals: Decaying,
+    /// Picks so far.
+    turn: usize,
+    /// Reused by every pick: the candidates of the best tier so far.
+    ranks: Vec<Rank>,
+    positions: Vec<usize>,
+    /// The last pick found ejected backends only.
+    fails_open: bool,
+    news: Vec<News>,
 }
 
 impl Pool {
@@ -144,17 +194,28 @@ impl Pool {
         settings: PoolSettings,
         seed: u64,
     ) -> Self {
-        let entries = backends
-            .into_iter()
-            .map(|backend| Entry::new(backend, settings.affinity_key.as_ref()))
-            .collect();
-        Self { settings, entries, rng: fastrand::Rng::with_seed(seed) }
+        let key = settings.affinity_key.as_ref();
+        let entries =
+            backends.into_iter().map(|backend| Entry::new(backend, key, Health::default()));
+        Self {
+            entries: entries.collect(),
+            settings,
+            rng: fastrand::Rng::with_seed(seed),
+            arrivals: Decaying::new(ARRIVALS_HALF_LIFE),
+            turn: 0,
+            ranks: Vec::new(),
+            positions: Vec::new(),
+            fails_open: false,
+            news: Vec::new(),
+        }
     }
 
-    /// Takes a slot on the preferred backend if it is not in `tried` and has room, else on the one
-    /// with the smallest estimate of which the same is true. Of equals the one with the fewest
-    /// plain requests under way gets it; further ties fall at random. For a request there is
-    /// always room, because it adds no connection.
+    /// Takes a slot on the preferred backend if it is fit and not in `tried`, else on the one that
+    /// the strategy chooses among those that are: with least connections the smallest estimate
+    /// for its weight, of equals the fewest plain requests under way, of equals any.
+    ///
+    /// Cold backends that have had their share come next, and ejected ones when nobody else is
+    /// left. For a request there is always room, because it adds no connection.
     ///
     /// # Errors
     /// [`NoBackend`] when there is none.
@@ -165,41 +226,76 @@ impl Pool {
         preference: Preference,
         now: Instant,
     ) -> Result<Lease, NoBackend> {
-        let is_limited = purpose == Purpose::Session;
-        if is_limited && self.is_full() {
+        let is_session = purpose == Purpose::Session;
+        if is_session && self.settings.max_sessions.is_some() && self.is_full() {
             return Err(NoBackend::ServiceFull);
         }
-        let mut none = if self.entries.is_empty() { NoBackend::Empty } else { NoBackend::AllTried };
-        let mut preferred: Option<(u64, &Entry)> = None;
-        let mut best: Option<((u64, u32), &Entry)> = None;
-        let mut ties = 0;
-        for entry in self.entries.iter().filter(|entry| !tried.contains(&entry.backend)) {
-            let estimate = entry.estimate(&self.settings, now);
-            if is_limited && exceeds(estimate, self.settings.max_sessions_per_pod) {
-                none = NoBackend::AllFull;
+        let fair = self.arrivals.rate(now) / self.entries.len().max(1) as f64;
+        let mut preferred: Option<(u64, usize)> = None;
+        let mut best = Tier::Draining;
+        let mut worst_seen = None;
+        self.ranks.clear();
+        self.positions.clear();
+        for (at, entry) in self.entries.iter_mut().enumerate() {
+            if !tried.is_empty() && tried.contains(&entry.backend) {
                 continue;
             }
-            if let Some(liking) = entry.liked_by(preference)
+            self.news.extend(entry.look(&self.settings, &mut self.rng, now));
+            let estimate = entry.estimate(&self.settings, now);
+            let tier = entry.tier(purpose, &self.settings, estimate, fair, now);
+            if tier >= Tier::Full {
+                worst_seen = worst_seen.min(Some(tier)).or(Some(tier));
+                continue;
+            }
+            if tier < Tier::Ejected
+                && let Some(liking) = entry.liked_by(preference)
                 && preferred.is_none_or(|(most, _)| liking > most)
             {
-                preferred = Some((liking, entry));
+                preferred = Some((liking, at));
             }
-            let load = (estimate, entry.gauge.load().requests);
-            let smallest = best.map_or((u64::MAX, 0), |(smallest, _)| smallest);
-            if best.is_none() || load < smallest {
-                best = Some((load, entry));
-                ties = 1;
-            } else if load == smallest {
-                // Reservoir sampling: the n-th of n equals replaces the choice once in n times.
-                ties += 1;
-                if self.rng.u32(0..ties) == 0 {
-                    best = Some((load, entry));
-                }
+            if tier < best {
+                best = tier;
+                self.ranks.clear();
+                self.positions.clear();
+            }
+            if tier == best {
+                let load = estimate as f64 / entry.weight();
+                self.ranks.push(Rank(load, entry.gauge.load().requests));
+                self.positions.push(at);
             }
         }
-        let best = best.map(|(_, entry)| entry);
-        let entry = preferred.map(|(_, entry)| entry).or(best).ok_or(none)?;
+        let at = match preferred {
+            Some((_, at)) => at,
+            None if self.ranks.is_empty() => return Err(self.nobody(worst_seen)),
+            None => {
+                let strategy = self.settings.strategy;
+                self.positions[strategy.choose(&self.ranks, self.turn, &mut self.rng)]
+            }
+        };
+        let fails_open = preferred.is_none() && best == Tier::Ejected && tried.is_empty();
+        if fails_open && !self.fails_open {
+            self.news.push(News::FailsOpen);
+        }
+        self.fails_open = fails_open;
+        self.turn += 1;
+        if is_session {
+            self.arrivals.add(1.0, now);
+        }
+        let entry = &mut self.entries[at];
+        if entry.health.is_cold(now) {
+            entry.health.took_one();
+        }
         Ok(Lease::new(entry.backend.clone(), entry.gauge.clone(), purpose))
+    }
+
+    /// Why there is nobody to pick, when `tier` is the best of those that were passed over.
+    fn nobody(&self, tier: Option<Tier>) -> NoBackend {
+        match tier {
+            Some(Tier::Full) => NoBackend::AllFull,
+            Some(_) => NoBackend::AllDraining,
+            None if self.entries.is_empty() => NoBackend::Empty,
+            None => NoBackend::AllTried,
+        }
     }
 
     fn is_full(&self) -> bool {
@@ -217,31 +313,45 @@ impl Pool {
         else {
             return;
         };
-        if entry.report.as_ref().is_some_and(|known| known.sent_at > poll.sent_at) {
+        if entry.is_newer_than(poll.sent_at) {
             return;
         }
-        match result {
-            Ok(report) => {
-                let load = entry.gauge.load();
-                let held =
-                    held(entry.fresh_report(&self.settings, now), load, self.settings.replicas);
-                let Reported { own_when_polled, .. } = Reported::between(
-                    report.connections,
-                    poll.own_when_sent,
-                    load,
-                    held,
-                    self.settings.replicas,
-                );
-                entry.error = None;
-                entry.report = Some(Accepted { report, sent_at: poll.sent_at, own_when_polled });
-            }
-            Err(error) => {
-                if !matches!(error, ReportError::Unreachable(_)) {
-                    entry.report = None;
-                }
-                entry.error = Some(error);
-            }
+        entry.record(result, poll.sent_at, poll.own_when_sent, &self.settings, now);
+        self.news.extend(entry.look(&self.settings, &mut self.rng, now));
+    }
+
+    /// What has happened since it was asked last.
+    pub fn take_news(&mut self) -> Vec<News> {
+        std::mem::take(&mut self.news)
+    }
+
+    /// Makes the pool hold `backends`. Those that are new come cold, unless there was nobody
+    /// before; those that are missing drain, and are forgotten after the grace period, once no
+    /// session is left on them; those that come back within it are as they were.
+    pub fn set_backends(&mut self, backends: Vec<Backend>, now: Instant) {
+        let was_empty = self.entries.iter().all(|entry| entry.left_at.is_some());
+        let grace = self.settings.grace;
+        self.entries.retain(|entry| !entry.is_forgotten(grace, now));
+        for entry in &mut self.entries {
+            let is_there = backends.contains(&entry.backend);
+            entry.left_at = if is_there { None } else { entry.left_at.or(Some(now)) };
         }
+        for backend in backends {
+            if self.entries.iter().any(|entry| *entry.backend == backend) {
+                continue;
+            }
+            let health = match was_empty {
+                true => Health::default(),
+                false => Health::newcomer(&self.settings.health, now),
+            };
+            let key = self.settings.affinity_key.as_ref();
+            self.entries.push(Entry::new(backend, key, health));
+        }
+    }
+
+    /// How many replicas share the pods from now on, at least 1.
+    pub fn set_replicas(&mut self, replicas: u32) {
+        self.settings.replicas = replicas.max(1);
     }
 
     /// What to poll, one target per backend.
@@ -259,68 +369,13 @@ impl Pool {
 
     /// Every backend as it stands, in configured order.
     pub fn snapshot(&self, now: Instant) -> Vec<BackendSnapshot> {
-        self.entries
-            .iter()
-            .map(|entry| BackendSnapshot {
-                backend: entry.backend.clone(),
-                state: entry.state(&self.settings, now),
-                report: entry
-                    .report
-                    .as_ref()
-                    .map(|known| (known.report.clone(), now.duration_since(known.sent_at))),
-                error: entry.error.clone(),
-                load: entry.gauge.load(),
-                estimate: entry.estimate(&self.settings, now),
-            })
-            .collect()
+        self.entries.iter().map(|entry| entry.snapshot(&self.settings, now)).collect()
     }
 }
 
 /// Whether one more than `count` would be over `limit`.
 fn exceeds(count: u64, limit: Option<NonZeroU32>) -> bool {
     limit.is_some_and(|limit| count >= u64::from(limit.get()))
-}
-
-impl Entry {
-    fn new(backend: Backend, key: Option<&affinity::Key>) -> Self {
-        Self {
-            tag: key.map(|key| key.tag(&backend.service, &backend.address)),
-            hash: affinity::hash(backend.address.as_bytes()),
-            backend: Arc::new(backend),
-            gauge: Arc::default(),
-            report: None,
-            error: None,
-        }
-    }
-
-    /// How much a client with `preference` wants this one rather than others, if it does.
-    fn liked_by(&self, preference: Preference) -> Option<u64> {
-        match preference {
-            Preference::None => None,
-            Preference::Tag(tag) => (self.tag == Some(tag)).then_some(0),
-            Preference::Hash(client) => Some(affinity::score(client, self.hash)),
-        }
-    }
-
-    fn state(&self, settings: &PoolSettings, now: Instant) -> State {
-        match &self.report {
-            None => State::Unknown,
-            Some(known) if now.duration_since(known.sent_at) > settings.stale_after => State::Stale,
-            Some(_) => State::Up,
-        }
-    }
-
-    fn fresh_report(&self, settings: &PoolSettings, now: Instant) -> Option<Reported> {
-        let fresh = self.state(settings, now) == State::Up;
-        self.report.as_ref().filter(|_| fresh).map(|known| Reported {
-            count: known.report.connections,
-            own_when_polled: known.own_when_polled,
-        })
-    }
-
-    fn estimate(&self, settings: &PoolSettings, now: Instant) -> u64 {
-        estimate(self.fresh_report(settings, now), self.gauge.load(), settings.replicas)
-    }
 }
 
 #[cfg(test)]
@@ -333,10 +388,18 @@ mod tests {
     use crate::domain::lease::Transport;
 
     const SETTINGS: PoolSettings = PoolSettings {
+        strategy: super::Strategy::LeastConnections,
         replicas: 1,
         stale_after: Duration::from_secs(30),
         max_sessions: None,
         max_sessions_per_pod: None,
+        health: HealthSettings {
+            eject_after: 3,
+            eject_time: Duration::from_secs(30),
+            eject_time_max: Duration::from_secs(600),
+            cold_time: Duration::from_secs(5),
+        },
+        grace: Duration::from_secs(60),
         affinity_key: None,
     };
 
@@ -351,7 +414,7 @@ mod tests {
     }
 
     fn report(connections: u64) -> Result<Report, ReportError> {
-        Ok(Report { connections, ..Report::default() })
+        Ok(Report { connections: Some(connections), ..Report::default() })
     }
 
     fn poll_all(
@@ -491,6 +554,122 @@ mod tests {
         assert!(pool.pick(Purpose::Session, &[], Preference::None, now).is_ok());
     }
 
+    /// Arrivals of one second, told apart by backend.
+    fn arrive(pool: &mut Pool, start: Instant, count: u64) -> HashMap<String, usize> {
+        let leases: Vec<Lease> = (0..count)
+            .map(|arrival| open(pool, start + Duration::from_millis(arrival * 1_000 / count)))
+            .collect();
+        let counts = counts(&leases);
+        std::mem::forget(leases);
+        counts
+    }
+
+    #[test]
+    fn an_ejected_backend_gets_nothing_while_there_is_another() {
+        let now = Instant::now();
+        let mut pool = pool(2);
+        for _ in 0..3 {
+            let lease = pool.pick(Purpose::Session, &[], Preference::Hash(7), now).unwrap();
+            lease.failed("refused".to_owned());
+        }
+        let [News::Ejected { backend: out, reason, .. }] = &pool.take_news()[..] else {
+            let lease = pool.pick(Purpose::Session, &[], Preference::Hash(7), now).unwrap();
+            let news = pool.take_news();
+            assert!(matches!(&news[..], [News::Ejected { .. }]), "{news:?}");
+            assert!(pool.snapshot(now).iter().any(|entry| entry.state == State::Ejected));
+            let other = lease.backend().url.clone();
+            assert_eq!(arrive(&mut pool, now, 50), HashMap::from([(other.clone(), 50)]));
+            // With the other one gone too, it is better than nobody.
+            let tried = [lease.backend().clone()];
+            let last = pool.pick(Purpose::Session, &tried, Preference::None, now).unwrap();
+            assert_ne!(last.backend().url, other);
+            return;
+        };
+        panic!("{out:?} was judged before the next pick: {reason}");
+    }
+
+    #[test]
+    fn when_all_are_ejected_they_are_tried_all_the_same() {
+        let now = Instant::now();
+        let mut pool = pool(2);
+        for _ in 0..20 {
+            let lease = pool.pick(Purpose::Session, &[], Preference::None, now).unwrap();
+            lease.failed("refused".to_owned());
+        }
+        let news = pool.take_news();
+        assert_eq!(news.iter().filter(|news| **news == News::FailsOpen).count(), 1, "{news:?}");
+        assert!(pool.snapshot(now).iter().all(|entry| entry.state == State::Ejected));
+    }
+
+    #[test]
+    fn a_newcomer_fills_first_but_slowly_at_first() {
+        let start = Instant::now();
+        let mut pool = pool(9);
+        for second in 0..10 {
+            arrive(&mut pool, start + Duration::from_secs(second), 1_000);
+        }
+        let later = start + Duration::from_secs(10);
+        let mut backends: Vec<Backend> =
+            pool.snapshot(later).iter().map(|entry| (*entry.backend).clone()).collect();
+        let url = "http://new:3001".to_owned();
+        backends.push(Backend {
+            url: url.clone(),
+            address: "new:3001".into(),
+            ..backends[0].clone()
+        });
+        pool.set_backends(backends, later);
+        assert_eq!(pool.snapshot(later)[9].state, State::Cold);
+        let first = arrive(&mut pool, later, 1_000)[&url];
+        assert!((250..=400).contains(&first), "three tenths of 1,000, not {first}");
+        let warm = later + Duration::from_secs(6);
+        assert_eq!(arrive(&mut pool, warm, 500)[&url], 500, "all of it once it is warm");
+    }
+
+    #[test]
+    fn backends_that_leave_drain_and_are_as_they_were_when_they_come_back() {
+        let now = Instant::now();
+        let mut pool = pool(2);
+        let backends: Vec<Backend> =
+            pool.snapshot(now).iter().map(|entry| (*entry.backend).clone()).collect();
+        let held: Vec<Lease> = (0..10).map(|_| open(&mut pool, now)).collect();
+        pool.set_backends(vec![backends[0].clone()], now);
+        assert_eq!(pool.snapshot(now)[1].state, State::Draining);
+        assert_eq!(arrive(&mut pool, now, 5).len(), 1);
+        pool.set_backends(backends.clone(), now + Duration::from_secs(30));
+        let back = &pool.snapshot(now + Duration::from_secs(30))[1];
+        assert_eq!((back.state, back.load.open), (State::Unknown, 5), "not cold, and counted");
+
+        pool.set_backends(vec![backends[0].clone()], now + Duration::from_secs(40));
+        pool.set_backends(vec![backends[0].clone()], now + Duration::from_secs(110));
+        assert_eq!(pool.snapshot(now).len(), 2, "it is remembered while it has sessions");
+        drop(held);
+        pool.set_backends(vec![backends[0].clone()], now + Duration::from_secs(111));
+        assert_eq!(pool.snapshot(now).len(), 1);
+        pool.set_backends(Vec::new(), now + Duration::from_secs(112));
+        let none = pool.pick(Purpose::Session, &[], Preference::None, now).unwrap_err();
+        assert_eq!(none, NoBackend::AllDraining);
+    }
+
+    #[test]
+    fn weights_caps_and_draining_are_the_pods_own_words() {
+        let now = Instant::now();
+        let mut pool = pool(4);
+        poll_all(&mut pool, now, |index| {
+            Ok(Report {
+                connections: Some(0),
+                weight: [Some(3.0), None, None, None][index],
+                max_connections: [None, None, Some(2), None][index],
+                draining: [None, None, None, Some(true)][index],
+                ..Report::default()
+            })
+        });
+        let counts = arrive(&mut pool, now, 42);
+        let count = |index: usize| *counts.get(&format!("http://pod-{index}:3001")).unwrap_or(&0);
+        assert_eq!([count(0), count(1), count(2), count(3)], [30, 10, 2, 0]);
+        let states: Vec<State> = pool.snapshot(now).iter().map(|entry| entry.state).collect();
+        assert_eq!(states, [State::Up, State::Up, State::Full, State::Draining]);
+    }
+
     #[test]
     fn requests_are_no_connections_and_yet_spread() {
         let now = Instant::now();
@@ -563,6 +742,75 @@ mod tests {
     }
 
     proptest! {
+        /// No unusable pod is picked while a usable one exists, whatever happens, and in the end
+        /// nothing is left on any gauge.
+        #[test]
+        fn usable_backends_come_first(steps in prop::collection::vec((0u8..8, 0usize..5, any::<prop::sample::Index>()), 1..200)) {
+            let start = Instant::now();
+            let mut now = start;
+            let mut pool = pool(5);
+            let all: Vec<Backend> =
+                pool.snapshot(now).iter().map(|entry| (*entry.backend).clone()).collect();
+            let mut there = all.clone();
+            let mut leases: Vec<Lease> = Vec::new();
+            for (step, pod, index) in steps {
+                match step {
+                    0..=2 => {
+                        let before = pool.snapshot(now);
+                        let usable = |entry: &BackendSnapshot| !matches!(
+                            entry.state, State::Draining | State::Full | State::Ejected);
+                        // Judging is part of picking: what is due is judged first.
+                        let picked = pool.pick(Purpose::Session, &[], Preference::None, now);
+                        let after = pool.snapshot(now);
+                        match picked {
+                            Ok(mut lease) => {
+                                let state = |list: &[BackendSnapshot]| list.iter()
+                                    .find(|entry| entry.backend == *lease.backend())
+                                    .map(|entry| usable(entry)).unwrap();
+                                let others = after.iter().any(|entry| {
+                                    entry.backend != *lease.backend() && usable(entry)
+                                        && before.iter().any(|known| known.backend == entry.backend && usable(known))
+                                });
+                                prop_assert!(state(&before) || state(&after) || !others);
+                                match step {
+                                    0 => { lease.establish(); leases.push(lease); }
+                                    1 => lease.failed("refused".to_owned()),
+                                    _ => { lease.establish(); lease.died_early(); }
+                                }
+                            }
+                            Err(_) => prop_assert!(!before.iter().any(usable)),
+                        }
+                    }
+                    3 if !leases.is_empty() => drop(leases.swap_remove(index.index(leases.len()))),
+                    4 => {
+                        let result = [report(3), Err(ReportError::Unreachable("refused".into())),
+                            Err(ReportError::Status(500)),
+                            Ok(Report { draining: Some(true), ..Report::default() }),
+                            Ok(Report { max_connections: Some(0), ..Report::default() })][pod].clone();
+                        let target = pool.poll_targets().remove(index.index(pool.poll_targets().len()));
+                        pool.record(target.begin(now), result, now);
+                    }
+                    5 => {
+                        let changed = all[pod].clone();
+                        match there.iter().position(|known| *known == changed) {
+                            Some(at) if there.len() > 1 => drop(there.remove(at)),
+                            Some(_) => {}
+                            None => there.push(changed),
+                        }
+                        pool.set_backends(there.clone(), now);
+                    }
+                    6 => now += Duration::from_millis(index.index(2_000) as u64),
+                    7 => now += Duration::from_secs(index.index(90) as u64),
+                    _ => {}
+                }
+            }
+            let open: u32 = pool.snapshot(now).iter().map(|entry| entry.load.open).sum();
+            prop_assert_eq!(open as usize, leases.len());
+            drop(leases);
+            let loads: Vec<Load> = pool.snapshot(now).iter().map(|entry| entry.load).collect();
+            prop_assert!(loads.iter().all(|load| *load == Load::default()), "{:?}", loads);
+        }
+
         /// A pod frozen at zero is filled no further than the others, however often it is polled.
         #[test]
         fn frozen_reports_end_level(pods in 2usize..6, arrivals in 1usize..120, every in 1usize..30) {

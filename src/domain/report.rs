@@ -11,10 +11,18 @@ pub const MAX_REPORT_LEN: usize = 64 * 1024;
 const MAX_CONNECTIONS: u64 = i32::MAX as u64;
 
 /// A pod's own account of itself.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Report {
     /// Connections the pod holds (`agentsConnections`).
-    pub connections: u64,
+    pub connections: Option<u64>,
+    /// Connections it may hold.
+    pub max_connections: Option<u64>,
+    /// Its share relative to others.
+    pub weight: Option<f64>,
+    /// It takes no new ones.
+    pub draining: Option<bool>,
+    /// It says that it is down.
+    pub down: Option<String>,
     /// `podName`, if given.
     pub pod_name: Option<String>,
     /// `podIP`, if given.
@@ -78,7 +86,11 @@ pub fn read(status: u16, body: &[u8]) -> Result<Report, ReportError> {
         .filter(|count| *count <= MAX_CONNECTIONS)
         .ok_or_else(|| ReportError::Count(shorten(&count.to_string())))?;
     Ok(Report {
-        connections,
+        connections: Some(connections),
+        max_connections: None,
+        weight: None,
+        draining: None,
+        down: None,
         pod_name: wire.pod_name,
         pod_ip: wire.pod_ip,
         node_name: wire.node_name,
@@ -103,14 +115,14 @@ mod tests {
     #[test]
     fn the_count_alone_is_a_report() {
         let report = read(200, br#"{"agentsConnections": 7}"#).unwrap();
-        assert_eq!(report, Report { connections: 7, ..Report::default() });
+        assert_eq!(report, Report { connections: Some(7), ..Report::default() });
     }
 
     #[test]
     fn all_fields_and_unknown_ones() {
         let body = br#"{"agentsConnections":3,"podName":"p","podIP":"10.0.0.1","nodeName":"n","more":[1]}"#;
         let report = read(200, body).unwrap();
-        assert_eq!(report.connections, 3);
+        assert_eq!(report.connections, Some(3));
         assert_eq!(report.pod_name.as_deref(), Some("p"));
         assert_eq!(report.pod_ip.as_deref(), Some("10.0.0.1"));
         assert_eq!(report.node_name.as_deref(), Some("n"));

@@ -32,6 +32,10 @@ struct Service {
     name: String,
     state: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ejected_for_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     reported: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     report_age_ms: Option<u64>,
@@ -40,6 +44,11 @@ struct Service {
     #[serde(skip_serializing_if = "is_zero")]
     requests: u32,
     estimate: u64,
+    /// Where it is not 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    weight: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_connections: Option<u64>,
 }
 
 /// A pod's own words. What it does not say is left out; a count that is not known is never 0.
@@ -82,14 +91,22 @@ impl Distribution {
     }
 }
 
+fn millis(duration: Duration) -> u64 {
+    duration.as_millis() as u64
+}
+
 fn is_zero(count: &u32) -> bool {
     *count == 0
 }
 
 fn split(snapshot: BackendSnapshot) -> (Service, Pod) {
-    let BackendSnapshot { backend, state, report, error, load, estimate } = snapshot;
+    let BackendSnapshot { backend, state, reason, report, error, load, estimate, .. } = snapshot;
     let state = match state {
         State::Up => "up",
+        State::Cold => "cold",
+        State::Draining => "draining",
+        State::Full => "full",
+        State::Ejected => "ejected",
         State::Stale => "stale",
         State::Unknown => "unknown",
     };
@@ -99,12 +116,16 @@ fn split(snapshot: BackendSnapshot) -> (Service, Pod) {
         connections: estimate,
         name: backend.service.clone(),
         state,
-        reported: report.as_ref().map(|report| report.connections),
-        report_age_ms: age.map(|age: Duration| age.as_millis() as u64),
+        reason,
+        ejected_for_ms: snapshot.ejected_for.map(millis),
+        reported: report.as_ref().and_then(|report| report.connections),
+        report_age_ms: age.map(millis),
         own: load.open,
         connecting: load.connecting,
         requests: load.requests,
         estimate,
+        weight: Some(snapshot.weight).filter(|weight| *weight != 1.0),
+        max_connections: snapshot.limit,
     };
     let pod = Pod {
         agents_connections: service.reported,
@@ -143,18 +164,23 @@ mod tests {
             state: State::Up,
             report: None,
             error: None,
+            reason: None,
             load: Load::default(),
             estimate: 0,
+            weight: 1.0,
+            limit: None,
+            ejected_for: None,
         }
     }
 
     #[test]
     fn the_golden_example() {
         let report = Report {
-            connections: 40,
+            connections: Some(40),
             pod_name: Some("pod-abc".into()),
             pod_ip: Some("10.0.0.1".into()),
             node_name: Some("node-1".into()),
+            ..Report::default()
         };
         let backend = BackendSnapshot {
             report: Some((report, Duration::from_millis(812))),

@@ -163,6 +163,7 @@ impl Exchange {
                 (DialError::Broken(told), None, false)
             }
             Ok(Ok(answer)) => {
+                self.slot.lease.answered();
                 let (response, incoming) = answer.into_parts();
                 let address = self.slot.lease.backend().address.clone();
                 let connection = self.reuse.map(|idle| (idle, address, self.sender));

@@ -74,10 +74,13 @@ impl<'a> Tries<'a> {
 
     /// The pod of `slot` did not take the client.
     pub fn failed(&mut self, slot: Slot, error: &DialError) {
-        let backend = slot.lease.backend().clone();
-        self.ticket = slot.ticket;
+        let Slot { lease, ticket, bell } = slot;
+        let backend = lease.backend().clone();
+        self.ticket = ticket;
         let (address, reason) = (backend.address.clone(), error.to_string());
         log::warn!("{address} {reason}");
+        lease.failed(reason.clone());
+        drop(bell);
         self.tried.push(backend);
         self.last = Some(Refusal::Pod { address, reason, timed_out: error.timed_out() });
     }

@@ -1,6 +1,6 @@
 //! Live figures of a tunnel, written by its pumps and read by anyone.
 
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::Relaxed};
 
 use super::tracker::{Progress, Tracker};
 
@@ -40,6 +40,7 @@ pub struct DirectionStats {
     frames: AtomicU64,
     messages: AtomicU64,
     close_code: AtomicU16,
+    closed: AtomicBool,
 }
 
 impl DirectionStats {
@@ -63,12 +64,18 @@ impl DirectionStats {
         Some(self.close_code.load(Relaxed)).filter(|code| *code != 0)
     }
 
+    /// Whether the sender has sent a Close frame, with a code or without.
+    pub fn has_closed(&self) -> bool {
+        self.closed.load(Relaxed)
+    }
+
     pub(super) fn record(&self, len: usize, progress: Progress, tracker: &Tracker) {
         let add = |counter: &AtomicU64, n: u64| counter.store(counter.load(Relaxed) + n, Relaxed);
         add(&self.bytes, len as u64);
         if progress.frames > 0 {
             add(&self.frames, progress.frames);
             add(&self.messages, progress.messages);
+            self.closed.store(tracker.closed(), Relaxed);
             if let Some(code) = tracker.close_code() {
                 self.close_code.store(code, Relaxed);
             }

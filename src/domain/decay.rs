@@ -1,0 +1,59 @@
+//! Counts that fade: each halves once per half-life.
+
+use std::time::{Duration, Instant};
+
+/// A count of events of which old ones weigh less.
+#[derive(Clone, Debug)]
+pub struct Decaying {
+    half_life: Duration,
+    value: f64,
+    at: Option<Instant>,
+}
+
+impl Decaying {
+    /// Nothing counted yet.
+    pub fn new(half_life: Duration) -> Self {
+        Self { half_life, value: 0.0, at: None }
+    }
+
+    /// What is left of all events at `now`.
+    pub fn value(&self, now: Instant) -> f64 {
+        let Some(at) = self.at else { return 0.0 };
+        let half_lives =
+            now.saturating_duration_since(at).as_secs_f64() / self.half_life.as_secs_f64();
+        self.value * (-half_lives).exp2()
+    }
+
+    /// `count` more events at `now`.
+    pub fn add(&mut self, count: f64, now: Instant) {
+        self.value = self.value(now) + count;
+        self.at = Some(now);
+    }
+
+    /// Events per second, as the last half-lives had them.
+    pub fn rate(&self, now: Instant) -> f64 {
+        self.value(now) * std::f64::consts::LN_2 / self.half_life.as_secs_f64()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_fade_and_a_steady_stream_shows_its_rate() {
+        let start = Instant::now();
+        let mut count = Decaying::new(Duration::from_secs(2));
+        assert!(count.value(start) == 0.0);
+        count.add(8.0, start);
+        assert!((count.value(start + Duration::from_secs(4)) - 2.0).abs() < 1e-9);
+
+        let mut stream = Decaying::new(Duration::from_secs(1));
+        let mut now = start;
+        for _ in 0..2_000 {
+            now += Duration::from_millis(10);
+            stream.add(1.0, now);
+        }
+        assert!((stream.rate(now) - 100.0).abs() < 1.0, "{}", stream.rate(now));
+    }
+}

@@ -1,0 +1,264 @@
+//! One backend in the pool: what is known of it, and whether it may get a connection.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    affinity::{self, Preference, Tag},
+    estimate::{Reported, estimate, held},
+    health::Health,
+    lease::{Backend, Gauge, Load, Purpose},
+    pool::{BackendSnapshot, News, PoolSettings, State},
+    report::{Report, ReportError},
+};
+
+/// A backend as the pool holds it.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub backend: Arc<Backend>,
+    pub gauge: Arc<Gauge>,
+    pub health: Health,
+    /// Why the last poll gave no report.
+    pub error: Option<ReportError>,
+    /// Since when discovery has not found it.
+    pub left_at: Option<Instant>,
+    report: Option<Accepted>,
+    /// Its name in cookies.
+    tag: Option<Tag>,
+    /// Its address, for rendezvous hashing.
+    hash: u64,
+    /// What the gauge's troubles were when they were looked at last.
+    seen_changes: u32,
+}
+
+/// A report with what was open here when it was asked for.
+#[derive(Debug)]
+struct Accepted {
+    report: Report,
+    sent_at: Instant,
+    own_when_polled: u32,
+}
+
+/// How good a choice a backend is, the best first. Among equals the load decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Tier {
+    /// Nothing speaks against it.
+    Usable,
+    /// It is cold and has had its share.
+    Cold,
+    /// It is ejected, or says that it is down: better than nobody.
+    Ejected,
+    /// It has no room.
+    Full,
+    /// It takes no new connections.
+    Draining,
+}
+
+impl Entry {
+    pub fn new(backend: Backend, key: Option<&affinity::Key>, health: Health) -> Self {
+        Self {
+            tag: key.map(|key| key.tag(&backend.service, &backend.address)),
+            hash: affinity::hash(backend.address.as_bytes()),
+            backend: Arc::new(backend),
+            gauge: Arc::default(),
+            health,
+            error: None,
+            left_at: None,
+            report: None,
+            seen_changes: 0,
+        }
+    }
+
+    /// How much a client with `preference` wants this one rather than others, if it does.
+    pub fn liked_by(&self, preference: Preference) -> Option<u64> {
+        match preference {
+            Preference::None => None,
+            Preference::Tag(tag) => (self.tag == Some(tag)).then_some(0),
+            Preference::Hash(client) => Some(affinity::score(client, self.hash)),
+        }
+    }
+
+    /// Judges what leases have told since the last time. Says so when that ejects it.
+    pub fn look(
+        &mut self,
+        settings: &PoolSettings,
+        rng: &mut fastrand::Rng,
+        now: Instant,
+    ) -> Option<News> {
+        let changes = self.gauge.trouble.changes();
+        // Of a thousand backends hardly one is in trouble.
+        if changes == self.seen_changes && self.health.is_calm() {
+            return None;
+        }
+        self.seen_changes = changes;
+        let ejection = self.health.look(&self.gauge.trouble, &settings.health, rng, now)?;
+        Some(News::Ejected {
+            backend: self.backend.clone(),
+            length: ejection.until.duration_since(now),
+            reason: ejection.reason.clone(),
+        })
+    }
+
+    /// How good a choice it is at `now`. `fair` is what its share of all arrivals a second would be.
+    pub fn tier(
+        &mut self,
+        purpose: Purpose,
+        settings: &PoolSettings,
+        estimate: u64,
+        fair: f64,
+        now: Instant,
+    ) -> Tier {
+        let report = self.report.as_ref().map(|known| &known.report);
+        if self.left_at.is_some() || report.is_some_and(|report| report.draining == Some(true)) {
+            return Tier::Draining;
+        }
+        if purpose == Purpose::Session
+            && self.limit(settings).is_some_and(|limit| estimate >= limit)
+        {
+            return Tier::Full;
+        }
+        if self.health.is_calm() && report.is_none_or(|report| report.down.is_none()) {
+            return Tier::Usable;
+        }
+        if self.health.ejection(now).is_some() || report.is_some_and(|report| report.down.is_some())
+        {
+            return Tier::Ejected;
+        }
+        if self.health.admits(fair, now) { Tier::Usable } else { Tier::Cold }
+    }
+
+    /// Connections that it may hold, by its own word and by ours.
+    fn limit(&self, settings: &PoolSettings) -> Option<u64> {
+        let own = settings.max_sessions_per_pod.map(|limit| u64::from(limit.get()));
+        let reported = self.report.as_ref().and_then(|known| known.report.max_connections);
+        match (own, reported) {
+            (Some(own), Some(reported)) => Some(own.min(reported)),
+            (own, reported) => own.or(reported),
+        }
+    }
+
+    /// Its share of the connections, relative to others.
+    pub fn weight(&self) -> f64 {
+        self.report.as_ref().and_then(|known| known.report.weight).unwrap_or(1.0)
+    }
+
+    /// Connections that it is thought to hold, with those that died early for a while.
+    pub fn estimate(&self, settings: &PoolSettings, now: Instant) -> u64 {
+        let counted =
+            estimate(self.fresh_report(settings, now), self.gauge.load(), settings.replicas);
+        counted + self.health.ghosts(now)
+    }
+
+    fn fresh_report(&self, settings: &PoolSettings, now: Instant) -> Option<Reported> {
+        let known = self.report.as_ref()?;
+        let fresh = now.saturating_duration_since(known.sent_at) <= settings.stale_after;
+        let count = known.report.connections.filter(|_| fresh)?;
+        Some(Reported { count, own_when_polled: known.own_when_polled })
+    }
+
+    /// Whether a later poll's answer is here already.
+    pub fn is_newer_than(&self, sent_at: Instant) -> bool {
+        self.report.as_ref().is_some_and(|known| known.sent_at > sent_at)
+    }
+
+    /// Takes in what a poll brought, which was sent with `own_when_sent` sessions open here.
+    pub fn record(
+        &mut self,
+        result: Result<Report, ReportError>,
+        sent_at: Instant,
+        own_when_sent: u32,
+        settings: &PoolSettings,
+        now: Instant,
+    ) {
+        match result {
+            Ok(report) => {
+                let load = self.gauge.load();
+                let held = held(self.fresh_report(settings, now), load, settings.replicas);
+                let count = report.connections.unwrap_or_default();
+                let Reported { own_when_polled, .. } =
+                    Reported::between(count, own_when_sent, load, held, settings.replicas);
+                self.error = None;
+                self.report = Some(Accepted { report, sent_at, own_when_polled });
+                self.health.answered_poll(&settings.health, now);
+            }
+            Err(error) => {
+                match &error {
+                    ReportError::Unreachable(why) => self.health.missed_poll(why),
+                    // An unreadable answer makes the count unknown at once; no answer at all
+                    // leaves the last one to grow stale.
+                    _ => {
+                        self.report = None;
+                        self.health.answered_poll(&settings.health, now);
+                    }
+                }
+                self.error = Some(error);
+            }
+        }
+    }
+
+    /// As it stands at `now`.
+    pub fn snapshot(&self, settings: &PoolSettings, now: Instant) -> BackendSnapshot {
+        let estimate = self.estimate(settings, now);
+        let (state, reason) = self.state(settings, estimate, now);
+        let ejection = self.health.ejection(now);
+        let known = self.report.as_ref();
+        BackendSnapshot {
+            backend: self.backend.clone(),
+            state,
+            reason,
+            report: known
+                .map(|known| (known.report.clone(), now.saturating_duration_since(known.sent_at))),
+            error: self.error.clone(),
+            load: self.gauge.load(),
+            estimate,
+            weight: self.weight(),
+            limit: self.limit(settings),
+            ejected_for: ejection.map(|ejection| ejection.until.duration_since(now)),
+        }
+    }
+
+    fn state(
+        &self,
+        settings: &PoolSettings,
+        estimate: u64,
+        now: Instant,
+    ) -> (State, Option<String>) {
+        let report = self.report.as_ref().map(|known| &known.report);
+        if self.left_at.is_some() {
+            return (State::Draining, Some("discovery does not find it any more".to_owned()));
+        }
+        if report.is_some_and(|report| report.draining == Some(true)) {
+            return (State::Draining, Some("it says so".to_owned()));
+        }
+        if let Some(why) = report.and_then(|report| report.down.as_ref()) {
+            return (State::Ejected, Some(format!("it says that it is down: {why}")));
+        }
+        if let Some(ejection) = self.health.ejection(now) {
+            return (State::Ejected, Some(ejection.reason.clone()));
+        }
+        if let Some(limit) = self.limit(settings)
+            && estimate >= limit
+        {
+            return (State::Full, Some(format!("it may hold {limit} connections")));
+        }
+        if self.health.is_cold(now) {
+            return (State::Cold, None);
+        }
+        let state = match report {
+            None => State::Unknown,
+            Some(report) if report.connections.is_none() => State::Up,
+            Some(_) if self.fresh_report(settings, now).is_none() => State::Stale,
+            Some(_) => State::Up,
+        };
+        (state, None)
+    }
+
+    /// Whether nothing would be lost if it were forgotten: it has been away for longer than
+    /// `grace`, and no session of ours is left on it.
+    pub fn is_forgotten(&self, grace: Duration, now: Instant) -> bool {
+        let away = self.left_at.is_some_and(|at| now.saturating_duration_since(at) > grace);
+        away && self.gauge.load() == Load::default()
+    }
+}

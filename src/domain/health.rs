@@ -1,0 +1,463 @@
+//! Whether a backend should get connections: what went wrong on it, ejection and return.
+//!
+//! ```text
+//!   well ──failures in a row, early deaths, silent polls──► ejected
+//!     ▲                                                        │ its time is over
+//!     └──────── the same time without trouble ──── on probation, cold at first
+//! ```
+//!
+//! On probation one failure is enough, and the next ejection lasts twice as long.
+
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use super::decay::Decaying;
+
+/// A session that its pod ends within this time, without a proper Close, has died early.
+pub const EARLY_DEATH: Duration = Duration::from_secs(5);
+
+/// How long an early death goes on counting as half a connection.
+const DEATH_HALF_LIFE: Duration = Duration::from_secs(10);
+
+/// Early deaths further apart than this have nothing to do with each other.
+const DEATHS_IN_A_ROW: Duration = Duration::from_secs(60);
+
+/// Share of an ejection's time by which it is moved at random, so that pods and replicas do not
+/// come back in step.
+const JITTER: f64 = 0.2;
+
+/// How many times its fair share of arrivals a cold backend gets at most.
+const COLD_SHARE: f64 = 3.0;
+
+/// What the rules about health are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HealthSettings {
+    /// Failures in a row until a backend is ejected; 0 means never.
+    pub eject_after: u32,
+    /// How long the first ejection lasts.
+    pub eject_time: Duration,
+    /// How long an ejection lasts at most.
+    pub eject_time_max: Duration,
+    /// How long a new backend, or one that was ejected, is cold.
+    pub cold_time: Duration,
+}
+
+/// What leases tell of one backend, shared between them and the pool.
+#[derive(Debug, Default)]
+pub struct Trouble {
+    /// Counts what the pool should look at.
+    changes: AtomicU32,
+    failed_in_a_row: AtomicU32,
+    opened: AtomicU64,
+    died_early: AtomicU64,
+    last_failure: Mutex<Option<String>>,
+}
+
+impl Trouble {
+    /// The backend has taken a connection or answered a request.
+    pub fn succeeded(&self) {
+        // A store alone would take the line from its readers every time.
+        if self.failed_in_a_row.load(Relaxed) != 0 {
+            self.failed_in_a_row.store(0, Relaxed);
+        }
+    }
+
+    /// A session has opened.
+    pub fn opened(&self) {
+        self.opened.fetch_add(1, Relaxed);
+        self.succeeded();
+    }
+
+    /// The backend has not taken a connection, for this reason.
+    pub fn failed(&self, reason: String) {
+        *self.last_failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+        self.failed_in_a_row.fetch_add(1, Relaxed);
+        self.changes.fetch_add(1, Relaxed);
+    }
+
+    /// Differs from what it was when there is something new.
+    pub fn changes(&self) -> u32 {
+        self.changes.load(Relaxed)
+    }
+
+    /// The backend has dropped a session within [`EARLY_DEATH`].
+    pub fn died_early(&self) {
+        self.died_early.fetch_add(1, Relaxed);
+        self.changes.fetch_add(1, Relaxed);
+    }
+}
+
+/// Early deaths that belong together.
+#[derive(Clone, Copy, Debug)]
+struct Row {
+    since: Instant,
+    /// Sessions that had been opened when it began, without the first one that died.
+    opened_before: u64,
+    deaths: u64,
+}
+
+impl Row {
+    /// Sessions that have opened since it began and have not died, when `opened` have in all.
+    fn survivors(&self, opened: u64) -> u64 {
+        opened.saturating_sub(self.opened_before + self.deaths)
+    }
+}
+
+/// What the pool makes of it.
+#[derive(Debug)]
+pub struct Health {
+    ejected: Option<Ejection>,
+    /// Length of the last ejection, and until when the backend is on probation after it.
+    last: Option<(Duration, Instant)>,
+    cold_until: Option<Instant>,
+    /// Arrivals that a cold backend may take now.
+    tokens: f64,
+    refilled_at: Option<Instant>,
+    deaths: Decaying,
+    seen_deaths: u64,
+    row: Option<Row>,
+    silent_polls: u32,
+    silence: String,
+}
+
+/// A backend is out for a while.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ejection {
+    /// When it gets its next chance.
+    pub until: Instant,
+    /// What it did.
+    pub reason: String,
+    /// It does not answer polls; the first answer ends it.
+    by_polls: bool,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self {
+            ejected: None,
+            last: None,
+            cold_until: None,
+            tokens: 1.0,
+            refilled_at: None,
+            deaths: Decaying::new(DEATH_HALF_LIFE),
+            seen_deaths: 0,
+            row: None,
+            silent_polls: 0,
+            silence: String::new(),
+        }
+    }
+}
+
+impl Health {
+    /// A backend that has come later than the others.
+    pub fn newcomer(settings: &HealthSettings, now: Instant) -> Self {
+        Self { cold_until: Some(now + settings.cold_time), ..Self::default() }
+    }
+
+    /// The backend is out at `now`.
+    pub fn ejection(&self, now: Instant) -> Option<&Ejection> {
+        self.ejected.as_ref().filter(|ejection| ejection.until > now)
+    }
+
+    /// The backend takes but a share of what others would give it.
+    pub fn is_cold(&self, now: Instant) -> bool {
+        self.cold_until.is_some_and(|until| until > now)
+    }
+
+    /// Neither ejected nor cold, now or when it was looked at last, and it answers polls.
+    pub fn is_calm(&self) -> bool {
+        self.ejected.is_none() && self.cold_until.is_none() && self.silent_polls == 0
+    }
+
+    /// What its early deaths still count.
+    pub fn ghosts(&self, now: Instant) -> u64 {
+        if self.seen_deaths == 0 { 0 } else { self.deaths.value(now).round() as u64 }
+    }
+
+    /// Takes in what leases have told since the last time. Says so when the backend is ejected.
+    pub fn look(
+        &mut self,
+        trouble: &Trouble,
+        settings: &HealthSettings,
+        rng: &mut fastrand::Rng,
+        now: Instant,
+    ) -> Option<&Ejection> {
+        self.count_deaths(trouble, now);
+        self.cold_until = self.cold_until.filter(|until| *until > now);
+        if let Some(ejection) = &self.ejected {
+            if ejection.until > now {
+                return None;
+            }
+            self.come_back(trouble, settings, now);
+        }
+        let (reason, by_polls) = self.reason(trouble, settings, now)?;
+        let doubled = match self.last {
+            Some((length, probation)) if now < probation => length * 2,
+            _ => settings.eject_time,
+        };
+        let length = doubled.min(settings.eject_time_max);
+        let jittered = length.mul_f64(1.0 + JITTER * (2.0 * rng.f64() - 1.0));
+        let until = now + jittered;
+        self.last = Some((length, until + jittered));
+        self.ejected = Some(Ejection { until, reason, by_polls });
+        self.ejected.as_ref()
+    }
+
+    fn count_deaths(&mut self, trouble: &Trouble, now: Instant) {
+        let died = trouble.died_early.load(Relaxed);
+        let more = died - self.seen_deaths;
+        if more == 0 {
+            return;
+        }
+        self.seen_deaths = died;
+        self.deaths.add(more as f64, now);
+        let opened = trouble.opened.load(Relaxed);
+        let belongs = |row: &Row| {
+            let age = now.duration_since(row.since);
+            let thriving = age > EARLY_DEATH && row.survivors(opened) > row.deaths;
+            age < DEATHS_IN_A_ROW && !thriving
+        };
+        let row = self.row.filter(belongs).unwrap_or(Row {
+            since: now,
+            opened_before: opened.saturating_sub(more),
+            deaths: 0,
+        });
+        self.row = Some(Row { deaths: row.deaths + more, ..row });
+    }
+
+    /// Why the backend should be ejected, if it should, and whether for its polls.
+    fn reason(
+        &self,
+        trouble: &Trouble,
+        settings: &HealthSettings,
+        now: Instant,
+    ) -> Option<(String, bool)> {
+        if settings.eject_after == 0 {
+            return None;
+        }
+        let on_probation = self.last.is_some_and(|(_, probation)| now < probation);
+        let enough = if on_probation { 1 } else { settings.eject_after };
+        let failures = trouble.failed_in_a_row.load(Relaxed);
+        if failures >= enough {
+            let last = trouble.last_failure.lock().unwrap_or_else(PoisonError::into_inner);
+            let last = last.as_deref().unwrap_or("failed");
+            return Some((format!("{failures} failures in a row, the last: {last}"), false));
+        }
+        // Where most sessions live, a few that do not are their clients' bad luck.
+        if let Some(row) = self.row
+            && row.deaths >= u64::from(enough)
+            && row.survivors(trouble.opened.load(Relaxed)) <= row.deaths
+        {
+            let told = format!("dropped {} sessions within {EARLY_DEATH:?} each", row.deaths);
+            return Some((told, false));
+        }
+        // Probation is about clients: a single lost poll is no reason.
+        (self.silent_polls >= settings.eject_after).then(|| {
+            (format!("{} polls without an answer: {}", self.silent_polls, self.silence), true)
+        })
+    }
+
+    fn come_back(&mut self, trouble: &Trouble, settings: &HealthSettings, now: Instant) {
+        self.ejected = None;
+        self.row = None;
+        trouble.succeeded();
+        self.warm_up(settings, now);
+    }
+
+    fn warm_up(&mut self, settings: &HealthSettings, now: Instant) {
+        self.cold_until = Some(now + settings.cold_time);
+        self.tokens = 1.0;
+        self.refilled_at = None;
+    }
+
+    /// A poll has brought an answer, whatever it said.
+    pub fn answered_poll(&mut self, settings: &HealthSettings, now: Instant) {
+        self.silent_polls = 0;
+        if self.ejected.as_ref().is_some_and(|ejection| ejection.by_polls) {
+            self.ejected = None;
+            self.warm_up(settings, now);
+        }
+    }
+
+    /// A poll has brought none.
+    pub fn missed_poll(&mut self, why: &str) {
+        self.silent_polls = self.silent_polls.saturating_add(1);
+        why.clone_into(&mut self.silence);
+    }
+
+    /// Whether a cold backend may take one more, when `fair` arrivals a second would be its share.
+    pub fn admits(&mut self, fair: f64, now: Instant) -> bool {
+        if !self.is_cold(now) {
+            return true;
+        }
+        let rate = COLD_SHARE * fair;
+        let passed = self.refilled_at.map_or(0.0, |at| now.duration_since(at).as_secs_f64());
+        // A quarter of a second's worth may come at once.
+        self.tokens = (self.tokens + rate * passed).min((rate / 4.0).max(1.0));
+        self.refilled_at = Some(now);
+        self.tokens >= 1.0
+    }
+
+    /// A cold backend has taken one.
+    pub fn took_one(&mut self) {
+        self.tokens -= 1.0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SETTINGS: HealthSettings = HealthSettings {
+        eject_after: 3,
+        eject_time: Duration::from_secs(30),
+        eject_time_max: Duration::from_secs(100),
+        cold_time: Duration::from_secs(5),
+    };
+
+    /// Looks at a backend at many moments.
+    struct Watched {
+        health: Health,
+        trouble: Trouble,
+        now: Instant,
+        rng: fastrand::Rng,
+    }
+
+    impl Watched {
+        fn new() -> Self {
+            let (health, trouble) = (Health::default(), Trouble::default());
+            Self { health, trouble, now: Instant::now(), rng: fastrand::Rng::with_seed(1) }
+        }
+
+        /// Whether it is ejected just now.
+        fn ejects(&mut self) -> bool {
+            self.health.look(&self.trouble, &SETTINGS, &mut self.rng, self.now).is_some()
+        }
+
+        fn is_out(&mut self) -> bool {
+            self.ejects();
+            self.health.ejection(self.now).is_some()
+        }
+
+        fn fail(&mut self, times: u32) {
+            (0..times).for_each(|_| self.trouble.failed("refused".to_owned()));
+        }
+
+        fn pass(&mut self, seconds: u64) {
+            self.now += Duration::from_secs(seconds);
+        }
+    }
+
+    #[test]
+    fn failures_in_a_row_eject_and_a_success_between_does_not() {
+        let mut pod = Watched::new();
+        pod.fail(2);
+        pod.trouble.opened();
+        pod.fail(2);
+        assert!(!pod.is_out());
+        pod.fail(1);
+        assert!(pod.ejects());
+        assert!(!pod.ejects(), "said once");
+        assert!(pod.health.ejection(pod.now).unwrap().reason.contains("refused"));
+    }
+
+    #[test]
+    fn each_ejection_lasts_twice_as_long_until_it_has_been_well_as_long() {
+        let mut pod = Watched::new();
+        let mut lengths = Vec::new();
+        for _ in 0..4 {
+            pod.fail(3);
+            assert!(pod.ejects());
+            let until = pod.health.ejection(pod.now).unwrap().until;
+            lengths.push((until - pod.now).as_secs_f64());
+            pod.now = until;
+            assert!(!pod.is_out(), "it gets a chance");
+        }
+        for (length, expected) in lengths.iter().zip([30.0, 60.0, 100.0, 100.0]) {
+            assert!((length / expected - 1.0).abs() <= JITTER, "{lengths:?}");
+        }
+        pod.fail(1);
+        assert!(pod.is_out(), "one is enough on probation");
+        pod.pass(500);
+        assert!(!pod.is_out());
+        pod.fail(2);
+        assert!(!pod.is_out(), "and not after it");
+        pod.fail(1);
+        assert!(pod.ejects());
+        let length = pod.health.ejection(pod.now).unwrap().until - pod.now;
+        assert!(length.as_secs_f64() <= 30.0 * (1.0 + JITTER), "back to the first length");
+    }
+
+    #[test]
+    fn a_pod_that_drops_sessions_is_ejected_and_one_that_loses_a_few_is_not() {
+        let mut dropping = Watched::new();
+        for death in 1..=3 {
+            assert!(!dropping.is_out(), "{death}");
+            dropping.trouble.opened();
+            dropping.trouble.died_early();
+        }
+        assert!(dropping.is_out());
+        assert_eq!(dropping.health.ghosts(dropping.now), 3, "they count for a while");
+        dropping.pass(100);
+        assert_eq!(dropping.health.ghosts(dropping.now), 0);
+
+        let mut busy = Watched::new();
+        for session in 0..100 {
+            busy.trouble.opened();
+            if session % 4 == 3 {
+                busy.trouble.died_early();
+            }
+            assert!(!busy.is_out(), "{session}");
+        }
+        // However many it has taken before, a pod that starts dropping is found out soon.
+        busy.pass(6);
+        for _ in 0..4 {
+            busy.trouble.opened();
+            busy.trouble.died_early();
+        }
+        assert!(busy.is_out());
+    }
+
+    #[test]
+    fn silent_polls_eject_until_the_first_answer() {
+        let mut pod = Watched::new();
+        for _ in 0..3 {
+            assert!(!pod.is_out());
+            pod.health.missed_poll("refused");
+        }
+        assert!(pod.is_out());
+        pod.health.answered_poll(&SETTINGS, pod.now);
+        assert!(!pod.is_out());
+        assert!(pod.health.is_cold(pod.now));
+    }
+
+    #[test]
+    fn a_cold_backend_takes_three_times_its_share_and_no_more() {
+        let start = Instant::now();
+        let mut health = Health::newcomer(&SETTINGS, start);
+        let mut taken = 0;
+        // 5,000 arrivals in 5 s, of which a tenth would be fair.
+        for arrival in 0..5_000 {
+            let now = start + Duration::from_millis(arrival);
+            if health.admits(100.0, now) {
+                health.took_one();
+                taken += 1;
+            }
+        }
+        assert!((1_450..=1_580).contains(&taken), "{taken}");
+        assert!(!health.is_cold(start + SETTINGS.cold_time));
+    }
+
+    #[test]
+    fn nothing_is_ejected_when_that_is_off() {
+        let mut pod = Watched::new();
+        pod.fail(100);
+        let off = HealthSettings { eject_after: 0, ..SETTINGS };
+        assert!(pod.health.look(&pod.trouble, &off, &mut pod.rng, pod.now).is_none());
+    }
+}
