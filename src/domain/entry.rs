@@ -101,7 +101,7 @@ impl Entry {
         })
     }
 
-    /// How good a choice it is at `now`. `fair` is what its share of all arrivals a second would be.
+    /// How good a choice it is at `now`. `fair` would be its share of all arrivals.
     pub fn tier(
         &mut self,
         purpose: Purpose,

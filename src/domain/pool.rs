@@ -11,16 +11,12 @@ use thiserror::Error;
 
 use super::{
     affinity::{self, Preference},
-    decay::Decaying,
     entry::{Entry, Tier},
     health::{Health, HealthSettings},
     lease::{Backend, Gauge, Lease, Load, Purpose},
     report::{Report, ReportError},
     strategy::{Rank, Strategy},
 };
-
-/// How far back arrivals are counted, to know what a cold backend's fair share is.
-const ARRIVALS_HALF_LIFE: Duration = Duration::from_secs(1);
 
 /// What the pool needs from the configuration.
 #[derive(Clone, Debug)]
@@ -174,9 +170,9 @@ impl PollTarget {
 pub struct Pool {
     settings: PoolSettings,
     entries: Vec<Entry>,
+    /// How many of them discovery finds.
+    there: usize,
     rng: fastrand::Rng,
-    /// Picks for sessions.
-    arrivals: Decaying,
     /// Picks so far.
     turn: usize,
     /// Reused by every pick: the candidates of the best tier so far.
@@ -195,13 +191,15 @@ impl Pool {
         seed: u64,
     ) -> Self {
         let key = settings.affinity_key.as_ref();
-        let entries =
-            backends.into_iter().map(|backend| Entry::new(backend, key, Health::default()));
+        let entries: Vec<Entry> = backends
+            .into_iter()
+            .map(|backend| Entry::new(backend, key, Health::default()))
+            .collect();
         Self {
-            entries: entries.collect(),
+            there: entries.len(),
+            entries,
             settings,
             rng: fastrand::Rng::with_seed(seed),
-            arrivals: Decaying::new(ARRIVALS_HALF_LIFE),
             turn: 0,
             ranks: Vec::new(),
             positions: Vec::new(),
@@ -230,7 +228,7 @@ impl Pool {
         if is_session && self.settings.max_sessions.is_some() && self.is_full() {
             return Err(NoBackend::ServiceFull);
         }
-        let fair = self.arrivals.rate(now) / self.entries.len().max(1) as f64;
+        let fair = 1.0 / self.there.max(1) as f64;
         let mut preferred: Option<(u64, usize)> = None;
         let mut best = Tier::Draining;
         let mut worst_seen = None;
@@ -278,9 +276,6 @@ impl Pool {
         }
         self.fails_open = fails_open;
         self.turn += 1;
-        if is_session {
-            self.arrivals.add(1.0, now);
-        }
         let entry = &mut self.entries[at];
         if entry.health.is_cold(now) {
             entry.health.took_one();
@@ -347,6 +342,7 @@ impl Pool {
             let key = self.settings.affinity_key.as_ref();
             self.entries.push(Entry::new(backend, key, health));
         }
+        self.there = self.entries.iter().filter(|entry| entry.left_at.is_none()).count();
     }
 
     /// How many replicas share the pods from now on, at least 1.
