@@ -15,3 +15,4 @@ pub mod pool;
 pub mod report;
 pub mod route;
 pub mod strategy;
+mod unseen;
