@@ -7,12 +7,16 @@ use std::{
 
 use super::{
     affinity::{self, Preference, Tag},
-    estimate::{Reported, estimate, held},
+    estimate::{Holding, Reported, estimate, held},
+    glance::Glance,
     health::Health,
     lease::{Backend, Gauge, Load, Purpose},
     pool::{BackendSnapshot, News, PoolSettings, State},
     report::{Report, ReportError},
 };
+
+/// No pod's word makes a load infinite.
+const LEAST_WEIGHT: f64 = 1e-6;
 
 /// A backend as the pool holds it.
 #[derive(Debug)]
@@ -65,6 +69,8 @@ pub(super) enum Tier {
     Full,
     /// It takes no new connections.
     Draining,
+    /// It has failed this connection.
+    Tried,
 }
 
 impl Entry {
@@ -121,8 +127,7 @@ impl Entry {
         fair: f64,
         now: Instant,
     ) -> Tier {
-        let report = self.report.as_ref().map(|known| &known.report);
-        if self.left_at.is_some() || report.is_some_and(|report| report.draining == Some(true)) {
+        if self.drains() {
             return Tier::Draining;
         }
         if purpose == Purpose::Session
@@ -130,14 +135,20 @@ impl Entry {
         {
             return Tier::Full;
         }
-        if self.health.is_calm() && report.is_none_or(|report| report.down.is_none()) {
-            return Tier::Usable;
-        }
-        if self.health.ejection(now).is_some() || report.is_some_and(|report| report.down.is_some())
-        {
+        if self.is_down() || self.health.ejection(now).is_some() {
             return Tier::Ejected;
         }
         if self.health.admits(fair, now) { Tier::Usable } else { Tier::Cold }
+    }
+
+    /// Discovery does not find it any more, or it says so itself.
+    fn drains(&self) -> bool {
+        let says_so = |known: &Accepted| known.report.draining == Some(true);
+        self.left_at.is_some() || self.report.as_ref().is_some_and(says_so)
+    }
+
+    fn is_down(&self) -> bool {
+        self.report.as_ref().is_some_and(|known| known.report.down.is_some())
     }
 
     /// Connections that it may hold, by its own word and by ours.
@@ -152,7 +163,8 @@ impl Entry {
 
     /// Its share of the connections, relative to others.
     pub fn weight(&self) -> f64 {
-        self.report.as_ref().and_then(|known| known.report.weight).unwrap_or(1.0)
+        let reported = self.report.as_ref().and_then(|known| known.report.weight);
+        reported.unwrap_or(1.0).clamp(LEAST_WEIGHT, 1.0 / LEAST_WEIGHT)
     }
 
     /// Connections that it is thought to hold, with those that died early for a while.
@@ -160,6 +172,27 @@ impl Entry {
         let counted =
             estimate(self.fresh_report(settings, now), self.gauge.load(), settings.replicas);
         counted + self.health.ghosts(now)
+    }
+
+    /// What a pick needs to see of it until its next report, or until that goes stale.
+    pub fn glance(&self, settings: &PoolSettings, now: Instant) -> Glance {
+        let report = self.report.as_ref().map(|known| &known.report);
+        let is_calm = self.health.is_calm() && !self.drains() && !self.is_down();
+        let fresh = self.fresh(settings, now);
+        Glance {
+            gauge: self.gauge.clone(),
+            calm: is_calm.then_some(self.seen_changes),
+            holding: Holding::new(self.fresh_report(settings, now), settings.replicas),
+            limit: report.and_then(|report| report.max_connections).unwrap_or(u64::MAX),
+            unit: self.weight().recip(),
+            weight: fresh.map_or(0.0, |_| self.weight()),
+            arrivals: fresh.map_or(0.0, |known| known.arrivals as f64),
+        }
+    }
+
+    /// When its report goes stale, if it is not.
+    pub fn stale_at(&self, settings: &PoolSettings, now: Instant) -> Option<Instant> {
+        self.fresh(settings, now).map(|known| known.sent_at + settings.stale_after)
     }
 
     fn fresh_report(&self, settings: &PoolSettings, now: Instant) -> Option<Reported> {
@@ -173,11 +206,6 @@ impl Entry {
             now.saturating_duration_since(known.sent_at) <= settings.stale_after
         };
         self.report.as_ref().filter(is_fresh)
-    }
-
-    /// How many of `arrivals` are younger than its report, if that is believed.
-    pub fn arrivals_since(&self, arrivals: u64, settings: &PoolSettings, now: Instant) -> u64 {
-        self.fresh(settings, now).map_or(0, |known| arrivals - known.arrivals)
     }
 
     /// Whether a later poll's answer is here already.
@@ -200,12 +228,13 @@ impl Entry {
         match result {
             Ok(report) => {
                 let load = self.gauge.load();
-                let known = self.fresh_report(settings, now);
-                let held = held(known, load, settings.replicas);
+                let held = held(self.fresh_report(settings, now), load, settings.replicas);
                 let count = report.connections.unwrap_or_default();
                 // A pod that tells less than we have open on it is mistaken.
-                if known.is_some() && count >= u64::from(load.open) {
-                    let arrivals = self.arrivals_since(arrivals, settings, now);
+                if let Some(known) = self.fresh(settings, now)
+                    && count >= u64::from(load.open)
+                {
+                    let arrivals = arrivals - known.arrivals;
                     surprise = Some(Surprise { by: count as f64 - held as f64, arrivals });
                 }
                 let Reported { own_when_polled, .. } =

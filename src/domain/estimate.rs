@@ -40,25 +40,50 @@ impl Reported {
     }
 }
 
-/// Estimated connections on a backend.
-///
-/// `report` is the last fresh one; without it our own sessions stand for every replica's.
-/// `replicas` (R) is how many balancers share the pods, each assumed to see the same traffic.
+/// Largest count that is reckoned with: nothing added to it overflows.
+const MOST: i64 = 1 << 62;
+
+/// What a backend holds, as far as that does not change between reports.
+#[derive(Clone, Copy, Debug)]
+pub struct Holding {
+    /// It would hold as many without our own sessions.
+    others: i64,
+    replicas: u32,
+}
+
+impl Holding {
+    /// By its last fresh report; without one our own sessions stand for every replica's.
+    /// `replicas` (R) is how many balancers share the pods, each assumed to see the same traffic.
+    pub fn new(report: Option<Reported>, replicas: u32) -> Self {
+        let others = report.map_or(0, |Reported { count, own_when_polled }| {
+            let count = i64::try_from(count).map_or(MOST, |count| count.min(MOST));
+            count - i64::from(replicas) * i64::from(own_when_polled)
+        });
+        Self { others, replicas }
+    }
+
+    /// Connections on it, without the handshakes under way.
+    pub fn held(&self, load: Load) -> u64 {
+        let open = i64::from(load.open);
+        let known = self.others + i64::from(self.replicas) * open;
+        // The floor makes it positive.
+        known.max(open).cast_unsigned()
+    }
+
+    /// Connections on it with the handshakes under way.
+    pub fn estimate(&self, load: Load) -> u64 {
+        self.held(load) + u64::from(load.connecting)
+    }
+}
+
+/// The [`Holding::estimate`] of a backend that gave `report`.
 pub fn estimate(report: Option<Reported>, load: Load, replicas: u32) -> u64 {
-    held(report, load, replicas).saturating_add(u64::from(load.connecting))
+    Holding::new(report, replicas).estimate(load)
 }
 
 /// The [`estimate`] without the handshakes under way.
 pub fn held(report: Option<Reported>, load: Load, replicas: u32) -> u64 {
-    let (open, replicas) = (i128::from(load.open), i128::from(replicas));
-    let known = match report {
-        Some(Reported { count, own_when_polled }) => {
-            i128::from(count) + replicas * (open - i128::from(own_when_polled))
-        }
-        None => replicas * open,
-    };
-    // The floor makes it positive; counts far below 2^64 make the conversion exact.
-    u64::try_from(known.max(open)).unwrap_or(u64::MAX)
+    Holding::new(report, replicas).held(load)
 }
 
 #[cfg(test)]

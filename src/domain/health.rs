@@ -52,6 +52,7 @@ pub struct HealthSettings {
 
 /// What leases tell of one backend, shared between them and the pool.
 #[derive(Debug, Default)]
+#[repr(C)] // A pick reads the first field only.
 pub struct Trouble {
     /// Counts what the pool should look at.
     changes: AtomicU32,
@@ -122,6 +123,8 @@ pub struct Health {
     tokens: f64,
     deaths: Decaying,
     seen_deaths: u64,
+    /// Some of them still count.
+    is_haunted: bool,
     row: Option<Row>,
     silent_polls: u32,
     silence: String,
@@ -147,6 +150,7 @@ impl Default for Health {
             tokens: 1.0,
             deaths: Decaying::new(DEATH_HALF_LIFE),
             seen_deaths: 0,
+            is_haunted: false,
             row: None,
             silent_polls: 0,
             silence: String::new(),
@@ -170,14 +174,16 @@ impl Health {
         self.cold_until.is_some_and(|until| until > now)
     }
 
-    /// Neither ejected nor cold, now or when it was looked at last, and it answers polls.
+    /// Neither ejected nor cold, now or when it was looked at last, no early death counts any more,
+    /// and it answers polls.
     pub fn is_calm(&self) -> bool {
-        self.ejected.is_none() && self.cold_until.is_none() && self.silent_polls == 0
+        let in_place = self.ejected.is_none() && self.cold_until.is_none();
+        in_place && self.silent_polls == 0 && !self.is_haunted
     }
 
     /// What its early deaths still count.
     pub fn ghosts(&self, now: Instant) -> u64 {
-        if self.seen_deaths == 0 { 0 } else { self.deaths.value(now).round() as u64 }
+        if self.is_haunted { self.deaths.value(now).round() as u64 } else { 0 }
     }
 
     /// Takes in what leases have told since the last time. Says so when the backend is ejected.
@@ -213,9 +219,11 @@ impl Health {
         let died = trouble.died_early.load(Relaxed);
         let more = died - self.seen_deaths;
         if more == 0 {
+            self.is_haunted &= self.deaths.value(now) >= 0.5;
             return;
         }
         self.seen_deaths = died;
+        self.is_haunted = true;
         self.deaths.add(more as f64, now);
         let opened = trouble.opened.load(Relaxed);
         let belongs = |row: &Row| {

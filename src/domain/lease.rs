@@ -46,6 +46,7 @@ impl Backend {
 ///
 /// All counts live in one word, so that a reader never sees a session in two or in none.
 #[derive(Debug, Default)]
+#[repr(C)] // A pick reads the counts and the troubles' first field: in one cache line.
 pub struct Gauge {
     counts: AtomicU64,
     /// What went wrong, for the pool to judge.

@@ -8,6 +8,7 @@ pub mod affinity;
 mod decay;
 mod entry;
 pub mod estimate;
+mod glance;
 pub mod health;
 pub mod lease;
 pub mod origin;

@@ -12,10 +12,11 @@ use thiserror::Error;
 use super::{
     affinity::{self, Preference},
     entry::{Entry, Surprise, Tier},
+    glance::{Glance, Others},
     health::{Health, HealthSettings},
     lease::{Backend, Gauge, Lease, Load, Purpose},
     report::{Report, ReportError},
-    strategy::{Rank, Strategy},
+    strategy::{Candidates, Strategy},
     unseen::Unseen,
 };
 
@@ -171,6 +172,10 @@ impl PollTarget {
 pub struct Pool {
     settings: PoolSettings,
     entries: Vec<Entry>,
+    /// One per entry.
+    glances: Vec<Glance>,
+    /// How long they hold, if they do: until the first report goes stale.
+    glances_until: Option<Instant>,
     /// How many of them discovery finds, and their weights together.
     there: usize,
     weights: f64,
@@ -178,9 +183,8 @@ pub struct Pool {
     rng: fastrand::Rng,
     /// Picks so far.
     turn: usize,
-    /// Reused by every pick: the candidates of the best tier so far.
-    ranks: Vec<Rank>,
-    positions: Vec<usize>,
+    /// Reused by every pick: those of the best tier so far.
+    candidates: Candidates,
     /// The last pick found ejected backends only.
     fails_open: bool,
     news: Vec<News>,
@@ -201,13 +205,14 @@ impl Pool {
         Self {
             there: entries.len(),
             weights: entries.len().max(1) as f64,
+            glances: Vec::new(),
+            glances_until: None,
             unseen: Unseen::default(),
             entries,
             settings,
             rng: fastrand::Rng::with_seed(seed),
             turn: 0,
-            ranks: Vec::new(),
-            positions: Vec::new(),
+            candidates: Candidates::default(),
             fails_open: false,
             news: Vec::new(),
         }
@@ -233,54 +238,30 @@ impl Pool {
         if is_session && self.settings.max_sessions.is_some() && self.is_full() {
             return Err(NoBackend::ServiceFull);
         }
-        let fair = 1.0 / self.there.max(1) as f64;
-        let unseen = self.unseen.per_arrival(self.settings.replicas) / self.weights;
-        let arrivals = self.unseen.arrivals();
-        let mut preferred: Option<(u64, usize)> = None;
-        let mut best = Tier::Draining;
-        let mut worst_seen = None;
-        self.ranks.clear();
-        self.positions.clear();
-        for (at, entry) in self.entries.iter_mut().enumerate() {
-            if !tried.is_empty() && tried.contains(&entry.backend) {
-                continue;
-            }
-            self.news.extend(entry.look(&self.settings, &mut self.rng, now));
-            let estimate = entry.estimate(&self.settings, now);
-            let tier = entry.tier(purpose, &self.settings, estimate, fair, now);
-            if tier >= Tier::Full {
-                worst_seen = worst_seen.min(Some(tier)).or(Some(tier));
-                continue;
-            }
-            if tier < Tier::Ejected
-                && let Some(liking) = entry.liked_by(preference)
-                && preferred.is_none_or(|(most, _)| liking > most)
-            {
-                preferred = Some((liking, at));
-            }
-            if tier < best {
-                best = tier;
-                self.ranks.clear();
-                self.positions.clear();
-            }
-            if tier == best {
-                let since = entry.arrivals_since(arrivals, &self.settings, now);
-                let weight = entry.weight();
-                // Whole ones, so that equals stay equal.
-                let missing = (unseen * since as f64 * weight).round();
-                let load = (estimate as f64 + missing) / weight;
-                self.ranks.push(Rank(load, entry.gauge.load().requests));
-                self.positions.push(at);
-            }
+        if self.glances_until.is_none_or(|until| now > until) {
+            self.glance_over(now);
         }
-        let at = match preferred {
-            Some((_, at)) => at,
-            None if self.ranks.is_empty() => return Err(self.nobody(worst_seen)),
-            None => {
-                let strategy = self.settings.strategy;
-                self.positions[strategy.choose(&self.ranks, self.turn, &mut self.rng)]
-            }
+        let others = Others {
+            limit: self.settings.max_sessions_per_pod.map_or(u64::MAX, |limit| limit.get().into()),
+            unseen: self.unseen.per_arrival(self.settings.replicas) / self.weights,
+            arrivals: self.unseen.arrivals() as f64,
         };
+        let loads = self.glances.iter().map(move |glance| glance.quick_load(others));
+        if self.candidates.collect(loads) || !tried.is_empty() {
+            self.judge(purpose, tried, others, now);
+        }
+        let preferred = self.preferred(preference);
+        let best = match self.candidates.narrow() {
+            None => return Err(NoBackend::Empty),
+            Some(Tier::Tried) => return Err(NoBackend::AllTried),
+            Some(Tier::Draining) => return Err(NoBackend::AllDraining),
+            Some(Tier::Full) => return Err(NoBackend::AllFull),
+            Some(best) => best,
+        };
+        let requests = |at: usize| self.glances[at].gauge.load().requests;
+        let strategy = self.settings.strategy;
+        let choose = || self.candidates.choose(strategy, self.turn, requests, &mut self.rng);
+        let at = preferred.or_else(choose).ok_or(NoBackend::Empty)?;
         let fails_open = preferred.is_none() && best == Tier::Ejected && tried.is_empty();
         if fails_open && !self.fails_open {
             self.news.push(News::FailsOpen);
@@ -297,14 +278,30 @@ impl Pool {
         Ok(Lease::new(entry.backend.clone(), entry.gauge.clone(), purpose))
     }
 
-    /// Why there is nobody to pick, when `tier` is the best of those that were passed over.
-    fn nobody(&self, tier: Option<Tier>) -> NoBackend {
-        match tier {
-            Some(Tier::Full) => NoBackend::AllFull,
-            Some(_) => NoBackend::AllDraining,
-            None if self.entries.is_empty() => NoBackend::Empty,
-            None => NoBackend::AllTried,
+    /// Looks more closely at those that may not be usable.
+    fn judge(&mut self, purpose: Purpose, tried: &[Arc<Backend>], others: Others, now: Instant) {
+        let fair = 1.0 / self.there.max(1) as f64;
+        for (at, (entry, glance)) in self.entries.iter_mut().zip(&mut self.glances).enumerate() {
+            if tried.contains(&entry.backend) {
+                self.candidates.rule(at, Tier::Tried, 0.0);
+            } else if !self.candidates.is_usable(at) {
+                self.news.extend(entry.look(&self.settings, &mut self.rng, now));
+                *glance = entry.glance(&self.settings, now);
+                let estimate = entry.estimate(&self.settings, now);
+                let tier = entry.tier(purpose, &self.settings, estimate, fair, now);
+                self.candidates.rule(at, tier, glance.load(estimate, others));
+            }
         }
+    }
+
+    /// The one that a client with `preference` likes best, of those that have not failed.
+    fn preferred(&self, preference: Preference) -> Option<usize> {
+        if preference == Preference::None {
+            return None;
+        }
+        let fit = self.candidates.better_than(Tier::Ejected);
+        let likings = fit.filter_map(|at| Some((self.entries[at].liked_by(preference)?, at)));
+        likings.max().map(|(_, at)| at)
     }
 
     fn is_full(&self) -> bool {
@@ -318,22 +315,30 @@ impl Pool {
     /// An unreadable answer makes the count unknown at once; no answer at all leaves the last
     /// report to grow stale.
     pub fn record(&mut self, poll: Poll, result: Result<Report, ReportError>, now: Instant) {
-        let Some(entry) = self.entries.iter_mut().find(|entry| entry.backend == poll.backend)
-        else {
-            return;
-        };
+        let same = |entry: &Entry| Arc::ptr_eq(&entry.backend, &poll.backend);
+        let equal = || self.entries.iter().position(|entry| entry.backend == poll.backend);
+        let Some(at) = self.entries.iter().position(same).or_else(equal) else { return };
+        let entry = &mut self.entries[at];
         if entry.is_newer_than(poll.sent_at) {
             return;
         }
         let arrivals = self.unseen.arrivals();
         let (sent_at, own) = (poll.sent_at, poll.own_when_sent);
+        let weight = entry.weight();
         let surprise = entry.record(result, sent_at, own, arrivals, &self.settings, now);
         self.news.extend(entry.look(&self.settings, &mut self.rng, now));
         if let Some(Surprise { by, arrivals }) = surprise {
             let share = arrivals as f64 * entry.weight() / self.weights;
             self.unseen.learn(by, share, self.there);
         }
-        self.take_stock();
+        if let Some(glance) = self.glances.get_mut(at) {
+            *glance = entry.glance(&self.settings, now);
+            let stale_at = entry.stale_at(&self.settings, now);
+            self.glances_until = self.glances_until.min(stale_at.or(self.glances_until));
+        }
+        if entry.weight() != weight {
+            self.take_stock();
+        }
     }
 
     /// What has happened since it was asked last.
@@ -363,9 +368,19 @@ impl Pool {
             let key = self.settings.affinity_key.as_ref();
             self.entries.push(Entry::new(backend, key, health));
         }
+        self.glances_until = None;
+        self.glances.clear();
         self.take_stock();
     }
 
+    fn glance_over(&mut self, now: Instant) {
+        let settings = &self.settings;
+        self.glances = self.entries.iter().map(|entry| entry.glance(settings, now)).collect();
+        let stale = self.entries.iter().filter_map(|entry| entry.stale_at(settings, now)).min();
+        self.glances_until = stale.or(Some(now + settings.stale_after));
+    }
+
+    /// To be called when backends come or go, or change their weights.
     fn take_stock(&mut self) {
         let there = || self.entries.iter().filter(|entry| entry.left_at.is_none());
         self.there = there().count();
@@ -375,6 +390,7 @@ impl Pool {
     /// How many replicas share the pods from now on, at least 1.
     pub fn set_replicas(&mut self, replicas: u32) {
         self.settings.replicas = replicas.max(1);
+        self.glances_until = None;
     }
 
     /// What to poll, one target per backend.
@@ -823,6 +839,11 @@ mod tests {
                                         && before.iter().any(|known| known.backend == entry.backend && usable(known))
                                 });
                                 prop_assert!(state(&before) || state(&after) || !others);
+                                let seen = pool.entries.iter().zip(&pool.glances);
+                                for (entry, glance) in seen.filter(|(_, glance)| glance.calm.is_some()) {
+                                    let quick = glance.holding.estimate(glance.gauge.load());
+                                    prop_assert_eq!(quick, entry.estimate(&pool.settings, now));
+                                }
                                 match step {
                                     0 => { lease.establish(); leases.push(lease); }
                                     1 => lease.failed("refused".to_owned()),
