@@ -1,5 +1,7 @@
 //! Ways to choose between backends that are equally fit: the estimate, and others to compare with.
 
+use std::array;
+
 use super::entry::Tier;
 
 /// How the next backend is chosen.
@@ -17,7 +19,7 @@ pub enum Strategy {
 }
 
 /// Loads are looked through several at a time, which processors do at once.
-const LANES: usize = 8;
+const LANES: usize = 16;
 
 /// The backends between which a strategy chooses.
 #[derive(Debug, Default)]
@@ -114,17 +116,17 @@ impl Candidates {
 
     fn find_least(&mut self) {
         let Self { loads, equals, .. } = self;
+        let (chunks, rest) = loads.as_chunks::<LANES>();
+        let smaller = |one: f64, other: f64| if other < one { other } else { one };
         let mut lanes = [f64::INFINITY; LANES];
-        for chunk in loads.chunks(LANES) {
-            for (lane, load) in lanes.iter_mut().zip(chunk) {
-                *lane = if load < lane { *load } else { *lane };
-            }
+        for chunk in chunks {
+            lanes = array::from_fn(|lane| smaller(lanes[lane], chunk[lane]));
         }
-        let least = lanes.into_iter().fold(f64::INFINITY, f64::min);
+        let least = lanes.into_iter().chain(rest.iter().copied()).fold(f64::INFINITY, smaller);
         equals.clear();
-        for (index, chunk) in loads.chunks(LANES).enumerate() {
-            if has(chunk, least) {
-                let found = (index * LANES..).zip(chunk).filter(|(_, load)| **load == least);
+        for (chunk, from) in loads.chunks(LANES).zip((0..).step_by(LANES)) {
+            if chunk.iter().fold(false, |is_there, load| is_there | (*load == least)) {
+                let found = (from..).zip(chunk).filter(|(_, load)| **load == least);
                 equals.extend(found.map(|(at, _)| at));
             }
         }
@@ -138,10 +140,6 @@ impl Candidates {
         let mut left = self.loads.iter().enumerate().filter(|(_, load)| load.is_finite());
         left.nth(nth).map(|(at, _)| at)
     }
-}
-
-fn has(chunk: &[f64], load: f64) -> bool {
-    chunk.iter().fold(false, |has, known| has | (*known == load))
 }
 
 #[cfg(test)]
