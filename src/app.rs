@@ -22,7 +22,10 @@ use crate::{
         session::CloseSession,
     },
     config::{Affinity, Config, Service},
-    domain::pool::{Pool, PoolSettings},
+    domain::{
+        pool::{Pool, PoolSettings},
+        rebalance::Rebalancer,
+    },
     http::{
         admin::{self, AdminState},
         health::Health,
@@ -47,8 +50,10 @@ impl Control {
         let arbiter = Arbiter::new();
         let watches: Vec<Watch> = config.services.iter().map(watch).collect();
         let handle = arbiter.handle();
-        let metrics = MetricsActor::start_in_arbiter(&handle, |_| MetricsActor::new(watches));
         let registry = RegistryActor::start_in_arbiter(&handle, |_| RegistryActor::default());
+        let mover = registry.clone().recipient();
+        let metrics =
+            MetricsActor::start_in_arbiter(&handle, |_| MetricsActor::new(watches, mover));
         Self { arbiter, metrics, registry: Arc::new(registry) }
     }
 }
@@ -73,7 +78,11 @@ fn watch(service: &Service) -> Watch {
         timeout: balancer.poll_timeout,
         connect: balancer.connect_settings(),
     });
-    Watch { pool: Pool::new(service.backends.clone(), settings, fastrand::u64(..)), polls }
+    Watch {
+        pool: Pool::new(service.backends.clone(), settings, fastrand::u64(..)),
+        polls,
+        rebalancer: balancer.rebalance.map(Rebalancer::new),
+    }
 }
 
 impl Drop for Control {

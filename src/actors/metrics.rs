@@ -1,14 +1,21 @@
 //! Owns the pool: takes the pods' reports in, hands backends out.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use actix::{Actor, AsyncContext as _, Context, Handler, Message, MessageResponse};
+use actix::{Actor, AsyncContext as _, Context, Handler, Message, MessageResponse, Recipient};
 
-use super::poll::{PollSettings, Poller};
+use super::{
+    poll::{PollSettings, Poller},
+    registry::MoveSessions,
+};
 use crate::domain::{
     affinity::Preference,
     lease::{Backend, Lease, Purpose},
     pool::{BackendSnapshot, NoBackend, Poll, Pool},
+    rebalance::Rebalancer,
     report::{Report, ReportError},
 };
 
@@ -53,6 +60,8 @@ pub struct Watch {
     pub pool: Pool,
     /// `None` where pods have no metric route.
     pub polls: Option<PollSettings>,
+    /// Where sessions may be moved.
+    pub rebalancer: Option<Rebalancer>,
 }
 
 /// Polls every backend and answers who gets the next connection.
@@ -61,13 +70,28 @@ pub struct MetricsActor {
     services: Vec<Watch>,
     /// One per backend; they stop when the actor does.
     pollers: Vec<Poller>,
+    /// Who moves sessions.
+    mover: Recipient<MoveSessions>,
 }
+
+/// How often it is asked whether sessions should be moved.
+const REBALANCE_EVERY: Duration = Duration::from_secs(1);
 
 impl MetricsActor {
     /// An actor over the pools of `services`. It polls once started, where there is something to
     /// ask.
-    pub fn new(services: Vec<Watch>) -> Self {
-        Self { services, pollers: Vec::new() }
+    pub fn new(services: Vec<Watch>, mover: Recipient<MoveSessions>) -> Self {
+        Self { services, pollers: Vec::new(), mover }
+    }
+
+    fn rebalance(&mut self) {
+        let now = Instant::now();
+        for Watch { pool, rebalancer, .. } in &mut self.services {
+            let Some(rebalancer) = rebalancer else { continue };
+            if let Some(moves) = rebalancer.plan(&pool.snapshot(now), pool.replicas(), now) {
+                self.mover.do_send(MoveSessions(moves));
+            }
+        }
     }
 }
 
@@ -76,7 +100,10 @@ impl Actor for MetricsActor {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         let reports = ctx.address().recipient();
-        for (service, Watch { pool, polls }) in self.services.iter().enumerate() {
+        if self.services.iter().any(|service| service.rebalancer.is_some()) {
+            ctx.run_interval(REBALANCE_EVERY, |metrics, _| metrics.rebalance());
+        }
+        for (service, Watch { pool, polls, .. }) in self.services.iter().enumerate() {
             if let Some(polls) = polls {
                 let targets = pool.poll_targets();
                 self.pollers.extend(Poller::start_all(service, targets, polls, &reports));

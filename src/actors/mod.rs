@@ -7,6 +7,7 @@
 //! | [`metrics::Snapshot`] | admin handler → [`MetricsActor`] | every backend as it stands |
 //! | [`registry::SessionOpened`], [`registry::SessionClosed`] | session → [`RegistryActor`] | – |
 //! | [`registry::CountSessions`] | admin handler → [`RegistryActor`] | how many live |
+//! | [`registry::MoveSessions`] | [`MetricsActor`] → [`RegistryActor`] | – |
 //! | [`registry::CloseAll`], [`registry::AwaitEmpty`] | shutdown → [`RegistryActor`] | when all are gone |
 //! | [`session::CloseSession`] | [`RegistryActor`] → [`SessionActor`] | – |
 //! | [`session::PodSideEnded`] | [`BackendActor`] → [`SessionActor`] | – |

@@ -12,6 +12,7 @@ use crate::{
         health::HealthSettings,
         lease::{Backend, Transport},
         origin::OriginPattern,
+        rebalance::RebalanceSettings,
         strategy::Strategy,
     },
     net::{
@@ -64,6 +65,8 @@ pub struct Balancer {
     pub strategy: Strategy,
     /// When a pod is ejected, and what happens after.
     pub health: HealthSettings,
+    /// Whether and how sessions are moved after a scale-out.
+    pub rebalance: Option<RebalanceSettings>,
     /// Further pods tried for one connection.
     pub retries: usize,
     /// Answers to a handshake that lead to the next pod.
@@ -223,6 +226,7 @@ fn balancer(read: &mut Reader, backends: &[Backend]) -> Balancer {
             eject_time_max: read.duration("balancer.eject_time_max", millis(10)..=24 * hour),
             cold_time: read.duration("balancer.cold_time", millis(0)..=hour),
         },
+        rebalance: rebalance(read),
         retries: read.number("balancer.retries", 0..=100) as usize,
         retry_on: read.list("balancer.retry_on", |text| {
             let status = text.parse().ok().filter(|status| (400..=599).contains(status));
@@ -244,6 +248,21 @@ fn balancer(read: &mut Reader, backends: &[Backend]) -> Balancer {
         read_timeout: read.duration("balancer.read_timeout", handshake.clone()),
         handshake_timeout: read.duration("balancer.handshake_timeout", handshake),
     }
+}
+
+fn rebalance(read: &mut Reader) -> Option<RebalanceSettings> {
+    let is_on = read.choice("balancer.rebalance", &SWITCH);
+    let band = read.value("balancer.rebalance_band", |text| {
+        let band = text.parse().ok().filter(|band| (0.01..=10.0).contains(band));
+        band.ok_or_else(|| "expected a share from 0.01 to 10".to_owned())
+    });
+    let mut budget = |key: &str| {
+        let number = read.number(key, 1..=1_000_000) as u32;
+        NonZeroU32::new(number).unwrap_or(NonZeroU32::MIN)
+    };
+    let per_second = budget("balancer.rebalance_per_second");
+    let per_hour = budget("balancer.rebalance_per_hour");
+    is_on.then_some(RebalanceSettings { band, per_second, per_hour })
 }
 
 fn affinity(read: &mut Reader) -> Affinity {

@@ -354,6 +354,11 @@ impl Pool {
         self.settings.replicas = replicas.max(1);
     }
 
+    /// How many replicas share the pods.
+    pub fn replicas(&self) -> u32 {
+        self.settings.replicas
+    }
+
     /// What to poll, one target per backend.
     pub fn poll_targets(&self) -> Vec<PollTarget> {
         self.entries

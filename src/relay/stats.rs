@@ -24,6 +24,11 @@ pub struct TunnelStats {
 }
 
 impl TunnelStats {
+    /// Bytes of both directions.
+    pub fn bytes(&self) -> u64 {
+        self.up.bytes() + self.down.bytes()
+    }
+
     /// The figures of one direction.
     pub fn of(&self, direction: Direction) -> &DirectionStats {
         match direction {
