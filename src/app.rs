@@ -71,8 +71,8 @@ fn watch(service: &Service) -> Watch {
         grace: Duration::from_secs(60),
         affinity_key: balancer.affinity_key().cloned(),
     };
-    let polls = balancer.metric_path.clone().map(|path| PollSettings {
-        path,
+    let polls = balancer.question.clone().map(|question| PollSettings {
+        question,
         port: balancer.metric_port,
         interval: balancer.poll_interval,
         timeout: balancer.poll_timeout,

@@ -8,7 +8,7 @@ use std::{
 use actix::{Actor, AsyncContext as _, Context, Handler, Message, MessageResponse, Recipient};
 
 use super::{
-    poll::{PollSettings, Poller},
+    poll::{PollSettings, Pollers},
     registry::MoveSessions,
 };
 use crate::domain::{
@@ -68,11 +68,14 @@ pub struct Watch {
 pub struct MetricsActor {
     /// By index of the service.
     services: Vec<Watch>,
-    /// One per backend; they stop when the actor does.
-    pollers: Vec<Poller>,
+    /// Who polls, by index of the service; they stop when the actor does.
+    pollers: Vec<Pollers>,
     /// Who moves sessions.
     mover: Recipient<MoveSessions>,
 }
+
+/// How often backends that are away are looked at.
+const FORGET_EVERY: Duration = Duration::from_secs(10);
 
 /// How often it is asked whether sessions should be moved.
 const REBALANCE_EVERY: Duration = Duration::from_secs(1);
@@ -82,6 +85,22 @@ impl MetricsActor {
     /// ask.
     pub fn new(services: Vec<Watch>, mover: Recipient<MoveSessions>) -> Self {
         Self { services, pollers: Vec::new(), mover }
+    }
+
+    /// Starts pollers for backends that are new and stops those of backends that are forgotten.
+    fn poll_what_is_there(&mut self, service: usize) {
+        if let (Some(watch), Some(pollers)) =
+            (self.services.get(service), self.pollers.get_mut(service))
+        {
+            pollers.poll(watch.pool.poll_targets());
+        }
+    }
+
+    fn forget(&mut self) {
+        for service in 0..self.services.len() {
+            self.services[service].pool.forget(Instant::now());
+            self.poll_what_is_there(service);
+        }
     }
 
     fn rebalance(&mut self) {
@@ -103,12 +122,14 @@ impl Actor for MetricsActor {
         if self.services.iter().any(|service| service.rebalancer.is_some()) {
             ctx.run_interval(REBALANCE_EVERY, |metrics, _| metrics.rebalance());
         }
-        for (service, Watch { pool, polls, .. }) in self.services.iter().enumerate() {
-            if let Some(polls) = polls {
-                let targets = pool.poll_targets();
-                self.pollers.extend(Poller::start_all(service, targets, polls, &reports));
-            }
+        let pollers = |(service, watch): (usize, &Watch)| {
+            Pollers::new(service, watch.polls.as_ref(), reports.clone())
+        };
+        self.pollers = self.services.iter().enumerate().map(pollers).collect();
+        for service in 0..self.services.len() {
+            self.poll_what_is_there(service);
         }
+        ctx.run_interval(FORGET_EVERY, |metrics, _| metrics.forget());
     }
 }
 

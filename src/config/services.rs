@@ -5,14 +5,16 @@ use std::{num::NonZeroU32, path::PathBuf, sync::Arc, time::Duration};
 use actix_http::header::{HeaderName, HeaderValue};
 use tokio_rustls::rustls::pki_types::ServerName;
 
-use super::read::{Reader, SWITCH, field, field_name};
+use super::read::{self, Reader, SWITCH, field, field_name};
 use crate::{
     domain::{
         affinity::Key,
         health::HealthSettings,
         lease::{Backend, Transport},
         origin::OriginPattern,
+        question::Question,
         rebalance::RebalanceSettings,
+        report::{AgentReader, JsonReader, Pointer, PrometheusReader, SettingError},
         strategy::Strategy,
     },
     net::{
@@ -32,6 +34,10 @@ const STRATEGIES: [(&str, Strategy); 4] = [
     ("random", Strategy::Random),
 ];
 
+/// How pods answer on their metric route.
+const FORMATS: [(&str, &str); 3] =
+    [("json", "json"), ("prometheus", "prometheus"), ("agent", "agent")];
+
 /// Characters of a cookie key at least: fewer could be guessed.
 const MIN_KEY_LEN: usize = 16;
 
@@ -49,8 +55,8 @@ pub struct Service {
 /// `[balancer]`
 #[derive(Clone, Debug)]
 pub struct Balancer {
-    /// The pods' metric route, unless they have none.
-    pub metric_path: Option<String>,
+    /// What pods are asked, unless they are not.
+    pub question: Option<Question>,
     /// Port of that route, unless it is the pod's own.
     pub metric_port: Option<u16>,
     /// From a pod's answer to the next poll.
@@ -207,12 +213,7 @@ fn balancer(read: &mut Reader, backends: &[Backend]) -> Balancer {
     let cache_ttl = read.duration("balancer.cache_ttl", millis(0)..=24 * hour);
     let handshake = millis(10)..=10 * minute;
     Balancer {
-        metric_path: match read
-            .value("balancer.metric_path", |text| Ok(["", "none"].contains(&text)))
-        {
-            true => None,
-            false => Some(read.path("balancer.metric_path")),
-        },
+        question: question(read),
         metric_port: Some(read.number("balancer.metric_port", 0..=65_535) as u16)
             .filter(|port| *port != 0),
         poll_interval,
@@ -248,6 +249,59 @@ fn balancer(read: &mut Reader, backends: &[Backend]) -> Balancer {
         read_timeout: read.duration("balancer.read_timeout", handshake.clone()),
         handshake_timeout: read.duration("balancer.handshake_timeout", handshake),
     }
+}
+
+/// What pods are asked: their metric route in one of three formats, or else only for their health.
+fn question(read: &mut Reader) -> Option<Question> {
+    let has_no_route = read.value("balancer.metric_path", |text| Ok(["", "none"].contains(&text)));
+    let metric_path = (!has_no_route).then(|| read.path("balancer.metric_path"));
+    let format = read.choice("balancer.metric_format", &FORMATS);
+    let json = JsonReader {
+        count: read.value("balancer.metric_count", |text| pointer(text)?.ok_or_else(no_pointer)),
+        max: read.value("balancer.metric_max", pointer),
+        weight: read.value("balancer.metric_weight", pointer),
+        draining: read.value("balancer.metric_draining", pointer),
+    };
+    let name = read.value("balancer.metric_name", |text| match text {
+        "" => Ok(None),
+        name => name.parse().map(Some).map_err(|error: SettingError| error.to_string()),
+    });
+    let labels = read.list("balancer.metric_labels", |text| {
+        text.parse().map_err(|error: SettingError| error.to_string())
+    });
+    let health_path = read.text("balancer.health_path");
+    let health_tcp = read.choice("balancer.health_tcp", &SWITCH);
+    if format == "prometheus" && name.is_none() {
+        let advice = "names no metric, which metric_format = \"prometheus\" needs";
+        read.complain("balancer.metric_name", advice);
+    }
+    if let Some(path) = &health_path
+        && let Err(advice) = read::path(path)
+    {
+        read.complain("balancer.health_path", advice);
+    }
+    match (format, metric_path, name) {
+        ("agent", ..) => Some(Question::Agent(Arc::new(AgentReader))),
+        ("prometheus", Some(path), Some(name)) => {
+            Some(Question::Metric { path, reader: Arc::new(PrometheusReader { name, labels }) })
+        }
+        (_, Some(path), _) => Some(Question::Metric { path, reader: Arc::new(json) }),
+        (_, None, _) => match health_path {
+            Some(path) => Some(Question::Health(path)),
+            None => health_tcp.then_some(Question::Connect),
+        },
+    }
+}
+
+fn pointer(text: &str) -> Result<Option<Pointer>, String> {
+    match text {
+        "" => Ok(None),
+        text => text.parse().map(Some).map_err(|error: SettingError| error.to_string()),
+    }
+}
+
+fn no_pointer() -> String {
+    "expected a JSON pointer such as /agentsConnections".to_owned()
 }
 
 fn rebalance(read: &mut Reader) -> Option<RebalanceSettings> {

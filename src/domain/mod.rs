@@ -12,6 +12,7 @@ pub mod health;
 pub mod lease;
 pub mod origin;
 pub mod pool;
+pub mod question;
 pub mod rebalance;
 pub mod report;
 pub mod route;

@@ -330,12 +330,16 @@ impl Pool {
     /// session is left on them; those that come back within it are as they were.
     pub fn set_backends(&mut self, backends: Vec<Backend>, now: Instant) {
         let was_empty = self.entries.iter().all(|entry| entry.left_at.is_some());
-        let grace = self.settings.grace;
-        self.entries.retain(|entry| !entry.is_forgotten(grace, now));
         for entry in &mut self.entries {
-            let is_there = backends.contains(&entry.backend);
-            entry.left_at = if is_there { None } else { entry.left_at.or(Some(now)) };
+            if !backends.contains(&entry.backend) {
+                entry.left_at = entry.left_at.or(Some(now));
+            } else if let Some(left_at) = entry.left_at.take()
+                && now.saturating_duration_since(left_at) > self.settings.grace
+            {
+                entry.health = Health::newcomer(&self.settings.health, now);
+            }
         }
+        self.forget(now);
         for backend in backends {
             if self.entries.iter().any(|entry| *entry.backend == backend) {
                 continue;
@@ -347,6 +351,12 @@ impl Pool {
             let key = self.settings.affinity_key.as_ref();
             self.entries.push(Entry::new(backend, key, health));
         }
+    }
+
+    /// Forgets backends that have been away for longer than the grace period and hold no session.
+    pub fn forget(&mut self, now: Instant) {
+        let grace = self.settings.grace;
+        self.entries.retain(|entry| !entry.is_forgotten(grace, now));
     }
 
     /// How many replicas share the pods from now on, at least 1.
