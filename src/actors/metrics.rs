@@ -175,6 +175,11 @@ impl Handler<Snapshot> for MetricsActor {
 
     fn handle(&mut self, _: Snapshot, _: &mut Self::Context) -> Backends {
         let now = Instant::now();
-        Backends(self.services.iter().flat_map(|service| service.pool.snapshot(now)).collect())
+        let pods = self.services.iter_mut().flat_map(|Watch { pool, .. }| {
+            let pods = pool.snapshot(now);
+            tell(pool);
+            pods
+        });
+        Backends(pods.collect())
     }
 }

@@ -136,12 +136,14 @@ impl SessionActor {
     /// application's, is none.
     fn was_dropped_early(&self) -> bool {
         let SessionInfo { opened_at, stats, .. } = &*self.info;
-        let for_a_reason = match stats.down.close_code() {
-            Some(code) => !UNWELL.contains(&code),
-            None => stats.down.has_closed(),
+        let by_pod = match stats.first_close() {
+            Some(Direction::Up) => false,
+            Some(Direction::Down) => {
+                stats.down.close_code().is_some_and(|code| UNWELL.contains(&code))
+            }
+            None => self.ends[Direction::Up as usize].is_none(),
         };
-        let by_client = self.ends[Direction::Up as usize].is_some() || stats.up.has_closed();
-        !(self.closed_by_us || by_client || for_a_reason) && opened_at.elapsed() < EARLY_DEATH
+        by_pod && !self.closed_by_us && opened_at.elapsed() < EARLY_DEATH
     }
 }
 

@@ -80,6 +80,10 @@ impl Trouble {
         self.changes.fetch_add(1, Relaxed);
     }
 
+    fn is_well(&self) -> bool {
+        self.failed_in_a_row.load(Relaxed) == 0
+    }
+
     /// Differs from what it was when there is something new.
     pub fn changes(&self) -> u32 {
         self.changes.load(Relaxed)
@@ -132,8 +136,18 @@ pub struct Ejection {
     pub until: Instant,
     /// What it did.
     pub reason: String,
-    /// It does not answer polls; the first answer ends it.
-    by_polls: bool,
+    cause: Cause,
+}
+
+/// What has led to an ejection, and so what ends it before its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cause {
+    /// Failures in a row: a success, which only comes when all are ejected.
+    Failures,
+    /// Early deaths: nothing, because taking connections is what it still does.
+    Deaths,
+    /// Silent polls: an answer.
+    Polls,
 }
 
 impl Default for Health {
@@ -190,12 +204,13 @@ impl Health {
         self.count_deaths(trouble, now);
         self.cold_until = self.cold_until.filter(|until| *until > now);
         if let Some(ejection) = &self.ejected {
-            if ejection.until > now {
+            let is_well = ejection.cause == Cause::Failures && trouble.is_well();
+            if ejection.until > now && !is_well {
                 return None;
             }
             self.come_back(trouble, settings, now);
         }
-        let (reason, by_polls) = self.reason(trouble, settings, now)?;
+        let (reason, cause) = self.reason(trouble, settings, now)?;
         let doubled = match self.last {
             Some((length, probation)) if now < probation => length * 2,
             _ => settings.eject_time,
@@ -204,7 +219,7 @@ impl Health {
         let jittered = length.mul_f64(1.0 + JITTER * (2.0 * rng.f64() - 1.0));
         let until = now + jittered;
         self.last = Some((length, until + jittered));
-        self.ejected = Some(Ejection { until, reason, by_polls });
+        self.ejected = Some(Ejection { until, reason, cause });
         self.ejected.as_ref()
     }
 
@@ -230,13 +245,13 @@ impl Health {
         self.row = Some(Row { deaths: row.deaths + more, ..row });
     }
 
-    /// Why the backend should be ejected, if it should, and whether for its polls.
+    /// Why the backend should be ejected, if it should.
     fn reason(
         &self,
         trouble: &Trouble,
         settings: &HealthSettings,
         now: Instant,
-    ) -> Option<(String, bool)> {
+    ) -> Option<(String, Cause)> {
         if settings.eject_after == 0 {
             return None;
         }
@@ -246,7 +261,10 @@ impl Health {
         if failures >= enough {
             let last = trouble.last_failure.lock().unwrap_or_else(PoisonError::into_inner);
             let last = last.as_deref().unwrap_or("failed");
-            return Some((format!("{failures} failures in a row, the last: {last}"), false));
+            return Some((
+                format!("{failures} failures in a row, the last: {last}"),
+                Cause::Failures,
+            ));
         }
         // Where most sessions live, a few that do not are their clients' bad luck.
         if let Some(row) = self.row
@@ -254,11 +272,14 @@ impl Health {
             && row.survivors(trouble.opened.load(Relaxed)) <= row.deaths
         {
             let told = format!("dropped {} sessions within {EARLY_DEATH:?} each", row.deaths);
-            return Some((told, false));
+            return Some((told, Cause::Deaths));
         }
         // Probation is about clients: a single lost poll is no reason.
         (self.silent_polls >= settings.eject_after).then(|| {
-            (format!("{} polls without an answer: {}", self.silent_polls, self.silence), true)
+            (
+                format!("{} polls without an answer: {}", self.silent_polls, self.silence),
+                Cause::Polls,
+            )
         })
     }
 
@@ -278,7 +299,7 @@ impl Health {
     /// A poll has brought an answer, whatever it said.
     pub fn answered_poll(&mut self, settings: &HealthSettings, now: Instant) {
         self.silent_polls = 0;
-        if self.ejected.as_ref().is_some_and(|ejection| ejection.by_polls) {
+        if self.ejected.as_ref().is_some_and(|ejection| ejection.cause == Cause::Polls) {
             self.ejected = None;
             self.warm_up(settings, now);
         }
@@ -451,6 +472,25 @@ mod tests {
         }
         assert!((1_450..=1_580).contains(&taken), "{taken}");
         assert!(!health.is_cold(start + SETTINGS.cold_time));
+    }
+
+    #[test]
+    fn a_success_ends_an_ejection_for_failures_but_not_for_early_deaths() {
+        let mut failing = Watched::new();
+        failing.fail(3);
+        assert!(failing.is_out());
+        failing.trouble.opened();
+        assert!(!failing.is_out());
+        assert!(failing.health.is_cold(failing.now));
+
+        let mut dropping = Watched::new();
+        for _ in 0..3 {
+            dropping.trouble.opened();
+            dropping.trouble.died_early();
+        }
+        assert!(dropping.is_out());
+        dropping.trouble.opened();
+        assert!(dropping.is_out());
     }
 
     #[test]

@@ -272,11 +272,14 @@ impl Pool {
                 self.positions[strategy.choose(&self.ranks, self.turn, &mut self.rng)]
             }
         };
-        let fails_open = preferred.is_none() && best == Tier::Ejected && tried.is_empty();
-        if fails_open && !self.fails_open {
-            self.news.push(News::FailsOpen);
+        // What is left after others have failed says nothing about all.
+        if tried.is_empty() {
+            let fails_open = preferred.is_none() && best == Tier::Ejected;
+            if fails_open && !self.fails_open {
+                self.news.push(News::FailsOpen);
+            }
+            self.fails_open = fails_open;
         }
-        self.fails_open = fails_open;
         self.turn += 1;
         if is_session {
             self.arrivals.add(1.0, now);
@@ -383,7 +386,10 @@ impl Pool {
     }
 
     /// Every backend as it stands, in configured order.
-    pub fn snapshot(&self, now: Instant) -> Vec<BackendSnapshot> {
+    pub fn snapshot(&mut self, now: Instant) -> Vec<BackendSnapshot> {
+        for entry in &mut self.entries {
+            self.news.extend(entry.look(&self.settings, &mut self.rng, now));
+        }
         self.entries.iter().map(|entry| entry.snapshot(&self.settings, now)).collect()
     }
 }

@@ -129,7 +129,7 @@ impl Pump {
         };
         if !early.is_empty() {
             let progress = pump.tracker.feed(&early);
-            pump.stats.of(direction).record(early.len(), progress, &pump.tracker);
+            pump.stats.record(direction, early.len(), progress, &pump.tracker);
             pump.kept.push(&early);
         }
         pump
@@ -224,7 +224,7 @@ impl Pump {
     /// What the source has sent: follow it, pass it on.
     fn take(&mut self, chunk: &[u8], cx: &mut Context<'_>) {
         let progress = self.tracker.feed(chunk);
-        self.stats.of(self.direction).record(chunk.len(), progress, &self.tracker);
+        self.stats.record(self.direction, chunk.len(), progress, &self.tracker);
         if !self.relaying() {
             if self.tracker.closed() {
                 self.source_ended(End::Closed);
