@@ -5,6 +5,7 @@
 
 pub mod admission;
 pub mod affinity;
+pub mod discovery;
 pub mod estimate;
 pub mod lease;
 pub mod origin;
