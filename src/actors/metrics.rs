@@ -4,7 +4,10 @@ use std::{sync::Arc, time::Instant};
 
 use actix::{Actor, AsyncContext as _, Context, Handler, Message, MessageResponse};
 
-use super::poll::{PollSettings, Poller};
+use super::{
+    discovery::{BackendsChanged, ReplicasChanged},
+    poll::{PollSettings, Poller},
+};
 use crate::domain::{
     affinity::Preference,
     lease::{Backend, Lease, Purpose},
@@ -118,5 +121,29 @@ impl Handler<Snapshot> for MetricsActor {
     fn handle(&mut self, _: Snapshot, _: &mut Self::Context) -> Backends {
         let now = Instant::now();
         Backends(self.services.iter().flat_map(|service| service.pool.snapshot(now)).collect())
+    }
+}
+
+impl Handler<BackendsChanged> for MetricsActor {
+    type Result = ();
+
+    fn handle(
+        &mut self,
+        BackendsChanged { service, backends }: BackendsChanged,
+        _: &mut Self::Context,
+    ) {
+        log::debug!("service {service}: {} backends discovered", backends.len());
+    }
+}
+
+impl Handler<ReplicasChanged> for MetricsActor {
+    type Result = ();
+
+    fn handle(
+        &mut self,
+        ReplicasChanged { service, replicas }: ReplicasChanged,
+        _: &mut Self::Context,
+    ) {
+        log::debug!("service {service}: {replicas} replicas discovered");
     }
 }
