@@ -9,6 +9,7 @@
 //!             operators ──► admin listener       │ PickBackend                 │ /metric
 //!                            /balancer-metrics   ▼                             ▼
 //!                            /livez /readyz ── RegistryActor, MetricsActor ── polls
+//!                                                DiscoveryActor ── look-ups ──► DNS
 //!
 //!  data plane (worker threads): sessions; bytes never cross a mailbox
 //!  control plane (threads of its own): pods' counts, live sessions, admin answers
@@ -42,6 +43,7 @@
 //!
 //! - *pod, backend*: one address that takes WebSocket connections.
 //! - *service*: a named set of backends with one set of rules.
+//! - *discovery*: looking backends up in DNS instead of listing them; *source*: what is looked up.
 //! - *route*: which requests are for which service, and what becomes of their paths.
 //! - *affinity*: what brings a client back to the backend it was on.
 //! - *session*: one client connection and its backend connection.

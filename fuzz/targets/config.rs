@@ -12,8 +12,9 @@ use std::{
 use libfuzzer_sys::fuzz_target;
 use toml::{Table, Value};
 use wsbalancer::{
-    config::{Config, Layers, Problems, Service},
+    config::{Config, Discovery, Layers, Problems, Service},
     domain::lease::Transport,
+    net::resolve::Source,
 };
 
 const PREFIX: &str = "WSBALANCER__";
@@ -53,6 +54,7 @@ fn is_in_table(key: &str) -> bool {
     let parts: Vec<&str> = key.split('.').collect();
     match parts[..] {
         ["services", _, "backends"] | ["services" | "routes"] => true,
+        ["services", _, "discovery", "dns" | "srv"] => true,
         ["services", _, name] => KNOWN.contains(&format!("balancer.{name}")),
         ["routes", _, name] => ROUTE_KEYS.contains(&name),
         _ => false,
@@ -118,16 +120,25 @@ fuzz_target!(|input: &str| {
 /// What holds of all settings that are accepted.
 fn check(config: &Config) {
     assert!(!config.services.is_empty());
-    for Service { backends, balancer, .. } in &config.services {
+    for Service { backends, discovery, balancer, .. } in &config.services {
         let addresses: HashSet<&str> =
             backends.iter().map(|backend| backend.address.as_str()).collect();
-        assert!(!addresses.is_empty() && addresses.len() == backends.len());
+        assert!(addresses.is_empty() == discovery.is_some() && addresses.len() == backends.len());
+        if let Some(Discovery { source, pod }) = discovery {
+            assert!(pod.transport != Transport::Unix);
+            let (Source::Host { name, .. } | Source::Service(name)) = source;
+            assert!(!name.as_str().is_empty());
+            assert!(matches!(source, Source::Host { .. }) || name.ip().is_none());
+            assert!(pod.transport == Transport::Tcp || balancer.tls.is_some());
+        }
         for backend in backends.iter().filter(|backend| backend.transport != Transport::Unix) {
             let address = &backend.address;
             let (host, port) = address.rsplit_once(':').expect("host:port");
             assert!(!host.is_empty() && port.parse::<u16>().is_ok(), "{address}");
         }
         assert!((1..=1000).contains(&balancer.replicas));
+        assert!(balancer.replicas == 1 || balancer.replicas_name.is_none());
+        assert!(balancer.discovery_ttl.min <= balancer.discovery_ttl.max);
         assert!(balancer.stale_after >= 3 * balancer.poll_interval);
     }
     assert!(config.services.len() == 1 || !config.router.is_empty());

@@ -8,6 +8,7 @@ use std::{
 use actix::{Actor, AsyncContext as _, Context, Handler, Message, MessageResponse, Recipient};
 
 use super::{
+    discovery::{BackendsChanged, ReplicasChanged},
     poll::{PollSettings, Pollers},
     registry::MoveSessions,
 };
@@ -163,13 +164,6 @@ impl Handler<Polled> for MetricsActor {
     }
 }
 
-/// Logs what operators should hear of.
-fn tell(pool: &mut Pool) {
-    for news in pool.take_news() {
-        log::warn!("{news}");
-    }
-}
-
 impl Handler<Snapshot> for MetricsActor {
     type Result = Backends;
 
@@ -181,5 +175,34 @@ impl Handler<Snapshot> for MetricsActor {
             pods
         });
         Backends(pods.collect())
+    }
+}
+
+impl Handler<BackendsChanged> for MetricsActor {
+    type Result = ();
+
+    fn handle(&mut self, changed: BackendsChanged, _: &mut Self::Context) {
+        let BackendsChanged { service, backends } = changed;
+        if let Some(Watch { pool, .. }) = self.services.get_mut(service) {
+            pool.set_backends(backends, Instant::now());
+            self.poll_what_is_there(service);
+        }
+    }
+}
+
+impl Handler<ReplicasChanged> for MetricsActor {
+    type Result = ();
+
+    fn handle(&mut self, changed: ReplicasChanged, _: &mut Self::Context) {
+        if let Some(Watch { pool, .. }) = self.services.get_mut(changed.service) {
+            pool.set_replicas(changed.replicas);
+        }
+    }
+}
+
+/// Logs what operators should hear of.
+fn tell(pool: &mut Pool) {
+    for news in pool.take_news() {
+        log::warn!("{news}");
     }
 }

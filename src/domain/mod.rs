@@ -6,6 +6,7 @@
 pub mod admission;
 pub mod affinity;
 mod decay;
+pub mod discovery;
 mod entry;
 pub mod estimate;
 pub mod health;
