@@ -4,6 +4,7 @@ use std::{
     future::poll_fn,
     pin::Pin,
     rc::Rc,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -21,7 +22,7 @@ use crate::{
     domain::{
         lease::{Backend, Transport},
         pool::PollTarget,
-        report::{self, MAX_REPORT_LEN, Report, ReportError},
+        report::{JsonReader, Reader, Report, ReportError, check_status},
     },
     net::connect::{ConnectSettings, Connector},
 };
@@ -97,6 +98,7 @@ struct Line {
     connector: Rc<Connector>,
     pod: Backend,
     path: String,
+    reader: Arc<dyn Reader>,
     sender: Option<SendRequest<String>>,
 }
 
@@ -109,7 +111,8 @@ impl Line {
         {
             pod.address = format!("{host}:{port}");
         }
-        Self { connector, pod, path: settings.path.clone(), sender: None }
+        let reader = Arc::new(JsonReader::default());
+        Self { connector, pod, path: settings.path.clone(), reader, sender: None }
     }
 
     /// One poll. A connection that the pod has closed in the meantime is replaced.
@@ -140,9 +143,10 @@ impl Line {
             .map_err(unreachable)?;
         let response = sender.send_request(request).await.map_err(unreachable)?;
         let status = response.status().as_u16();
-        let body = read_whole(response.into_body()).await?;
+        let body = read_whole(response.into_body(), self.reader.max_len()).await?;
         self.sender = Some(sender);
-        report::read(status, &body)
+        check_status(status)?;
+        self.reader.read(&body)
     }
 }
 
@@ -154,15 +158,15 @@ fn unreachable(error: impl std::error::Error) -> ReportError {
     })
 }
 
-/// A body that may be as long as a report.
-async fn read_whole(mut body: Incoming) -> Result<Vec<u8>, ReportError> {
+/// A body of at most `max` bytes.
+async fn read_whole(mut body: Incoming, max: usize) -> Result<Vec<u8>, ReportError> {
     let mut whole = Vec::new();
     while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
         if let Ok(data) = frame.map_err(unreachable)?.into_data() {
             whole.extend_from_slice(&data);
         }
-        if whole.len() > MAX_REPORT_LEN {
-            return Err(ReportError::TooLong);
+        if whole.len() > max {
+            return Err(ReportError::TooLong(max));
         }
     }
     Ok(whole)

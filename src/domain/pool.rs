@@ -225,13 +225,10 @@ impl Pool {
                 let load = entry.gauge.load();
                 let held =
                     held(entry.fresh_report(&self.settings, now), load, self.settings.replicas);
-                let Reported { own_when_polled, .. } = Reported::between(
-                    report.connections,
-                    poll.own_when_sent,
-                    load,
-                    held,
-                    self.settings.replicas,
-                );
+                let own_when_polled = report.connections.map_or(poll.own_when_sent, |count| {
+                    let (own_when_sent, replicas) = (poll.own_when_sent, self.settings.replicas);
+                    Reported::between(count, own_when_sent, load, held, replicas).own_when_polled
+                });
                 entry.error = None;
                 entry.report = Some(Accepted { report, sent_at: poll.sent_at, own_when_polled });
             }
@@ -312,10 +309,9 @@ impl Entry {
 
     fn fresh_report(&self, settings: &PoolSettings, now: Instant) -> Option<Reported> {
         let fresh = self.state(settings, now) == State::Up;
-        self.report.as_ref().filter(|_| fresh).map(|known| Reported {
-            count: known.report.connections,
-            own_when_polled: known.own_when_polled,
-        })
+        let known = self.report.as_ref().filter(|_| fresh)?;
+        let count = known.report.connections?;
+        Some(Reported { count, own_when_polled: known.own_when_polled })
     }
 
     fn estimate(&self, settings: &PoolSettings, now: Instant) -> u64 {
@@ -351,7 +347,7 @@ mod tests {
     }
 
     fn report(connections: u64) -> Result<Report, ReportError> {
-        Ok(Report { connections, ..Report::default() })
+        Ok(Report { connections: Some(connections), ..Report::default() })
     }
 
     fn poll_all(

@@ -99,7 +99,7 @@ fn split(snapshot: BackendSnapshot) -> (Service, Pod) {
         connections: estimate,
         name: backend.service.clone(),
         state,
-        reported: report.as_ref().map(|report| report.connections),
+        reported: report.as_ref().and_then(|report| report.connections),
         report_age_ms: age.map(|age: Duration| age.as_millis() as u64),
         own: load.open,
         connecting: load.connecting,
@@ -151,10 +151,11 @@ mod tests {
     #[test]
     fn the_golden_example() {
         let report = Report {
-            connections: 40,
+            connections: Some(40),
             pod_name: Some("pod-abc".into()),
             pod_ip: Some("10.0.0.1".into()),
             node_name: Some("node-1".into()),
+            ..Report::default()
         };
         let backend = BackendSnapshot {
             report: Some((report, Duration::from_millis(812))),
