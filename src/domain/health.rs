@@ -21,8 +21,8 @@ use super::decay::Decaying;
 /// A session that its pod ends within this time, without a proper Close, has died early.
 pub const EARLY_DEATH: Duration = Duration::from_secs(5);
 
-/// How long an early death goes on counting as half a connection.
-const DEATH_HALF_LIFE: Duration = Duration::from_secs(10);
+/// How long until a session that ended early counts as half a one.
+const GHOST_HALF_LIFE: Duration = Duration::from_secs(10);
 
 /// Early deaths further apart than this have nothing to do with each other.
 const DEATHS_IN_A_ROW: Duration = Duration::from_secs(60);
@@ -54,6 +54,7 @@ pub struct Trouble {
     changes: AtomicU32,
     failed_in_a_row: AtomicU32,
     opened: AtomicU64,
+    ended_early: AtomicU64,
     died_early: AtomicU64,
     last_failure: Mutex<Option<String>>,
 }
@@ -89,10 +90,17 @@ impl Trouble {
         self.changes.load(Relaxed)
     }
 
-    /// The backend has dropped a session within [`EARLY_DEATH`].
+    /// The backend has ended a session within [`EARLY_DEATH`], in good order or not. Such a
+    /// session counts for a while longer, lest its backend looks empty and attracts everyone.
+    pub fn ended_early(&self) {
+        self.ended_early.fetch_add(1, Relaxed);
+        self.changes.fetch_add(1, Relaxed);
+    }
+
+    /// The backend has dropped a session within [`EARLY_DEATH`], which is a failure.
     pub fn died_early(&self) {
         self.died_early.fetch_add(1, Relaxed);
-        self.changes.fetch_add(1, Relaxed);
+        self.ended_early();
     }
 }
 
@@ -122,7 +130,8 @@ pub struct Health {
     /// Arrivals that a cold backend may take now.
     tokens: f64,
     refilled_at: Option<Instant>,
-    deaths: Decaying,
+    ghosts: Decaying,
+    seen_ends: u64,
     seen_deaths: u64,
     row: Option<Row>,
     silent_polls: u32,
@@ -158,7 +167,8 @@ impl Default for Health {
             cold_until: None,
             tokens: 1.0,
             refilled_at: None,
-            deaths: Decaying::new(DEATH_HALF_LIFE),
+            ghosts: Decaying::new(GHOST_HALF_LIFE),
+            seen_ends: 0,
             seen_deaths: 0,
             row: None,
             silent_polls: 0,
@@ -188,9 +198,9 @@ impl Health {
         self.ejected.is_none() && self.cold_until.is_none() && self.silent_polls == 0
     }
 
-    /// What its early deaths still count.
+    /// What sessions that ended early still count.
     pub fn ghosts(&self, now: Instant) -> u64 {
-        if self.seen_deaths == 0 { 0 } else { self.deaths.value(now).round() as u64 }
+        if self.seen_ends == 0 { 0 } else { self.ghosts.value(now).round() as u64 }
     }
 
     /// Takes in what leases have told since the last time. Says so when the backend is ejected.
@@ -224,13 +234,17 @@ impl Health {
     }
 
     fn count_deaths(&mut self, trouble: &Trouble, now: Instant) {
+        let ended = trouble.ended_early.load(Relaxed);
+        if ended != self.seen_ends {
+            self.ghosts.add((ended - self.seen_ends) as f64, now);
+            self.seen_ends = ended;
+        }
         let died = trouble.died_early.load(Relaxed);
         let more = died - self.seen_deaths;
         if more == 0 {
             return;
         }
         self.seen_deaths = died;
-        self.deaths.add(more as f64, now);
         let opened = trouble.opened.load(Relaxed);
         let belongs = |row: &Row| {
             let age = now.duration_since(row.since);
@@ -426,6 +440,14 @@ mod tests {
         assert_eq!(dropping.health.ghosts(dropping.now), 3, "they count for a while");
         dropping.pass(100);
         assert_eq!(dropping.health.ghosts(dropping.now), 0);
+
+        let mut strict = Watched::new();
+        for _ in 0..20 {
+            strict.trouble.opened();
+            strict.trouble.ended_early();
+            assert!(!strict.is_out(), "it may have its reasons");
+        }
+        assert_eq!(strict.health.ghosts(strict.now), 20, "but it does not look empty");
 
         let mut busy = Watched::new();
         for session in 0..100 {
