@@ -787,7 +787,7 @@ mod tests {
                             Ok(mut lease) => {
                                 let state = |list: &[BackendSnapshot]| list.iter()
                                     .find(|entry| entry.backend == *lease.backend())
-                                    .map(|entry| usable(entry)).unwrap();
+                                    .map(usable).unwrap();
                                 let others = after.iter().any(|entry| {
                                     entry.backend != *lease.backend() && usable(entry)
                                         && before.iter().any(|known| known.backend == entry.backend && usable(known))
