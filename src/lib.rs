@@ -50,6 +50,7 @@
 //! - *handshake*: from the client's request to the 101; *tunnel*: after it.
 //! - *up, down*: from client to pod, from pod to client.
 //! - *report*: what a pod said on its metric path; *stale* once it is too old to be believed.
+//! - *ejected*: left out for a while, because it failed too often; *cold*: new or back from that.
 //! - *lease*: a session's slot on a backend, released when dropped.
 //! - *metrics*: the pods' counts; *telemetry*: what the process says of itself.
 //! - *drain*: let live sessions be, or close them in good order, and start no new ones.
