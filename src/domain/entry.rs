@@ -39,6 +39,17 @@ struct Accepted {
     report: Report,
     sent_at: Instant,
     own_when_polled: u32,
+    /// This replica's arrivals on all backends when it came.
+    arrivals: u64,
+}
+
+/// A report that was not quite what its pod was thought to hold.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Surprise {
+    /// How many sessions it tells more.
+    pub by: f64,
+    /// Our own arrivals on all backends since the report before.
+    pub arrivals: u64,
 }
 
 /// How good a choice a backend is, the best first. Among equals the load decides.
@@ -101,7 +112,7 @@ impl Entry {
         })
     }
 
-    /// How good a choice it is at `now`. `fair` is what its share of all arrivals a second would be.
+    /// How good a choice it is at `now`. `fair` would be its share of all arrivals.
     pub fn tier(
         &mut self,
         purpose: Purpose,
@@ -152,10 +163,21 @@ impl Entry {
     }
 
     fn fresh_report(&self, settings: &PoolSettings, now: Instant) -> Option<Reported> {
-        let known = self.report.as_ref()?;
-        let fresh = now.saturating_duration_since(known.sent_at) <= settings.stale_after;
-        let count = known.report.connections.filter(|_| fresh)?;
+        let known = self.fresh(settings, now)?;
+        let count = known.report.connections?;
         Some(Reported { count, own_when_polled: known.own_when_polled })
+    }
+
+    fn fresh(&self, settings: &PoolSettings, now: Instant) -> Option<&Accepted> {
+        let is_fresh = |known: &&Accepted| {
+            now.saturating_duration_since(known.sent_at) <= settings.stale_after
+        };
+        self.report.as_ref().filter(is_fresh)
+    }
+
+    /// How many of `arrivals` are younger than its report, if that is believed.
+    pub fn arrivals_since(&self, arrivals: u64, settings: &PoolSettings, now: Instant) -> u64 {
+        self.fresh(settings, now).map_or(0, |known| arrivals - known.arrivals)
     }
 
     /// Whether a later poll's answer is here already.
@@ -163,24 +185,37 @@ impl Entry {
         self.report.as_ref().is_some_and(|known| known.sent_at > sent_at)
     }
 
-    /// Takes in what a poll brought, which was sent with `own_when_sent` sessions open here.
+    /// Takes in what a poll brought, which was sent with `own_when_sent` sessions open here, and is
+    /// here after so many `arrivals` on all backends. Says how far off the last estimate was.
     pub fn record(
         &mut self,
         result: Result<Report, ReportError>,
         sent_at: Instant,
         own_when_sent: u32,
+        arrivals: u64,
         settings: &PoolSettings,
         now: Instant,
-    ) {
+    ) -> Option<Surprise> {
+        let mut surprise = None;
         match result {
             Ok(report) => {
                 let load = self.gauge.load();
-                let held = held(self.fresh_report(settings, now), load, settings.replicas);
+                let known = self.fresh_report(settings, now);
+                let held = held(known, load, settings.replicas);
                 let count = report.connections.unwrap_or_default();
+                // A pod that tells less than we have open on it is mistaken, and so is one that
+                // tells the same whatever we open and close.
+                let is_stuck = |known: Reported| {
+                    known.count == count && known.own_when_polled != own_when_sent
+                };
+                if known.is_some_and(|known| !is_stuck(known)) && count >= u64::from(load.open) {
+                    let arrivals = self.arrivals_since(arrivals, settings, now);
+                    surprise = Some(Surprise { by: count as f64 - held as f64, arrivals });
+                }
                 let Reported { own_when_polled, .. } =
                     Reported::between(count, own_when_sent, load, held, settings.replicas);
                 self.error = None;
-                self.report = Some(Accepted { report, sent_at, own_when_polled });
+                self.report = Some(Accepted { report, sent_at, own_when_polled, arrivals });
                 self.health.answered_poll(&settings.health, now);
             }
             Err(error) => {
@@ -196,6 +231,7 @@ impl Entry {
                 self.error = Some(error);
             }
         }
+        surprise
     }
 
     /// As it stands at `now`.

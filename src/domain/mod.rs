@@ -18,3 +18,4 @@ pub mod rebalance;
 pub mod report;
 pub mod route;
 pub mod strategy;
+mod unseen;

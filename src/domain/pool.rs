@@ -11,16 +11,13 @@ use thiserror::Error;
 
 use super::{
     affinity::{self, Preference},
-    decay::Decaying,
-    entry::{Entry, Tier},
+    entry::{Entry, Surprise, Tier},
     health::{Health, HealthSettings},
     lease::{Backend, Gauge, Lease, Load, Purpose},
     report::{Report, ReportError},
     strategy::{Rank, Strategy},
+    unseen::Unseen,
 };
-
-/// How far back arrivals are counted, to know what a cold backend's fair share is.
-const ARRIVALS_HALF_LIFE: Duration = Duration::from_secs(1);
 
 /// What the pool needs from the configuration.
 #[derive(Clone, Debug)]
@@ -174,9 +171,11 @@ impl PollTarget {
 pub struct Pool {
     settings: PoolSettings,
     entries: Vec<Entry>,
+    /// How many of them discovery finds, and their weights together.
+    there: usize,
+    weights: f64,
+    unseen: Unseen,
     rng: fastrand::Rng,
-    /// Picks for sessions.
-    arrivals: Decaying,
     /// Picks so far.
     turn: usize,
     /// Reused by every pick: the candidates of the best tier so far.
@@ -195,13 +194,17 @@ impl Pool {
         seed: u64,
     ) -> Self {
         let key = settings.affinity_key.as_ref();
-        let entries =
-            backends.into_iter().map(|backend| Entry::new(backend, key, Health::default()));
+        let entries: Vec<Entry> = backends
+            .into_iter()
+            .map(|backend| Entry::new(backend, key, Health::default()))
+            .collect();
         Self {
-            entries: entries.collect(),
+            there: entries.len(),
+            weights: entries.len().max(1) as f64,
+            unseen: Unseen::default(),
+            entries,
             settings,
             rng: fastrand::Rng::with_seed(seed),
-            arrivals: Decaying::new(ARRIVALS_HALF_LIFE),
             turn: 0,
             ranks: Vec::new(),
             positions: Vec::new(),
@@ -230,7 +233,9 @@ impl Pool {
         if is_session && self.settings.max_sessions.is_some() && self.is_full() {
             return Err(NoBackend::ServiceFull);
         }
-        let fair = self.arrivals.rate(now) / self.entries.len().max(1) as f64;
+        let fair = 1.0 / self.there.max(1) as f64;
+        let unseen = self.unseen.per_arrival(self.settings.replicas) / self.weights;
+        let arrivals = self.unseen.arrivals();
         let mut preferred: Option<(u64, usize)> = None;
         let mut best = Tier::Draining;
         let mut worst_seen = None;
@@ -259,7 +264,11 @@ impl Pool {
                 self.positions.clear();
             }
             if tier == best {
-                let load = estimate as f64 / entry.weight();
+                let since = entry.arrivals_since(arrivals, &self.settings, now);
+                let weight = entry.weight();
+                // Whole ones, so that equals stay equal.
+                let missing = (unseen * since as f64 * weight).round();
+                let load = (estimate as f64 + missing) / weight;
                 self.ranks.push(Rank(load, entry.gauge.load().requests));
                 self.positions.push(at);
             }
@@ -282,7 +291,7 @@ impl Pool {
         }
         self.turn += 1;
         if is_session {
-            self.arrivals.add(1.0, now);
+            self.unseen.arrive();
         }
         let entry = &mut self.entries[at];
         if entry.health.is_cold(now) {
@@ -319,8 +328,15 @@ impl Pool {
         if entry.is_newer_than(poll.sent_at) {
             return;
         }
-        entry.record(result, poll.sent_at, poll.own_when_sent, &self.settings, now);
+        let arrivals = self.unseen.arrivals();
+        let (sent_at, own) = (poll.sent_at, poll.own_when_sent);
+        let surprise = entry.record(result, sent_at, own, arrivals, &self.settings, now);
         self.news.extend(entry.look(&self.settings, &mut self.rng, now));
+        if let Some(Surprise { by, arrivals }) = surprise {
+            let share = arrivals as f64 * entry.weight() / self.weights;
+            self.unseen.learn(by, share, self.there);
+        }
+        self.take_stock();
     }
 
     /// What has happened since it was asked last.
@@ -354,6 +370,13 @@ impl Pool {
             let key = self.settings.affinity_key.as_ref();
             self.entries.push(Entry::new(backend, key, health));
         }
+        self.take_stock();
+    }
+
+    fn take_stock(&mut self) {
+        let there = || self.entries.iter().filter(|entry| entry.left_at.is_none());
+        self.there = there().count();
+        self.weights = there().map(Entry::weight).sum::<f64>().max(f64::MIN_POSITIVE);
     }
 
     /// Forgets backends that have been away for longer than the grace period and hold no session.
@@ -583,6 +606,34 @@ mod tests {
         let counts = counts(&leases);
         std::mem::forget(leases);
         counts
+    }
+
+    /// For each of ours comes one of others, to each pod in turn. One pod is asked after the other.
+    #[test]
+    fn others_clients_do_not_make_those_asked_longest_ago_look_emptiest() {
+        let now = Instant::now();
+        let mut pool = pool(4);
+        let mut leases = Vec::new();
+        let mut others = [0; 4];
+        let url = |index: usize| format!("http://pod-{index}:3001");
+        let mut held = [0; 4];
+        for arrival in 0..1_600 {
+            if arrival % 25 == 0 {
+                let asked = arrival / 25 % 4;
+                let poll = pool.poll_targets()[asked].begin(now);
+                pool.record(poll, report(held[asked]), now);
+            }
+            leases.push(open(&mut pool, now));
+            others[arrival % 4] += 1;
+            let own = counts(&leases);
+            held = std::array::from_fn(|pod| {
+                others[pod] + own.get(&url(pod)).copied().unwrap_or(0) as u64
+            });
+            if arrival > 400 {
+                let mean = held.iter().sum::<u64>() / 4;
+                assert!(held.iter().all(|count| count.abs_diff(mean) <= 5), "{held:?}");
+            }
+        }
     }
 
     #[test]
