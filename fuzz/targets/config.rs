@@ -12,7 +12,7 @@ use std::{
 use libfuzzer_sys::fuzz_target;
 use toml::{Table, Value};
 use wsbalancer::{
-    config::{Config, Discovery, Layers, Problems, Service},
+    config::{Config, Discovery, Layers, Problems, Service, load::Problem},
     domain::lease::Transport,
     net::resolve::Source,
 };
@@ -61,6 +61,13 @@ fn is_in_table(key: &str) -> bool {
     }
 }
 
+/// Whether `key` stands in the table of `missing`, or is that table.
+fn is_near(key: &str, missing: &str) -> bool {
+    let table = missing.rsplit_once('.').map_or(missing, |(table, _)| table);
+    let is_below = |of: &str| key.strip_prefix(of).is_some_and(|rest| rest.starts_with('.'));
+    key == table || is_below(table) || is_below(missing)
+}
+
 /// The variable that sets `key`.
 fn variable(key: &str) -> String {
     format!("{PREFIX}{}", key.to_uppercase().replace('.', "__"))
@@ -91,12 +98,12 @@ fuzz_target!(|input: &str| {
         }
     };
 
-    let mut variables: HashSet<String> = pairs
+    let mut from_variables: HashSet<String> = pairs
         .filter_map(|(name, _)| name.strip_prefix(PREFIX))
-        .map(|name| variable(&name.to_lowercase().replace("__", ".")))
+        .map(|name| name.to_lowercase().replace("__", "."))
         .collect();
     if lines.contains("WSBALANCER_SERVICES=") {
-        variables.insert(variable("services"));
+        from_variables.insert("services".to_owned());
     }
     let mut set = BTreeSet::new();
     keys("", &table, &mut set);
@@ -104,16 +111,21 @@ fuzz_target!(|input: &str| {
         let shown = problem.to_string();
         assert!(shown.contains(&problem.key) && shown.contains(&problem.origin), "{shown}");
         assert!(!problem.advice.is_empty(), "{shown}");
+        // What is missing stands nowhere; something of its table does where it is said to.
+        let is_missing = problem.value.is_none() && !problem.advice.starts_with("unknown key");
+        let is_meant = |key: &str| key == problem.key || is_missing && is_near(key, &problem.key);
         let is_there = match &problem.origin[..] {
-            "text" => set.contains(&problem.key),
-            "default" => KNOWN.contains(&problem.key),
+            "text" => set.iter().any(|key| is_meant(key)),
+            "default" => KNOWN.iter().any(|key| is_meant(key)),
             "nowhere" => true,
-            name => name == variable(&problem.key) && variables.contains(name),
+            name => from_variables.iter().any(|key| variable(key) == name && is_meant(key)),
         };
         assert!(is_there, "{shown}");
     }
     for key in set.difference(&KNOWN).filter(|key| !is_in_table(key)) {
-        assert!(problems.iter().any(|problem| problem.key == *key), "{key:?} passed in silence");
+        let below = format!("{key}.");
+        let is_told = |problem: &Problem| problem.key == *key || problem.key.starts_with(&below);
+        assert!(problems.iter().any(is_told), "{key:?} passed in silence");
     }
 });
 

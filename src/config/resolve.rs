@@ -177,6 +177,17 @@ impl fmt::Display for Config {
         let quoted =
             |text: &str| serde_json::Value::from(text).to_string().replace('\u{7f}', "\\u007f");
         for (key, setting) in &self.settings {
+            // The empty list of services is no list where there are tables, which TOML would not
+            // take both.
+            let below = format!("{key}.");
+            if self
+                .settings
+                .range(below.clone()..)
+                .next()
+                .is_some_and(|(next, _)| next.starts_with(&below))
+            {
+                continue;
+            }
             let origin = &setting.origin;
             match &setting.texts[..] {
                 [text] if is_secret(key) && !text.is_empty() => {
@@ -337,6 +348,13 @@ mod tests {
         let service = |path| config.router.find("any", path, "GET").map(|route| route.service);
         assert_eq!((service("/chat/x"), service("/chatter")), (Some(0), Some(1)));
         assert!(!config.to_string().contains("some length"), "secrets are not printed");
+        let printed = config.to_string();
+        let again = Layers::from_texts(Some(&printed), []).and_then(Config::resolve);
+        assert_eq!(
+            again.map(|config| config.services.len()),
+            Ok(2),
+            "it is a file too:\n{printed}"
+        );
     }
 
     #[test]

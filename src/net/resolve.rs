@@ -7,7 +7,8 @@
 //!
 //! Once a completed name has had addresses, it alone is asked for until [`Resolver::forget`]:
 //! otherwise a moment without answers in one search domain would lead to whatever has the same name
-//! in the next one.
+//! in the next one. A name that was reached only because a likelier one could not be looked up is
+//! taken, as the system would, but not held on to.
 
 use std::{
     cell::RefCell,
