@@ -305,6 +305,13 @@ impl Health {
         self.warm_up(settings, now);
     }
 
+    /// Forgets what was, as for a newcomer; sessions of before may still be on the backend.
+    pub fn start_anew(&mut self, trouble: &Trouble, settings: &HealthSettings, now: Instant) {
+        self.last = None;
+        self.silent_polls = 0;
+        self.come_back(trouble, settings, now);
+    }
+
     fn warm_up(&mut self, settings: &HealthSettings, now: Instant) {
         self.cold_until = Some(now + settings.cold_time);
         self.tokens = 1.0;
@@ -503,6 +510,23 @@ mod tests {
         }
         assert!(in_a_row <= 2, "{in_a_row}");
         assert!(!health.is_cold(start + SETTINGS.cold_time));
+    }
+
+    #[test]
+    fn who_starts_anew_is_judged_by_what_comes() {
+        let mut pod = Watched::new();
+        for _ in 0..3 {
+            pod.trouble.opened();
+            pod.trouble.died_early();
+        }
+        pod.fail(3);
+        assert!(pod.is_out());
+        pod.health.start_anew(&pod.trouble, &SETTINGS, pod.now);
+        assert!(!pod.is_out());
+        pod.fail(2);
+        assert!(!pod.is_out(), "not on probation either");
+        pod.fail(1);
+        assert!(pod.is_out());
     }
 
     #[test]

@@ -355,7 +355,7 @@ impl Pool {
             } else if let Some(left_at) = entry.left_at.take()
                 && now.saturating_duration_since(left_at) > self.settings.grace
             {
-                entry.health = Health::newcomer(&self.settings.health, now);
+                entry.health.start_anew(&entry.gauge.trouble, &self.settings.health, now);
             }
         }
         self.forget(now);
