@@ -1,0 +1,172 @@
+//! What it costs to choose a pod among 10, 100 and 1,000, with each strategy.
+//!
+//!     cargo bench --bench picks [-- --assert]
+//!
+//! A pick here is a session's whole life in the pool: chosen, opened, closed. Every tenth comes with a
+//! pod's fresh report, which is more than there are at any real rate of connections. `--assert` fails
+//! where the default strategy takes longer than it may.
+
+use std::{
+    collections::VecDeque,
+    env,
+    hint::black_box,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use wsbalancer::domain::{
+    affinity::Preference,
+    health::HealthSettings,
+    lease::{Backend, Lease, Purpose, Transport},
+    pool::{PollTarget, Pool, PoolSettings},
+    report::Report,
+    strategy::Strategy,
+};
+
+/// Per strategy and number of pods.
+const PICKS: usize = 1_000_000;
+
+/// In rounds so short that many are not interrupted. The quickest tenth counts, because whatever
+/// else the machine does only adds.
+const ROUNDS: usize = 1_000;
+const QUICKEST: usize = ROUNDS / 10;
+
+/// Sessions per pod.
+const SESSIONS: usize = 20;
+
+const PICKS_PER_REPORT: usize = 10;
+
+/// Virtual time from one connection to the next.
+const GAP: Duration = Duration::from_micros(100);
+
+/// What a pick among the most pods may cost.
+const MOST: f64 = 2_000.0;
+
+const STRATEGIES: [Strategy; 4] =
+    [Strategy::LeastConnections, Strategy::PowerOfTwo, Strategy::RoundRobin, Strategy::Random];
+
+fn main() -> ExitCode {
+    // `cargo test --all-targets` runs this too, and shall not measure.
+    if env::args().all(|argument| argument != "--bench") {
+        println!("nothing is measured without --bench, which `cargo bench` gives");
+        return ExitCode::SUCCESS;
+    }
+    print!("{:>7}", "pods");
+    STRATEGIES.iter().for_each(|strategy| print!("  {:>18}", format!("{strategy:?}")));
+    println!();
+    let mut slowest = 0.0;
+    for pods in [10, 100, 1_000] {
+        print!("{pods:>7}");
+        for strategy in STRATEGIES {
+            let took = Traffic::new(pods, strategy).nanoseconds();
+            print!("  {took:>15.0} ns");
+            if strategy == Strategy::LeastConnections {
+                slowest = took.max(slowest);
+            }
+        }
+        println!();
+    }
+    if slowest > MOST && env::args().any(|argument| argument == "--assert") {
+        eprintln!("a pick takes {slowest:.0} ns, more than {MOST:.0}");
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}
+
+/// Connections that come and go at a pool.
+struct Traffic {
+    pool: Pool,
+    targets: Vec<PollTarget>,
+    /// By pod, what this replica has open on it.
+    open: Vec<u64>,
+    leases: VecDeque<Lease>,
+    now: Instant,
+    came: usize,
+}
+
+impl Traffic {
+    fn new(pods: usize, strategy: Strategy) -> Self {
+        // Its index is a pod's address, and so found again without a map.
+        let backend = |index: usize| Backend {
+            service: "default".to_owned(),
+            url: format!("http://{index}"),
+            address: index.to_string(),
+            transport: Transport::Tcp,
+        };
+        let settings = PoolSettings {
+            strategy,
+            replicas: 2,
+            stale_after: Duration::from_secs(3_600),
+            max_sessions: None,
+            max_sessions_per_pod: None,
+            health: HealthSettings {
+                eject_after: 3,
+                eject_time: Duration::from_secs(30),
+                eject_time_max: Duration::from_secs(600),
+                cold_time: Duration::from_secs(5),
+            },
+            grace: Duration::from_secs(60),
+            affinity_key: None,
+        };
+        let pool = Pool::new((0..pods).map(backend), settings, 1);
+        let mut traffic = Self {
+            targets: pool.poll_targets(),
+            open: vec![0; pods],
+            leases: VecDeque::new(),
+            now: Instant::now(),
+            came: 0,
+            pool,
+        };
+        (0..pods * SESSIONS).for_each(|_| traffic.open());
+        (0..pods).for_each(|pod| traffic.report(pod));
+        traffic
+    }
+
+    /// A session opens, and now and then a pod reports.
+    fn open(&mut self) {
+        self.now += GAP;
+        self.came += 1;
+        let lease = self.pool.pick(Purpose::Session, &[], Preference::None, self.now);
+        let mut lease = black_box(lease).expect("a pod");
+        lease.establish();
+        self.open[pod(&lease)] += 1;
+        self.leases.push_back(lease);
+        if self.came.is_multiple_of(PICKS_PER_REPORT) {
+            self.report(self.came / PICKS_PER_REPORT % self.targets.len());
+        }
+    }
+
+    /// The oldest one closes.
+    fn close(&mut self) {
+        if let Some(lease) = self.leases.pop_front() {
+            self.open[pod(&lease)] -= 1;
+        }
+    }
+
+    /// The pod tells what this replica and another one like it have on it.
+    fn report(&mut self, pod: usize) {
+        let poll = self.targets[pod].begin(self.now);
+        let report = Report { connections: Some(2 * self.open[pod]), ..Report::default() };
+        self.pool.record(poll, Ok(report), self.now);
+    }
+
+    /// Per pick, in the slowest of the quickest rounds.
+    fn nanoseconds(&mut self) -> f64 {
+        let mut rounds: Vec<Duration> = (0..ROUNDS).map(|_| self.round(PICKS / ROUNDS)).collect();
+        rounds.sort_unstable();
+        rounds[QUICKEST].as_nanos() as f64 / (PICKS / ROUNDS) as f64
+    }
+
+    fn round(&mut self, picks: usize) -> Duration {
+        let start = Instant::now();
+        for _ in 0..picks {
+            self.open();
+            self.close();
+        }
+        start.elapsed()
+    }
+}
+
+fn pod(lease: &Lease) -> usize {
+    lease.backend().address.parse().expect("an index")
+}

@@ -1,0 +1,265 @@
+//! Pods, clients and replicas of the balancer in virtual time.
+//!
+//! Everything happens in one thread, and whatever is random comes from one seed. A handshake reaches
+//! its pod half-way, and a poll's count is read half-way, as with the real ones.
+
+use std::{
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use fastrand::Rng;
+use wsbalancer::domain::report::{Report, ReportError};
+
+use crate::{
+    agenda::Agenda,
+    choosers::{Pending, Replica, Settings, Slot},
+    clients::Client,
+    lives::{Lives, exponential},
+};
+
+pub const MEAN_LIFE: Duration = Duration::from_secs(1_800);
+
+/// From a poll to its answer, on average.
+const POLL_TIME: Duration = Duration::from_millis(4);
+
+/// Polls are moved at random by this share of their interval.
+const POLL_JITTER: f64 = 0.1;
+
+/// Replicas hear of a change in the set of pods within this time.
+const DISCOVERY: Duration = Duration::from_secs(1);
+
+/// What is simulated.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    pub replicas: Settings,
+    /// One per pod that ever comes.
+    pub weights: Vec<f64>,
+    /// How many of them are there from the start.
+    pub pods: usize,
+    pub lives: Lives,
+    /// Share of the clients that reach pods past the balancer.
+    pub past: f64,
+    pub seed: u64,
+}
+
+#[derive(Clone, Debug)]
+pub struct Pod {
+    pub weight: f64,
+    /// Sessions that it holds: what it reports.
+    pub count: u64,
+    /// Handshakes that have not reached it.
+    pub shaking: u64,
+    /// Connections that were sent to it, and how many of these by the balancer.
+    pub offered: u64,
+    pub placed: u64,
+    pub is_there: bool,
+    /// It accepts whatever comes, and drops it.
+    pub drops: bool,
+}
+
+/// What happens.
+pub enum Event {
+    /// A new client comes; the time of the next one follows from the rate.
+    Comes,
+    /// Of a client; those with a turn are void when it has begun another handshake.
+    Connects(usize),
+    Reaches(usize, u32),
+    IsAnswered(usize, u32),
+    Leaves(usize, u32),
+    IsDropped(usize, u32),
+    /// Of a replica.
+    Learns(usize, Rc<[usize]>),
+    Asks(usize, usize),
+    Reads(usize, Box<Pending>),
+    Hears(usize, Box<Answer>),
+}
+
+/// A poll and what it brings. Boxed, because the agenda moves its events about.
+pub struct Answer(Pending, Result<Report, ReportError>);
+
+pub struct World {
+    pub setup: Setup,
+    start: Instant,
+    pub agenda: Agenda<Event>,
+    pub rng: Rng,
+    pub pods: Vec<Pod>,
+    pub replicas: Vec<Replica>,
+    pub clients: Vec<Client>,
+    /// New clients a second.
+    rate: f64,
+    /// Sessions through the balancer that pods have cut.
+    pub cut: u64,
+}
+
+impl World {
+    /// Pods without sessions; their polls are at any point of their interval.
+    pub fn new(setup: Setup) -> Self {
+        let mut rng = Rng::with_seed(setup.seed);
+        let pod = |(index, weight): (usize, &f64)| Pod {
+            weight: *weight,
+            count: 0,
+            shaking: 0,
+            offered: 0,
+            placed: 0,
+            is_there: index < setup.pods,
+            drops: false,
+        };
+        let pods = setup.weights.iter().enumerate().map(pod).collect();
+        let replica = |_| Replica::new(&setup.replicas, &setup.weights, setup.pods, rng.u64(..));
+        let replicas: Vec<Replica> = (0..setup.replicas.count).map(replica).collect();
+        let mut agenda = Agenda::new();
+        for replica in 0..replicas.len() {
+            for pod in 0..setup.pods {
+                agenda.plan(setup.replicas.poll.mul_f64(rng.f64()), Event::Asks(replica, pod));
+            }
+        }
+        let start = Instant::now();
+        let clients = Vec::new();
+        Self { setup, start, agenda, rng, pods, replicas, clients, rate: 0.0, cut: 0 }
+    }
+
+    /// Gives each pod its share of `sessions`, as if they had been there for long, and lets clients
+    /// come from now on so that there will be as many on average.
+    pub fn fill(&mut self, sessions: usize) {
+        let weights: f64 = self.pods.iter().filter(|pod| pod.is_there).map(|pod| pod.weight).sum();
+        let now = self.instant();
+        for pod in 0..self.setup.pods {
+            let share = sessions as f64 * self.pods[pod].weight / weights;
+            for _ in 0..share.round() as usize {
+                let rest = self.setup.lives.rest(MEAN_LIFE, &mut self.rng);
+                let client = self.new_client(rest);
+                let slot = match self.clients[client].through {
+                    Some(replica) => self.replicas[replica].take(pod, now),
+                    None => Slot::Free,
+                };
+                self.pods[pod].count += 1;
+                self.settle(client, pod, slot);
+            }
+        }
+        self.rate = sessions as f64 / MEAN_LIFE.as_secs_f64();
+        self.plan_next();
+    }
+
+    /// `count` clients come within `time`, at any moment of it.
+    pub fn storm(&mut self, count: usize, time: Duration) {
+        for _ in 0..count {
+            let after = time.mul_f64(self.rng.f64());
+            let life = self.setup.lives.whole(MEAN_LIFE, &mut self.rng);
+            let client = self.new_client(after + life);
+            self.agenda.plan(after, Event::Connects(client));
+        }
+    }
+
+    /// The pods of `begin` come, those of `end` go and cut their sessions. The replicas hear of it
+    /// soon.
+    pub fn replace(&mut self, begin: &[usize], end: &[usize]) {
+        begin.iter().for_each(|pod| self.pods[*pod].is_there = true);
+        for pod in end {
+            self.pods[*pod].is_there = false;
+            self.cut_all(*pod);
+        }
+        let there: Rc<[usize]> = self.there().collect();
+        for replica in 0..self.replicas.len() {
+            let after = DISCOVERY.mul_f64(self.rng.f64());
+            self.agenda.plan(after, Event::Learns(replica, there.clone()));
+        }
+    }
+
+    /// From now on this pod drops whatever it holds or accepts.
+    pub fn break_down(&mut self, pod: usize) {
+        self.pods[pod].drops = true;
+        self.cut_all(pod);
+    }
+
+    /// Lets everything happen until `time` has passed.
+    pub fn pass(&mut self, time: Duration) {
+        let end = self.agenda.now() + time;
+        while let Some(event) = self.agenda.next_before(end) {
+            self.happen(event);
+        }
+    }
+
+    /// Sessions for its weight of every pod that is there, relative to the mean of all.
+    pub fn loads(&self) -> impl Iterator<Item = (usize, f64)> {
+        let count: u64 = self.there().map(|pod| self.pods[pod].count).sum();
+        let weight: f64 = self.there().map(|pod| self.pods[pod].weight).sum();
+        let mean = count as f64 / weight;
+        self.there().map(move |pod| {
+            let Pod { count, weight, .. } = self.pods[pod];
+            (pod, count as f64 / weight / mean)
+        })
+    }
+
+    /// The worst of [`World::loads`].
+    pub fn max_over_mean(&self) -> f64 {
+        self.loads().map(|(_, load)| load).fold(0.0, f64::max)
+    }
+
+    pub fn there(&self) -> impl Iterator<Item = usize> {
+        (0..self.pods.len()).filter(|pod| self.pods[*pod].is_there)
+    }
+
+    pub fn instant(&self) -> Instant {
+        self.start + self.agenda.now()
+    }
+
+    fn plan_next(&mut self) {
+        let gap = exponential(Duration::from_secs_f64(1.0 / self.rate), &mut self.rng);
+        self.agenda.plan(gap, Event::Comes);
+    }
+
+    fn happen(&mut self, event: Event) {
+        let now = self.instant();
+        match event {
+            Event::Comes => {
+                let life = self.setup.lives.whole(MEAN_LIFE, &mut self.rng);
+                let client = self.new_client(life);
+                self.connect(client, Vec::new());
+                self.plan_next();
+            }
+            Event::Connects(client) => self.connect(client, Vec::new()),
+            Event::Reaches(client, turn) => self.reach(client, turn),
+            Event::IsAnswered(client, turn) => self.answer(client, turn),
+            Event::Leaves(client, turn) => drop(self.end(client, turn)),
+            Event::IsDropped(client, turn) => self.lose(client, turn),
+            Event::Learns(replica, pods) => {
+                let is_new = |pod: &usize| !self.replicas[replica].knows(*pod);
+                let new: Vec<usize> = pods.iter().copied().filter(is_new).collect();
+                self.replicas[replica].set_pods(&pods, now);
+                new.into_iter().for_each(|pod| self.ask(replica, pod));
+            }
+            Event::Asks(replica, pod) => self.ask(replica, pod),
+            Event::Reads(replica, poll) => {
+                let result = self.report(poll.pod);
+                let way = exponential(POLL_TIME / 2, &mut self.rng);
+                self.agenda.plan(way, Event::Hears(replica, Box::new(Answer(*poll, result))));
+            }
+            Event::Hears(replica, answer) => {
+                let Answer(poll, result) = *answer;
+                let pod = poll.pod;
+                self.replicas[replica].record(poll, result, now);
+                let moved = 1.0 + POLL_JITTER * (2.0 * self.rng.f64() - 1.0);
+                let next = self.setup.replicas.poll.mul_f64(moved);
+                self.agenda.plan(next, Event::Asks(replica, pod));
+            }
+        }
+    }
+
+    /// A replica polls a pod, unless that has left.
+    fn ask(&mut self, replica: usize, pod: usize) {
+        if self.replicas[replica].knows(pod) {
+            let poll = self.replicas[replica].begin_poll(pod, self.instant());
+            let way = exponential(POLL_TIME / 2, &mut self.rng);
+            self.agenda.plan(way, Event::Reads(replica, Box::new(poll)));
+        }
+    }
+
+    fn report(&self, pod: usize) -> Result<Report, ReportError> {
+        let Pod { weight, count, is_there, .. } = self.pods[pod];
+        if !is_there {
+            return Err(ReportError::Unreachable("connection refused".to_owned()));
+        }
+        Ok(Report { connections: Some(count), weight: Some(weight), ..Report::default() })
+    }
+}
