@@ -16,19 +16,26 @@ use tokio::{
 
 use crate::{
     actors::{
+        discovery::{self, DiscoveryActor, Subject},
         metrics::{MetricsActor, Watch},
         poll::PollSettings,
         registry::{AwaitEmpty, CloseAll, CountSessions, RegistryActor},
         session::CloseSession,
     },
     config::{Affinity, Config, Service},
-    domain::pool::{Pool, PoolSettings},
+    domain::{
+        pool::{Pool, PoolSettings},
+        rebalance::Rebalancer,
+    },
     http::{
         admin::{self, AdminState},
         health::Health,
         traffic::{self, Traffic},
     },
-    net::listen::{ListenAddress, Listener, SocketFile, bind_tcp},
+    net::{
+        listen::{ListenAddress, Listener, SocketFile, bind_tcp},
+        resolve::Source,
+    },
     relay::close::CloseCode,
 };
 
@@ -39,18 +46,60 @@ pub struct Control {
     pub metrics: Addr<MetricsActor>,
     /// Who knows the live sessions.
     pub registry: Arc<Addr<RegistryActor>>,
+    /// Who asks DNS, where there is something to ask.
+    pub discovery: Option<Addr<DiscoveryActor>>,
 }
 
 impl Control {
-    /// Starts the actors for the pods of `config`. Polling begins at once.
+    /// Starts the actors for the pods of `config`. Polls and look-ups begin at once.
     pub fn start(config: &Config) -> Self {
         let arbiter = Arbiter::new();
         let watches: Vec<Watch> = config.services.iter().map(watch).collect();
         let handle = arbiter.handle();
-        let metrics = MetricsActor::start_in_arbiter(&handle, |_| MetricsActor::new(watches));
         let registry = RegistryActor::start_in_arbiter(&handle, |_| RegistryActor::default());
-        Self { arbiter, metrics, registry: Arc::new(registry) }
+        let mover = registry.clone().recipient();
+        let metrics =
+            MetricsActor::start_in_arbiter(&handle, |_| MetricsActor::new(watches, mover));
+        let lookups = lookups(&config.services);
+        let discovery = (!lookups.is_empty()).then(|| {
+            let (backends, replicas) = (metrics.clone().recipient(), metrics.clone().recipient());
+            DiscoveryActor::start_in_arbiter(&handle, |_| {
+                DiscoveryActor::new(lookups, backends, replicas)
+            })
+        });
+        Self { arbiter, metrics, registry: Arc::new(registry), discovery }
     }
+}
+
+/// What is looked up for `services`: pods for each, replicas once for all that count them alike.
+fn lookups(services: &[Service]) -> Vec<discovery::Watch> {
+    let mut lookups: Vec<discovery::Watch> = Vec::new();
+    for (index, Service { discovery, balancer, .. }) in services.iter().enumerate() {
+        let resolver = balancer.resolver_settings();
+        if let Some(name) = &balancer.replicas_name {
+            let lookup = Source::Host { name: name.clone(), port: 0 };
+            let same = |watch: &&mut discovery::Watch| {
+                matches!(watch.subject, Subject::Replicas { .. })
+                    && watch.lookup == lookup
+                    && watch.resolver == resolver
+            };
+            match lookups.iter_mut().find(same).map(|watch| &mut watch.subject) {
+                Some(Subject::Replicas { services }) => services.push(index),
+                _ => lookups.push(discovery::Watch {
+                    source: format!("dns:{}", name.as_str()),
+                    lookup,
+                    resolver: resolver.clone(),
+                    subject: Subject::Replicas { services: vec![index] },
+                }),
+            }
+        }
+        if let Some(discovery) = discovery {
+            let (source, lookup) = (discovery.pod.url.clone(), discovery.source.clone());
+            let subject = Subject::Pods { service: index, pod: discovery.pod.clone() };
+            lookups.push(discovery::Watch { source, lookup, resolver, subject });
+        }
+    }
+    lookups
 }
 
 /// The pool of a service, and how its pods are polled.
@@ -63,17 +112,21 @@ fn watch(service: &Service) -> Watch {
         max_sessions: balancer.max_sessions,
         max_sessions_per_pod: balancer.max_sessions_per_pod,
         health: balancer.health,
-        grace: Duration::from_secs(60),
+        grace: balancer.discovery_grace,
         affinity_key: balancer.affinity_key().cloned(),
     };
-    let polls = balancer.metric_path.clone().map(|path| PollSettings {
-        path,
+    let polls = balancer.question.clone().map(|question| PollSettings {
+        question,
         port: balancer.metric_port,
         interval: balancer.poll_interval,
         timeout: balancer.poll_timeout,
         connect: balancer.connect_settings(),
     });
-    Watch { pool: Pool::new(service.backends.clone(), settings, fastrand::u64(..)), polls }
+    Watch {
+        pool: Pool::new(service.backends.clone(), settings, fastrand::u64(..)),
+        polls,
+        rebalancer: balancer.rebalance.map(Rebalancer::new),
+    }
 }
 
 impl Drop for Control {

@@ -9,6 +9,7 @@
 //!             operators ──► admin listener       │ PickBackend                 │ /metric
 //!                            /balancer-metrics   ▼                             ▼
 //!                            /livez /readyz ── RegistryActor, MetricsActor ── polls
+//!                                                DiscoveryActor ── look-ups ──► DNS
 //!
 //!  data plane (worker threads): sessions; bytes never cross a mailbox
 //!  control plane (threads of its own): pods' counts, live sessions, admin answers
@@ -42,12 +43,14 @@
 //!
 //! - *pod, backend*: one address that takes WebSocket connections.
 //! - *service*: a named set of backends with one set of rules.
+//! - *discovery*: looking backends up in DNS instead of listing them; *source*: what is looked up.
 //! - *route*: which requests are for which service, and what becomes of their paths.
 //! - *affinity*: what brings a client back to the backend it was on.
 //! - *session*: one client connection and its backend connection.
 //! - *handshake*: from the client's request to the 101; *tunnel*: after it.
 //! - *up, down*: from client to pod, from pod to client.
 //! - *report*: what a pod said on its metric path; *stale* once it is too old to be believed.
+//! - *ejected*: left out for a while, because it failed too often; *cold*: new or back from that.
 //! - *lease*: a session's slot on a backend, released when dropped.
 //! - *metrics*: the pods' counts; *telemetry*: what the process says of itself.
 //! - *drain*: let live sessions be, or close them in good order, and start no new ones.

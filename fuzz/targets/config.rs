@@ -12,8 +12,9 @@ use std::{
 use libfuzzer_sys::fuzz_target;
 use toml::{Table, Value};
 use wsbalancer::{
-    config::{Config, Layers, Problems, Service},
+    config::{Config, Discovery, Layers, Problems, Service, load::Problem},
     domain::lease::Transport,
+    net::resolve::Source,
 };
 
 const PREFIX: &str = "WSBALANCER__";
@@ -53,10 +54,18 @@ fn is_in_table(key: &str) -> bool {
     let parts: Vec<&str> = key.split('.').collect();
     match parts[..] {
         ["services", _, "backends"] | ["services" | "routes"] => true,
+        ["services", _, "discovery", "dns" | "srv"] => true,
         ["services", _, name] => KNOWN.contains(&format!("balancer.{name}")),
         ["routes", _, name] => ROUTE_KEYS.contains(&name),
         _ => false,
     }
+}
+
+/// Whether `key` stands in the table of `missing`, or is that table.
+fn is_near(key: &str, missing: &str) -> bool {
+    let table = missing.rsplit_once('.').map_or(missing, |(table, _)| table);
+    let is_below = |of: &str| key.strip_prefix(of).is_some_and(|rest| rest.starts_with('.'));
+    key == table || is_below(table) || is_below(missing)
 }
 
 /// The variable that sets `key`.
@@ -89,12 +98,12 @@ fuzz_target!(|input: &str| {
         }
     };
 
-    let mut variables: HashSet<String> = pairs
+    let mut from_variables: HashSet<String> = pairs
         .filter_map(|(name, _)| name.strip_prefix(PREFIX))
-        .map(|name| variable(&name.to_lowercase().replace("__", ".")))
+        .map(|name| name.to_lowercase().replace("__", "."))
         .collect();
     if lines.contains("WSBALANCER_SERVICES=") {
-        variables.insert(variable("services"));
+        from_variables.insert("services".to_owned());
     }
     let mut set = BTreeSet::new();
     keys("", &table, &mut set);
@@ -102,32 +111,46 @@ fuzz_target!(|input: &str| {
         let shown = problem.to_string();
         assert!(shown.contains(&problem.key) && shown.contains(&problem.origin), "{shown}");
         assert!(!problem.advice.is_empty(), "{shown}");
+        // What is missing stands nowhere; something of its table does where it is said to.
+        let is_missing = problem.value.is_none() && !problem.advice.starts_with("unknown key");
+        let is_meant = |key: &str| key == problem.key || is_missing && is_near(key, &problem.key);
         let is_there = match &problem.origin[..] {
-            "text" => set.contains(&problem.key),
-            "default" => KNOWN.contains(&problem.key),
+            "text" => set.iter().any(|key| is_meant(key)),
+            "default" => KNOWN.iter().any(|key| is_meant(key)),
             "nowhere" => true,
-            name => name == variable(&problem.key) && variables.contains(name),
+            name => from_variables.iter().any(|key| variable(key) == name && is_meant(key)),
         };
         assert!(is_there, "{shown}");
     }
     for key in set.difference(&KNOWN).filter(|key| !is_in_table(key)) {
-        assert!(problems.iter().any(|problem| problem.key == *key), "{key:?} passed in silence");
+        let below = format!("{key}.");
+        let is_told = |problem: &Problem| problem.key == *key || problem.key.starts_with(&below);
+        assert!(problems.iter().any(is_told), "{key:?} passed in silence");
     }
 });
 
 /// What holds of all settings that are accepted.
 fn check(config: &Config) {
     assert!(!config.services.is_empty());
-    for Service { backends, balancer, .. } in &config.services {
+    for Service { backends, discovery, balancer, .. } in &config.services {
         let addresses: HashSet<&str> =
             backends.iter().map(|backend| backend.address.as_str()).collect();
-        assert!(!addresses.is_empty() && addresses.len() == backends.len());
+        assert!(addresses.is_empty() == discovery.is_some() && addresses.len() == backends.len());
+        if let Some(Discovery { source, pod }) = discovery {
+            assert!(pod.transport != Transport::Unix);
+            let (Source::Host { name, .. } | Source::Service(name)) = source;
+            assert!(!name.as_str().is_empty());
+            assert!(matches!(source, Source::Host { .. }) || name.ip().is_none());
+            assert!(pod.transport == Transport::Tcp || balancer.tls.is_some());
+        }
         for backend in backends.iter().filter(|backend| backend.transport != Transport::Unix) {
             let address = &backend.address;
             let (host, port) = address.rsplit_once(':').expect("host:port");
             assert!(!host.is_empty() && port.parse::<u16>().is_ok(), "{address}");
         }
         assert!((1..=1000).contains(&balancer.replicas));
+        assert!(balancer.replicas == 1 || balancer.replicas_name.is_none());
+        assert!(balancer.discovery_ttl.min <= balancer.discovery_ttl.max);
         assert!(balancer.stale_after >= 3 * balancer.poll_interval);
     }
     assert!(config.services.len() == 1 || !config.router.is_empty());

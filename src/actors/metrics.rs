@@ -1,14 +1,22 @@
 //! Owns the pool: takes the pods' reports in, hands backends out.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use actix::{Actor, AsyncContext as _, Context, Handler, Message, MessageResponse};
+use actix::{Actor, AsyncContext as _, Context, Handler, Message, MessageResponse, Recipient};
 
-use super::poll::{PollSettings, Poller};
+use super::{
+    discovery::{BackendsChanged, ReplicasChanged},
+    poll::{PollSettings, Pollers},
+    registry::MoveSessions,
+};
 use crate::domain::{
     affinity::Preference,
     lease::{Backend, Lease, Purpose},
     pool::{BackendSnapshot, NoBackend, Poll, Pool},
+    rebalance::Rebalancer,
     report::{Report, ReportError},
 };
 
@@ -53,21 +61,57 @@ pub struct Watch {
     pub pool: Pool,
     /// `None` where pods have no metric route.
     pub polls: Option<PollSettings>,
+    /// Where sessions may be moved.
+    pub rebalancer: Option<Rebalancer>,
 }
 
 /// Polls every backend and answers who gets the next connection.
 pub struct MetricsActor {
     /// By index of the service.
     services: Vec<Watch>,
-    /// One per backend; they stop when the actor does.
-    pollers: Vec<Poller>,
+    /// Who polls, by index of the service; they stop when the actor does.
+    pollers: Vec<Pollers>,
+    /// Who moves sessions.
+    mover: Recipient<MoveSessions>,
 }
+
+/// How often backends that are away are looked at.
+const FORGET_EVERY: Duration = Duration::from_secs(10);
+
+/// How often it is asked whether sessions should be moved.
+const REBALANCE_EVERY: Duration = Duration::from_secs(1);
 
 impl MetricsActor {
     /// An actor over the pools of `services`. It polls once started, where there is something to
     /// ask.
-    pub fn new(services: Vec<Watch>) -> Self {
-        Self { services, pollers: Vec::new() }
+    pub fn new(services: Vec<Watch>, mover: Recipient<MoveSessions>) -> Self {
+        Self { services, pollers: Vec::new(), mover }
+    }
+
+    /// Starts pollers for backends that are new and stops those of backends that are forgotten.
+    fn poll_what_is_there(&mut self, service: usize) {
+        if let (Some(watch), Some(pollers)) =
+            (self.services.get(service), self.pollers.get_mut(service))
+        {
+            pollers.poll(watch.pool.poll_targets());
+        }
+    }
+
+    fn forget(&mut self) {
+        for service in 0..self.services.len() {
+            self.services[service].pool.forget(Instant::now());
+            self.poll_what_is_there(service);
+        }
+    }
+
+    fn rebalance(&mut self) {
+        let now = Instant::now();
+        for Watch { pool, rebalancer, .. } in &mut self.services {
+            let Some(rebalancer) = rebalancer else { continue };
+            if let Some(moves) = rebalancer.plan(&pool.snapshot(now), pool.replicas(), now) {
+                self.mover.do_send(MoveSessions(moves));
+            }
+        }
     }
 }
 
@@ -76,12 +120,17 @@ impl Actor for MetricsActor {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         let reports = ctx.address().recipient();
-        for (service, Watch { pool, polls }) in self.services.iter().enumerate() {
-            if let Some(polls) = polls {
-                let targets = pool.poll_targets();
-                self.pollers.extend(Poller::start_all(service, targets, polls, &reports));
-            }
+        if self.services.iter().any(|service| service.rebalancer.is_some()) {
+            ctx.run_interval(REBALANCE_EVERY, |metrics, _| metrics.rebalance());
         }
+        let pollers = |(service, watch): (usize, &Watch)| {
+            Pollers::new(service, watch.polls.as_ref(), reports.clone())
+        };
+        self.pollers = self.services.iter().enumerate().map(pollers).collect();
+        for service in 0..self.services.len() {
+            self.poll_what_is_there(service);
+        }
+        ctx.run_interval(FORGET_EVERY, |metrics, _| metrics.forget());
     }
 }
 
@@ -115,18 +164,45 @@ impl Handler<Polled> for MetricsActor {
     }
 }
 
-/// Logs what operators should hear of.
-fn tell(pool: &mut Pool) {
-    for news in pool.take_news() {
-        log::warn!("{news}");
-    }
-}
-
 impl Handler<Snapshot> for MetricsActor {
     type Result = Backends;
 
     fn handle(&mut self, _: Snapshot, _: &mut Self::Context) -> Backends {
         let now = Instant::now();
-        Backends(self.services.iter().flat_map(|service| service.pool.snapshot(now)).collect())
+        let pods = self.services.iter_mut().flat_map(|Watch { pool, .. }| {
+            let pods = pool.snapshot(now);
+            tell(pool);
+            pods
+        });
+        Backends(pods.collect())
+    }
+}
+
+impl Handler<BackendsChanged> for MetricsActor {
+    type Result = ();
+
+    fn handle(&mut self, changed: BackendsChanged, _: &mut Self::Context) {
+        let BackendsChanged { service, backends } = changed;
+        if let Some(Watch { pool, .. }) = self.services.get_mut(service) {
+            pool.set_backends(backends, Instant::now());
+            self.poll_what_is_there(service);
+        }
+    }
+}
+
+impl Handler<ReplicasChanged> for MetricsActor {
+    type Result = ();
+
+    fn handle(&mut self, changed: ReplicasChanged, _: &mut Self::Context) {
+        if let Some(Watch { pool, .. }) = self.services.get_mut(changed.service) {
+            pool.set_replicas(changed.replicas);
+        }
+    }
+}
+
+/// Logs what operators should hear of.
+fn tell(pool: &mut Pool) {
+    for news in pool.take_news() {
+        log::warn!("{news}");
     }
 }

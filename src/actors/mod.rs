@@ -5,22 +5,27 @@
 //! | [`metrics::PickBackend`] | handshake → [`MetricsActor`] | `Lease` or `NoBackend` |
 //! | [`metrics::Polled`] | poll task → [`MetricsActor`] | – |
 //! | [`metrics::Snapshot`] | admin handler → [`MetricsActor`] | every backend as it stands |
+//! | [`discovery::BackendsChanged`], [`discovery::ReplicasChanged`] | [`DiscoveryActor`] → [`MetricsActor`] | – |
+//! | [`discovery::Discovered`] | admin handler → [`DiscoveryActor`] | what DNS has said |
 //! | [`registry::SessionOpened`], [`registry::SessionClosed`] | session → [`RegistryActor`] | – |
 //! | [`registry::CountSessions`] | admin handler → [`RegistryActor`] | how many live |
+//! | [`registry::MoveSessions`] | [`MetricsActor`] → [`RegistryActor`] | – |
 //! | [`registry::CloseAll`], [`registry::AwaitEmpty`] | shutdown → [`RegistryActor`] | when all are gone |
 //! | [`session::CloseSession`] | [`RegistryActor`] → [`SessionActor`] | – |
 //! | [`session::PodSideEnded`] | [`BackendActor`] → [`SessionActor`] | – |
 //!
-//! [`MetricsActor`] and [`RegistryActor`] live on a control thread of their own, so that health
-//! and metrics answer while the workers are busy. A [`SessionActor`] and its [`BackendActor`] live
+//! [`MetricsActor`], [`DiscoveryActor`] and [`RegistryActor`] live on a control thread of their own,
+//! so that health and metrics answer while the workers are busy. A [`SessionActor`] and its [`BackendActor`] live
 //! on the worker that accepted the client; the bytes between them cross no mailbox.
 //!
+//! [`DiscoveryActor`]: discovery::DiscoveryActor
 //! [`MetricsActor`]: metrics::MetricsActor
 //! [`RegistryActor`]: registry::RegistryActor
 //! [`SessionActor`]: session::SessionActor
 //! [`BackendActor`]: backend::BackendActor
 
 pub mod backend;
+pub mod discovery;
 pub mod metrics;
 pub mod poll;
 pub mod registry;

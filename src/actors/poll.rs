@@ -15,13 +15,15 @@ use hyper::{
     header::{ACCEPT, HOST},
 };
 use hyper_util::rt::TokioIo;
+use tokio::io::AsyncReadExt as _;
 
 use super::metrics::Polled;
 use crate::{
     domain::{
         lease::{Backend, Transport},
         pool::PollTarget,
-        report::{self, MAX_REPORT_LEN, Report, ReportError},
+        question::Question,
+        report::{MAX_REPORT_LEN, Report, ReportError, check_status},
     },
     net::connect::{ConnectSettings, Connector},
 };
@@ -33,9 +35,9 @@ const JITTER: f64 = 0.1;
 /// How pods are polled.
 #[derive(Clone, Debug)]
 pub struct PollSettings {
-    /// Path of the metric route, with its leading slash.
-    pub path: String,
-    /// Port of the metric route, unless it is the pod's own.
+    /// What they are asked.
+    pub question: Question,
+    /// Port where they are asked, unless it is the pod's own.
     pub port: Option<u16>,
     /// From one poll's answer to the next poll.
     pub interval: Duration,
@@ -45,26 +47,46 @@ pub struct PollSettings {
     pub connect: ConnectSettings,
 }
 
-/// A task that polls one backend until it is dropped.
-pub(super) struct Poller(JoinHandle<()>);
+/// Who polls the backends of one service, on one thread.
+pub(super) struct Pollers {
+    service: usize,
+    /// `None` where pods are not asked.
+    way: Option<(PollSettings, Rc<Connector>)>,
+    reports: Recipient<Polled>,
+    running: Vec<(Backend, Poller)>,
+}
 
-impl Poller {
-    /// Starts one poller per target of `service` on the current thread.
-    pub fn start_all(
+impl Pollers {
+    /// Nobody is polled yet.
+    pub fn new(
         service: usize,
-        targets: Vec<PollTarget>,
-        settings: &PollSettings,
-        reports: &Recipient<Polled>,
-    ) -> Vec<Self> {
-        let connector = Rc::new(Connector::new(settings.connect.clone()));
-        let start = |target: PollTarget| {
-            let line = Line::new(target.backend(), settings, connector.clone());
-            let settings = settings.clone();
-            Self(actix_rt::spawn(poll_forever(service, target, line, settings, reports.clone())))
-        };
-        targets.into_iter().map(start).collect()
+        settings: Option<&PollSettings>,
+        reports: Recipient<Polled>,
+    ) -> Self {
+        let way = settings
+            .map(|settings| (settings.clone(), Rc::new(Connector::new(settings.connect.clone()))));
+        Self { service, way, reports, running: Vec::new() }
+    }
+
+    /// Polls `targets` and nobody else, those that were polled before without interruption.
+    pub fn poll(&mut self, targets: Vec<PollTarget>) {
+        let Some((settings, connector)) = &self.way else { return };
+        self.running.retain(|(known, _)| targets.iter().any(|target| target.backend() == known));
+        for target in targets {
+            if self.running.iter().any(|(known, _)| known == target.backend()) {
+                continue;
+            }
+            let backend = target.backend().clone();
+            let line = Line::new(&backend, settings, connector.clone());
+            let (settings, reports) = (settings.clone(), self.reports.clone());
+            let task = poll_forever(self.service, target, line, settings, reports);
+            self.running.push((backend, Poller(actix_rt::spawn(task))));
+        }
     }
 }
+
+/// A task that polls one backend until it is dropped.
+struct Poller(JoinHandle<()>);
 
 impl Drop for Poller {
     fn drop(&mut self) {
@@ -92,11 +114,11 @@ async fn poll_forever(
     }
 }
 
-/// The way to one pod's metric route, with the connection of the last poll if it is still open.
+/// The way to one pod, with the connection of the last poll if it is still open.
 struct Line {
     connector: Rc<Connector>,
     pod: Backend,
-    path: String,
+    question: Question,
     sender: Option<SendRequest<String>>,
 }
 
@@ -109,19 +131,54 @@ impl Line {
         {
             pod.address = format!("{host}:{port}");
         }
-        Self { connector, pod, path: settings.path.clone(), sender: None }
+        if matches!(settings.question, Question::Agent(_)) && pod.transport == Transport::Tls {
+            pod.transport = Transport::Tcp;
+        }
+        Self { connector, pod, question: settings.question.clone(), sender: None }
     }
 
-    /// One poll. A connection that the pod has closed in the meantime is replaced.
+    /// One poll.
     async fn ask(&mut self) -> Result<Report, ReportError> {
+        match self.question.clone() {
+            Question::Metric { path, reader } => {
+                let (status, body) = self.get(&path, reader.max_len()).await?;
+                check_status(status)?;
+                reader.read(&body)
+            }
+            Question::Health(path) => match self.get(&path, MAX_REPORT_LEN).await? {
+                (200..=299, _) => Ok(Report::default()),
+                (status, _) => Err(ReportError::Unreachable(format!("{path} says {status}"))),
+            },
+            Question::Connect => {
+                self.connector.connect(&self.pod).await.map_err(unreachable)?;
+                Ok(Report::default())
+            }
+            Question::Agent(reader) => {
+                let mut io = self.connector.connect(&self.pod).await.map_err(unreachable)?;
+                let mut line = Vec::new();
+                while !line.ends_with(b"\n") && line.len() <= reader.max_len() {
+                    let mut some = [0; 1024];
+                    match io.read(&mut some).await.map_err(unreachable)? {
+                        0 => break,
+                        n => line.extend_from_slice(&some[..n]),
+                    }
+                }
+                reader.read(&line)
+            }
+        }
+    }
+
+    /// Status and body at `path`. A connection that the pod has closed since the last poll is
+    /// replaced.
+    async fn get(&mut self, path: &str, max_len: usize) -> Result<(u16, Vec<u8>), ReportError> {
         if let Some(sender) = self.sender.take().filter(SendRequest::is_ready) {
-            let result = self.ask_over(sender).await;
+            let result = self.get_over(sender, path, max_len).await;
             if !matches!(result, Err(ReportError::Unreachable(_))) {
                 return result;
             }
         }
         let sender = self.connect().await?;
-        self.ask_over(sender).await
+        self.get_over(sender, path, max_len).await
     }
 
     async fn connect(&self) -> Result<SendRequest<String>, ReportError> {
@@ -132,17 +189,22 @@ impl Line {
         Ok(sender)
     }
 
-    async fn ask_over(&mut self, mut sender: SendRequest<String>) -> Result<Report, ReportError> {
-        let request = hyper::Request::get(&self.path)
+    async fn get_over(
+        &mut self,
+        mut sender: SendRequest<String>,
+        path: &str,
+        max_len: usize,
+    ) -> Result<(u16, Vec<u8>), ReportError> {
+        let request = hyper::Request::get(path)
             .header(HOST, self.pod.host())
-            .header(ACCEPT, "application/json")
+            .header(ACCEPT, "application/json, text/plain;q=0.5")
             .body(String::new())
             .map_err(unreachable)?;
         let response = sender.send_request(request).await.map_err(unreachable)?;
         let status = response.status().as_u16();
-        let body = read_whole(response.into_body()).await?;
+        let body = read_whole(response.into_body(), max_len).await?;
         self.sender = Some(sender);
-        report::read(status, &body)
+        Ok((status, body))
     }
 }
 
@@ -155,14 +217,14 @@ fn unreachable(error: impl std::error::Error) -> ReportError {
 }
 
 /// A body that may be as long as a report.
-async fn read_whole(mut body: Incoming) -> Result<Vec<u8>, ReportError> {
+async fn read_whole(mut body: Incoming, max_len: usize) -> Result<Vec<u8>, ReportError> {
     let mut whole = Vec::new();
     while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
         if let Ok(data) = frame.map_err(unreachable)?.into_data() {
             whole.extend_from_slice(&data);
         }
-        if whole.len() > MAX_REPORT_LEN {
-            return Err(ReportError::TooLong);
+        if whole.len() > max_len {
+            return Err(ReportError::TooLong(max_len));
         }
     }
     Ok(whole)

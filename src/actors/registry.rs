@@ -7,15 +7,27 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use actix::{Actor, Addr, Context, Handler, Message, MessageResult, ResponseFuture, WeakRecipient};
+use actix::{
+    Actor, Addr, AsyncContext as _, Context, Handler, Message, MessageResult, ResponseFuture,
+    WeakRecipient,
+};
 use futures_util::FutureExt as _;
 use tokio::sync::oneshot;
 
 use super::session::CloseSession;
-use crate::{domain::lease::Backend, relay::TunnelStats};
+use crate::{
+    domain::{lease::Backend, rebalance::Moves},
+    relay::{TunnelStats, close::CloseCode},
+};
+
+/// How long nothing must have passed on a session that is moved.
+const IDLE_FOR: Duration = Duration::from_secs(1);
+
+/// How long a client that was moved is left alone.
+const MOVED_AGAIN_AFTER: Duration = Duration::from_secs(3600);
 
 /// What the rest of the program may know of a live session.
 #[derive(Debug)]
@@ -66,6 +78,13 @@ pub struct CountSessions;
 #[rtype(result = "()")]
 pub struct CloseAll(pub CloseSession);
 
+/// Closes the youngest idle sessions of a backend, so that their clients come back elsewhere.
+///
+/// A client is moved at most once an hour, by its address.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct MoveSessions(pub Moves);
+
 /// Answers once no session lives.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
@@ -78,6 +97,8 @@ pub struct RegistryActor {
     /// Set once the balancer goes down.
     closing: Option<CloseSession>,
     waiting_for_empty: Vec<oneshot::Sender<()>>,
+    /// Clients that have been moved within the last [`MOVED_AGAIN_AFTER`].
+    moved: HashMap<IpAddr, Instant>,
 }
 
 impl Actor for RegistryActor {
@@ -137,6 +158,55 @@ impl Handler<AwaitEmpty> for RegistryActor {
             self.waiting_for_empty.push(sender);
         }
         empty.map(drop).boxed_local()
+    }
+}
+
+impl Handler<MoveSessions> for RegistryActor {
+    type Result = ();
+
+    fn handle(&mut self, MoveSessions(moves): MoveSessions, ctx: &mut Self::Context) {
+        let now = Instant::now();
+        self.moved.retain(|_, at| now.duration_since(*at) < MOVED_AGAIN_AFTER);
+        let on_it =
+            self.sessions.values().map(|(info, _)| info).filter(|info| {
+                *info.backend == *moves.from && !self.moved.contains_key(&info.client)
+            });
+        let mut youngest: Vec<&Arc<SessionInfo>> = on_it.collect();
+        youngest.sort_unstable_by_key(|info| std::cmp::Reverse(info.id));
+        // More than are wanted, because some of them will turn out to be busy.
+        youngest.truncate(moves.count * 4);
+        let candidates: Vec<(u64, u64)> =
+            youngest.iter().map(|info| (info.id, info.stats.bytes())).collect();
+        ctx.run_later(IDLE_FOR, move |registry, _| registry.move_idle(&candidates, &moves));
+    }
+}
+
+impl RegistryActor {
+    /// Closes those of `candidates` (identifier, bytes) that have been idle since.
+    fn move_idle(&mut self, candidates: &[(u64, u64)], moves: &Moves) {
+        let mut moved = 0;
+        for (id, bytes) in candidates {
+            let Some((info, session)) = self.sessions.get(id) else { continue };
+            if info.stats.bytes() != *bytes || self.moved.contains_key(&info.client) {
+                continue;
+            }
+            if moved == moves.count {
+                break;
+            }
+            send(
+                session,
+                &CloseSession {
+                    to_client: CloseCode::SERVICE_RESTART,
+                    to_pod: CloseCode::GOING_AWAY,
+                    reason: "moved to another pod",
+                },
+            );
+            self.moved.insert(info.client, Instant::now());
+            moved += 1;
+        }
+        if moved > 0 {
+            log::info!("{}: {moved} sessions are moved to emptier pods", moves.from.url);
+        }
     }
 }
 

@@ -112,8 +112,8 @@ impl SessionActor {
 
     fn direction_ended(&mut self, direction: Direction, end: End, ctx: &mut Context<Self>) {
         let by_sender = matches!(end, End::Eof | End::ReadFailed(_));
-        if direction == Direction::Down && by_sender && self.was_dropped_early() {
-            self.slot.lease.died_early();
+        if direction == Direction::Down && by_sender {
+            self.judge_pod();
         }
         match (direction, &end) {
             // The client is gone: nobody waits for anything any more.
@@ -131,17 +131,25 @@ impl SessionActor {
         }
     }
 
-    /// Whether the pod, whose direction ends just now, has dropped a session that it had taken a
-    /// moment ago. One that the client ended, or that the pod has closed for a reason of the
-    /// application's, is none.
-    fn was_dropped_early(&self) -> bool {
+    /// Tells of a pod, whose direction ends just now, that it has ended a session which it had
+    /// taken a moment ago; and whether it has dropped it, or closed it for a reason of the
+    /// application's.
+    fn judge_pod(&self) {
         let SessionInfo { opened_at, stats, .. } = &*self.info;
-        let for_a_reason = match stats.down.close_code() {
-            Some(code) => !UNWELL.contains(&code),
-            None => stats.down.has_closed(),
+        let client_went_first = match stats.first_close() {
+            Some(first) => first == Direction::Up,
+            None => self.ends[Direction::Up as usize].is_some(),
         };
-        let by_client = self.ends[Direction::Up as usize].is_some() || stats.up.has_closed();
-        !(self.closed_by_us || by_client || for_a_reason) && opened_at.elapsed() < EARLY_DEATH
+        if client_went_first || self.closed_by_us || opened_at.elapsed() >= EARLY_DEATH {
+            return;
+        }
+        let is_well = stats.first_close().is_some()
+            && !stats.down.close_code().is_some_and(|code| UNWELL.contains(&code));
+        if is_well {
+            self.slot.lease.ended_early();
+        } else {
+            self.slot.lease.died_early();
+        }
     }
 }
 

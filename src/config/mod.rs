@@ -5,6 +5,7 @@
 //! into typed, checked settings. All mistakes are reported at once. The environment is read
 //! nowhere else.
 
+mod discovery;
 pub mod load;
 mod read;
 pub mod resolve;
@@ -14,6 +15,7 @@ pub mod services;
 use std::{net::SocketAddr, path::Path};
 
 pub use self::{
+    discovery::Discovery,
     load::{Layers, Problems},
     resolve::{Admin, Config, Log, LogFormat, Server},
     services::{Affinity, Balancer, Cookie, Secure, Service},

@@ -80,8 +80,20 @@ impl Reader {
         self.settings.contains_key(key)
     }
 
-    /// A single value of a key that has no default.
+    /// A single value of a key that has no default. An empty one is as good as none.
     pub(super) fn optional<T>(
+        &mut self,
+        key: &str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        if self.has(key) && self.setting(key).texts.iter().all(String::is_empty) {
+            return None;
+        }
+        self.given(key, parse)
+    }
+
+    /// A single value of a key that has no default and means something wherever it stands.
+    pub(super) fn given<T>(
         &mut self,
         key: &str,
         parse: impl Fn(&str) -> Result<T, String>,
@@ -90,8 +102,6 @@ impl Reader {
             return None;
         }
         let parsed = match &self.setting(key).texts[..] {
-            [] => return None,
-            [text] if text.is_empty() => return None,
             [text] => parse(text),
             _ => Err("expected one value, not a list".to_owned()),
         };
@@ -258,7 +268,7 @@ impl Reader {
         let mut known: Vec<String> = self.defaults.keys().cloned().collect();
         for service in self.names_below("services") {
             let rules = self.defaults.keys().filter_map(|key| key.strip_prefix("balancer."));
-            let keys = rules.chain(["backends"]);
+            let keys = rules.chain(["backends", "discovery.dns", "discovery.srv"]);
             known.extend(keys.map(|name| format!("services.{service}.{name}")));
         }
         for route in self.names_below("routes") {
@@ -298,7 +308,7 @@ pub(super) fn path(text: &str) -> Result<String, String> {
 }
 
 /// A pod's URL: `http://host:port`, `https://host:port` or `unix:/path`, and nothing more.
-fn backend(url: &str, service: &str) -> Result<Backend, String> {
+pub(super) fn backend(url: &str, service: &str) -> Result<Backend, String> {
     let expected = "expected a pod's URL such as http://pod:3001";
     let (service, written) = (service.to_owned(), url.to_owned());
     if let Some(path) = url.strip_prefix("unix:") {

@@ -177,6 +177,17 @@ impl fmt::Display for Config {
         let quoted =
             |text: &str| serde_json::Value::from(text).to_string().replace('\u{7f}', "\\u007f");
         for (key, setting) in &self.settings {
+            // The empty list of services is no list where there are tables, which TOML would not
+            // take both.
+            let below = format!("{key}.");
+            if self
+                .settings
+                .range(below.clone()..)
+                .next()
+                .is_some_and(|(next, _)| next.starts_with(&below))
+            {
+                continue;
+            }
             let origin = &setting.origin;
             match &setting.texts[..] {
                 [text] if is_secret(key) && !text.is_empty() => {
@@ -200,7 +211,10 @@ mod tests {
     use std::io::Write as _;
 
     use super::*;
-    use crate::config::Affinity;
+    use crate::{
+        config::Affinity,
+        net::resolve::{HostName, Source},
+    };
 
     fn env(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
         pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
@@ -334,6 +348,13 @@ mod tests {
         let service = |path| config.router.find("any", path, "GET").map(|route| route.service);
         assert_eq!((service("/chat/x"), service("/chatter")), (Some(0), Some(1)));
         assert!(!config.to_string().contains("some length"), "secrets are not printed");
+        let printed = config.to_string();
+        let again = Layers::from_texts(Some(&printed), []).and_then(Config::resolve);
+        assert_eq!(
+            again.map(|config| config.services.len()),
+            Ok(2),
+            "it is a file too:\n{printed}"
+        );
     }
 
     #[test]
@@ -409,6 +430,90 @@ mod tests {
         ] {
             let problems = with(key, value).unwrap_err();
             assert!(problems.contains(named), "{named:?} is missing in:\n{problems}");
+        }
+    }
+
+    #[test]
+    fn pods_are_discovered_instead_of_listed() {
+        let file = "[balancer]\ntls_verify = false\nnameservers = [\"10.0.0.2\", \"[::1]:5353\"]\n\
+                    replicas = \"dns:balancers.\"\ndiscovery_max_ttl = \"5s\"\n\
+                    [services.chat]\ndiscovery = { dns = \"https://chat-headless.\" }\n\
+                    [services.video]\ndiscovery.srv = \"https://_ws._tcp.video\"\n\
+                    tls_server_name = \"pod.video\"\nreplicas = 2\nnameservers = []\n\
+                    [services.voice]\ndiscovery.srv = \"wss://_ws._tcp.voice\"\n\
+                    [[routes]]\nservice = \"chat\"\n";
+        let config = resolve(Some(file), &[]).unwrap();
+        let [chat, video, voice] = &config.services[..] else { panic!("not three services") };
+        let pod = chat.discovery.clone().unwrap().pod;
+        assert_eq!((pod.url.as_str(), pod.service.as_str()), ("https://chat-headless.", "chat"));
+        assert!(chat.backends.is_empty());
+        let Some(Source::Host { name, port }) = chat.discovery.as_ref().map(|found| &found.source)
+        else {
+            panic!("{:?}", chat.discovery)
+        };
+        assert_eq!((name.as_str(), *port), ("chat-headless.", 443));
+        assert_eq!(
+            video.discovery.as_ref().map(|found| &found.source),
+            Some(&Source::Service(HostName::parse("_ws._tcp.video").unwrap()))
+        );
+        let named = |service: &Service| format!("{:?}", service.balancer.tls);
+        for (service, name) in [(chat, "chat-headless"), (video, "pod.video"), (voice, "voice")] {
+            assert!(named(service).contains(&format!("(\"{name}\")")), "{}", named(service));
+        }
+        let counted = |service: &Service| {
+            let name = service.balancer.replicas_name.as_ref().map(|name| name.as_str().to_owned());
+            (service.balancer.replicas, name)
+        };
+        assert_eq!(counted(chat), (1, Some("balancers.".to_owned())));
+        assert_eq!(counted(video), (2, None));
+        let servers: Vec<_> =
+            ["10.0.0.2:53", "[::1]:5353"].map(|text| text.parse().unwrap()).into();
+        assert_eq!(chat.balancer.nameservers, servers);
+        assert_eq!(chat.balancer.resolver_settings().servers.unwrap().addresses, servers);
+        assert_eq!(video.balancer.resolver_settings().servers, None, "the system's");
+        assert_eq!(chat.balancer.discovery_ttl.max, Duration::from_secs(5));
+    }
+
+    #[test]
+    fn mistakes_in_discovery_are_named() {
+        let file = "[balancer]\ndiscovery_min_ttl = \"1m\"\nnameservers = [\"dns.local\"]\n\
+                    [services.a]\nbackends = [\"http://a\"]\ndiscovery = { dns = \"http://a\" }\n\
+                    [services.b]\ndiscovery = { dns = \"http://b\", srv = \"http://_b._tcp.b\" }\n\
+                    [services.c]\ndiscovery = {}\n\
+                    [services.d]\ndiscovery = { dsn = \"http://d\" }\n\
+                    [services.e]\ndiscovery = { dns = \"unix:/e\" }\n\
+                    [services.f]\ndiscovery = { srv = \"http://_f._tcp.f:80\" }\n\
+                    [services.g]\ndiscovery = { srv = \"http://[::1]\" }\n\
+                    [services.h]\ndiscovery = { dns = \"http://h..h/x\" }\n\
+                    [services.i]\ndiscovery = { dns = \"http://i..i\" }\n\
+                    replicas = \"dns:\"\n\
+                    [services.j]\ndiscovery = { dns = \"https://j.1\" }\ntls_verify = false\n\
+                    replicas = \"dns:j\"\naffinity = \"cookie\"\n\
+                    [[routes]]\nservice = \"a\"\n";
+        let problems = resolve(Some(file), &[]).unwrap_err().to_string();
+        for expected in [
+            "balancer.discovery_max_ttl = \"30s\" (from default): is shorter than",
+            "\"dns.local\": expected a name server's IP address",
+            "services.a.discovery.dns = \"http://a\"",
+            "and backends cannot both hold",
+            "services.b.discovery.srv = \"http://_b._tcp.b\"",
+            "and dns cannot both hold",
+            "services.c.discovery = \"\"",
+            "expected a table: { dns = ",
+            "services.d.discovery.dsn (from ",
+            "did you mean \"services.d.discovery.dns\"?",
+            "services.d.backends (from ",
+            "expected a URL with a name to look up",
+            "expected no port: SRV records say it",
+            "addresses have no SRV records",
+            "without path: each request keeps its own",
+            "services.i.discovery.dns = \"http://i..i\"",
+            "services.i.replicas = \"dns:\"",
+            "expected a DNS name such as chat-headless",
+            "balancer.tls_server_name = \"\" (from default): is needed",
+            "balancer.cookie_key (from default): is needed",
+        ] {
+            assert!(problems.contains(expected), "{expected:?} is missing in:\n{problems}");
         }
     }
 

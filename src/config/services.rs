@@ -1,21 +1,29 @@
 //! The services: their pods, and how these are watched, chosen and reached.
 
-use std::{num::NonZeroU32, path::PathBuf, sync::Arc, time::Duration};
+use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf, sync::Arc, time::Duration};
 
 use actix_http::header::{HeaderName, HeaderValue};
 use tokio_rustls::rustls::pki_types::ServerName;
 
-use super::read::{Reader, SWITCH, field, field_name};
+use super::{
+    discovery::{Discovery, Replicas, discovery, name_server},
+    read::{self, Reader, SWITCH, field, field_name},
+};
 use crate::{
     domain::{
         affinity::Key,
+        discovery::TtlBounds,
         health::HealthSettings,
         lease::{Backend, Transport},
         origin::OriginPattern,
+        question::Question,
+        rebalance::RebalanceSettings,
+        report::{AgentReader, JsonReader, Pointer, PrometheusReader, SettingError},
         strategy::Strategy,
     },
     net::{
         connect::ConnectSettings,
+        resolve::{HostName, NameServers, ResolverSettings},
         tls::{ClientSettings, ClientTls, FileError, KeyPair},
     },
 };
@@ -31,6 +39,10 @@ const STRATEGIES: [(&str, Strategy); 4] = [
     ("random", Strategy::Random),
 ];
 
+/// How pods answer on their metric route.
+const FORMATS: [(&str, &str); 3] =
+    [("json", "json"), ("prometheus", "prometheus"), ("agent", "agent")];
+
 /// Characters of a cookie key at least: fewer could be guessed.
 const MIN_KEY_LEN: usize = 16;
 
@@ -39,8 +51,10 @@ const MIN_KEY_LEN: usize = 16;
 pub struct Service {
     /// What routes call it.
     pub name: String,
-    /// The pods, in the order they were given.
+    /// The pods, in the order they were given; none where they are discovered.
     pub backends: Vec<Backend>,
+    /// Where pods are looked up, instead.
+    pub discovery: Option<Discovery>,
     /// `[balancer]`, with what the service's own table overrides.
     pub balancer: Balancer,
 }
@@ -48,8 +62,8 @@ pub struct Service {
 /// `[balancer]`
 #[derive(Clone, Debug)]
 pub struct Balancer {
-    /// The pods' metric route, unless they have none.
-    pub metric_path: Option<String>,
+    /// What pods are asked, unless they are not.
+    pub question: Option<Question>,
     /// Port of that route, unless it is the pod's own.
     pub metric_port: Option<u16>,
     /// From a pod's answer to the next poll.
@@ -58,12 +72,22 @@ pub struct Balancer {
     pub poll_timeout: Duration,
     /// Age at which a report is stale, at least three polls.
     pub stale_after: Duration,
-    /// Replicas that share the pods, at least 1.
+    /// Replicas that share the pods, at least 1; 1 while they have yet to be counted.
     pub replicas: u32,
+    /// Whose addresses are counted for that number.
+    pub replicas_name: Option<HostName>,
+    /// How soon and how late DNS is asked again.
+    pub discovery_ttl: TtlBounds,
+    /// How long a pod that DNS no longer names keeps its counts.
+    pub discovery_grace: Duration,
+    /// Who is asked, unless it is the system's name servers.
+    pub nameservers: Vec<SocketAddr>,
     /// How the next pod is chosen.
     pub strategy: Strategy,
     /// When a pod is ejected, and what happens after.
     pub health: HealthSettings,
+    /// Whether and how sessions are moved after a scale-out.
+    pub rebalance: Option<RebalanceSettings>,
     /// Further pods tried for one connection.
     pub retries: usize,
     /// Answers to a handshake that lead to the next pod.
@@ -104,6 +128,16 @@ impl Balancer {
     /// How pods are reached, by sessions and by polls.
     pub fn connect_settings(&self) -> ConnectSettings {
         ConnectSettings { timeout: self.connect_timeout, tls: self.tls.clone() }
+    }
+
+    /// How names are looked up. Configured name servers know nothing of the system's search list.
+    pub fn resolver_settings(&self) -> ResolverSettings {
+        let servers = || NameServers { addresses: self.nameservers.clone(), ..Default::default() };
+        ResolverSettings {
+            servers: (!self.nameservers.is_empty()).then(servers),
+            timeout: self.connect_timeout,
+            bounds: self.discovery_ttl,
+        }
     }
 
     /// The key of cookies, where there are cookies.
@@ -170,8 +204,9 @@ pub(super) fn services(read: &mut Reader) -> Vec<Service> {
         _ => {}
     }
     if names.is_empty() {
-        let balancer = balancer(read, &listed);
-        return vec![Service { name: DEFAULT_SERVICE.to_owned(), backends: listed, balancer }];
+        let balancer = balancer(read, &listed, None);
+        let name = DEFAULT_SERVICE.to_owned();
+        return vec![Service { name, backends: listed, discovery: None, balancer }];
     }
     names.into_iter().map(|name| service(read, name)).collect()
 }
@@ -187,35 +222,47 @@ fn service(read: &mut Reader, name: String) -> Service {
     // A table without a single key.
     read.optional(&format!("services.{name}"), |_| Ok(()));
     let backends = if read.has(&key) { read.backends(&key, &name) } else { Vec::new() };
-    if backends.is_empty() {
-        let advice = "names no pod: set it to a list such as [\"http://pod:3001\"]";
+    let (discovery, is_discovered) = discovery(read, &name);
+    if backends.is_empty() && !is_discovered {
+        let advice = "names no pod: set it to a list such as [\"http://pod:3001\"], or set \
+                      discovery = { dns = \"http://name:3001\" }";
         read.complain_of_table(&key, advice);
     }
     read.of_service(Some(&name));
-    let balancer = balancer(read, &backends);
+    let balancer = balancer(read, &backends, discovery.as_ref());
     read.of_service(None);
-    Service { name, backends, balancer }
+    Service { name, backends, discovery, balancer }
 }
 
-fn balancer(read: &mut Reader, backends: &[Backend]) -> Balancer {
+fn balancer(read: &mut Reader, backends: &[Backend], discovery: Option<&Discovery>) -> Balancer {
     let millis = Duration::from_millis;
     let (minute, hour) = (millis(60_000), millis(3_600_000));
     let poll_interval = read.duration("balancer.poll_interval", millis(100)..=hour);
     let cache_ttl = read.duration("balancer.cache_ttl", millis(0)..=24 * hour);
     let handshake = millis(10)..=10 * minute;
+    let (replicas, replicas_name) = match read.value("balancer.replicas", Replicas::parse) {
+        Replicas::Configured(replicas) => (replicas, None),
+        Replicas::Counted(name) => (1, Some(name)),
+    };
+    let discovery_ttl = TtlBounds {
+        min: read.duration("balancer.discovery_min_ttl", millis(100)..=hour),
+        max: read.duration("balancer.discovery_max_ttl", millis(100)..=24 * hour),
+    };
+    if discovery_ttl.max < discovery_ttl.min {
+        read.complain("balancer.discovery_max_ttl", "is shorter than discovery_min_ttl");
+    }
     Balancer {
-        metric_path: match read
-            .value("balancer.metric_path", |text| Ok(["", "none"].contains(&text)))
-        {
-            true => None,
-            false => Some(read.path("balancer.metric_path")),
-        },
+        question: question(read),
         metric_port: Some(read.number("balancer.metric_port", 0..=65_535) as u16)
             .filter(|port| *port != 0),
         poll_interval,
         poll_timeout: read.duration("balancer.poll_timeout", millis(10)..=minute),
         stale_after: cache_ttl.max(3 * poll_interval),
-        replicas: read.number("balancer.replicas", 1..=1000) as u32,
+        replicas,
+        replicas_name,
+        discovery_ttl,
+        discovery_grace: read.duration("balancer.discovery_grace", millis(0)..=24 * hour),
+        nameservers: read.list("balancer.nameservers", name_server),
         strategy: read.choice("balancer.strategy", &STRATEGIES),
         health: HealthSettings {
             eject_after: read.number("balancer.eject_after", 0..=1000) as u32,
@@ -223,6 +270,7 @@ fn balancer(read: &mut Reader, backends: &[Backend]) -> Balancer {
             eject_time_max: read.duration("balancer.eject_time_max", millis(10)..=24 * hour),
             cold_time: read.duration("balancer.cold_time", millis(0)..=hour),
         },
+        rebalance: rebalance(read),
         retries: read.number("balancer.retries", 0..=100) as usize,
         retry_on: read.list("balancer.retry_on", |text| {
             let status = text.parse().ok().filter(|status| (400..=599).contains(status));
@@ -239,11 +287,79 @@ fn balancer(read: &mut Reader, backends: &[Backend]) -> Balancer {
         reuse_connections: read.choice("balancer.reuse_connections", &SWITCH),
         allowed_origins: read.list("balancer.allowed_origins", OriginPattern::parse),
         affinity: affinity(read),
-        tls: tls(read, backends),
+        tls: tls(read, backends, discovery),
         connect_timeout: read.duration("balancer.connect_timeout", handshake.clone()),
         read_timeout: read.duration("balancer.read_timeout", handshake.clone()),
         handshake_timeout: read.duration("balancer.handshake_timeout", handshake),
     }
+}
+
+/// What pods are asked: their metric route in one of three formats, or else only for their health.
+fn question(read: &mut Reader) -> Option<Question> {
+    let has_no_route = read.value("balancer.metric_path", |text| Ok(["", "none"].contains(&text)));
+    let metric_path = (!has_no_route).then(|| read.path("balancer.metric_path"));
+    let format = read.choice("balancer.metric_format", &FORMATS);
+    let json = JsonReader {
+        count: read.value("balancer.metric_count", |text| pointer(text)?.ok_or_else(no_pointer)),
+        max: read.value("balancer.metric_max", pointer),
+        weight: read.value("balancer.metric_weight", pointer),
+        draining: read.value("balancer.metric_draining", pointer),
+    };
+    let name = read.value("balancer.metric_name", |text| match text {
+        "" => Ok(None),
+        name => name.parse().map(Some).map_err(|error: SettingError| error.to_string()),
+    });
+    let labels = read.list("balancer.metric_labels", |text| {
+        text.parse().map_err(|error: SettingError| error.to_string())
+    });
+    let health_path = read.text("balancer.health_path");
+    let health_tcp = read.choice("balancer.health_tcp", &SWITCH);
+    if format == "prometheus" && name.is_none() {
+        let advice = "names no metric, which metric_format = \"prometheus\" needs";
+        read.complain("balancer.metric_name", advice);
+    }
+    if let Some(path) = &health_path
+        && let Err(advice) = read::path(path)
+    {
+        read.complain("balancer.health_path", advice);
+    }
+    match (format, metric_path, name) {
+        ("agent", ..) => Some(Question::Agent(Arc::new(AgentReader))),
+        ("prometheus", Some(path), Some(name)) => {
+            Some(Question::Metric { path, reader: Arc::new(PrometheusReader { name, labels }) })
+        }
+        (_, Some(path), _) => Some(Question::Metric { path, reader: Arc::new(json) }),
+        (_, None, _) => match health_path {
+            Some(path) => Some(Question::Health(path)),
+            None => health_tcp.then_some(Question::Connect),
+        },
+    }
+}
+
+fn pointer(text: &str) -> Result<Option<Pointer>, String> {
+    match text {
+        "" => Ok(None),
+        text => text.parse().map(Some).map_err(|error: SettingError| error.to_string()),
+    }
+}
+
+fn no_pointer() -> String {
+    "expected a JSON pointer such as /agentsConnections".to_owned()
+}
+
+fn rebalance(read: &mut Reader) -> Option<RebalanceSettings> {
+    let is_on = read.choice("balancer.rebalance", &SWITCH);
+    let band = read.value("balancer.rebalance_band", |text| {
+        let band = text.parse().ok().filter(|band| (0.01..=10.0).contains(band));
+        band.ok_or_else(|| "expected a share from 0.01 to 10".to_owned())
+    });
+    let mut budget = |key: &str| {
+        let number = read.number(key, 1..=1_000_000) as u32;
+        NonZeroU32::new(number).unwrap_or(NonZeroU32::MIN)
+    };
+    let per_second = budget("balancer.rebalance_per_second");
+    let per_hour = budget("balancer.rebalance_per_hour");
+    is_on.then_some(RebalanceSettings { band, per_second, per_hour })
 }
 
 fn affinity(read: &mut Reader) -> Affinity {
@@ -298,7 +414,8 @@ fn cookie(read: &mut Reader, is_used: bool) -> Cookie {
     let max_age = read.duration("balancer.cookie_max_age", Duration::ZERO..=year);
 
     if is_used {
-        if secret.is_none() && read.number("balancer.replicas", 1..=1000) > 1 {
+        let replicas = read.value("balancer.replicas", Replicas::parse);
+        if secret.is_none() && replicas != Replicas::Configured(1) {
             let advice = "is needed where there are several replicas: give all the same secret";
             read.complain("balancer.cookie_key", advice);
         }
@@ -329,9 +446,14 @@ fn cookie(read: &mut Reader, is_used: bool) -> Cookie {
     Cookie { name, key, key_is_shared, secure, attributes }
 }
 
-/// The files are looked at only where a pod speaks TLS.
-fn tls(read: &mut Reader, backends: &[Backend]) -> Option<Arc<ClientTls>> {
-    let settings = ClientSettings {
+/// The files are looked at only where a pod speaks TLS. Pods that are discovered prove the name that
+/// was looked up, as their addresses say nothing of them.
+fn tls(
+    read: &mut Reader,
+    backends: &[Backend],
+    discovery: Option<&Discovery>,
+) -> Option<Arc<ClientTls>> {
+    let mut settings = ClientSettings {
         verify: read.choice("balancer.tls_verify", &SWITCH),
         ca_file: read.text("balancer.tls_ca_file").map(PathBuf::from),
         identity: key_pair(read, "balancer"),
@@ -342,8 +464,16 @@ fn tls(read: &mut Reader, backends: &[Backend]) -> Option<Arc<ClientTls>> {
                 .map_err(|_| "expected a DNS name or an IP address".to_owned()),
         }),
     };
-    if !backends.iter().any(|backend| backend.transport == Transport::Tls) {
+    let mut pods = backends.iter().chain(discovery.map(|discovery| &discovery.pod));
+    if !pods.any(|pod| pod.transport == Transport::Tls) {
         return None;
+    }
+    if discovery.is_some() && settings.server_name.is_none() {
+        settings.server_name = discovery.and_then(Discovery::server_name);
+        if settings.server_name.is_none() {
+            let advice = "is needed: no certificate can have the name that is looked up";
+            read.complain("balancer.tls_server_name", advice);
+        }
     }
     let tls = ClientTls::new(settings);
     tls.map_err(|error| complain_of_file(read, "balancer", &error)).ok().map(Arc::new)

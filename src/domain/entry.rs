@@ -230,8 +230,14 @@ impl Entry {
                 let load = self.gauge.load();
                 let held = held(self.fresh_report(settings, now), load, settings.replicas);
                 let count = report.connections.unwrap_or_default();
-                // A pod that tells less than we have open on it is mistaken.
+                // A pod that tells less than we have open on it is mistaken, and so is one that
+                // tells the same whatever we open and close.
+                let is_stuck = |known: &Accepted| {
+                    known.report.connections == Some(count)
+                        && known.own_when_polled != own_when_sent
+                };
                 if let Some(known) = self.fresh(settings, now)
+                    && !is_stuck(known)
                     && count >= u64::from(load.open)
                 {
                     let arrivals = arrivals - known.arrivals;

@@ -21,8 +21,8 @@ use super::decay::Decaying;
 /// A session that its pod ends within this time, without a proper Close, has died early.
 pub const EARLY_DEATH: Duration = Duration::from_secs(5);
 
-/// How long an early death goes on counting as half a connection.
-const DEATH_HALF_LIFE: Duration = Duration::from_secs(10);
+/// How long until a session that ended early counts as half a one.
+const GHOST_HALF_LIFE: Duration = Duration::from_secs(10);
 
 /// Early deaths further apart than this have nothing to do with each other.
 const DEATHS_IN_A_ROW: Duration = Duration::from_secs(60);
@@ -58,6 +58,7 @@ pub struct Trouble {
     changes: AtomicU32,
     failed_in_a_row: AtomicU32,
     opened: AtomicU64,
+    ended_early: AtomicU64,
     died_early: AtomicU64,
     last_failure: Mutex<Option<String>>,
 }
@@ -84,15 +85,26 @@ impl Trouble {
         self.changes.fetch_add(1, Relaxed);
     }
 
+    fn is_well(&self) -> bool {
+        self.failed_in_a_row.load(Relaxed) == 0
+    }
+
     /// Differs from what it was when there is something new.
     pub fn changes(&self) -> u32 {
         self.changes.load(Relaxed)
     }
 
-    /// The backend has dropped a session within [`EARLY_DEATH`].
+    /// The backend has ended a session within [`EARLY_DEATH`], in good order or not. Such a
+    /// session counts for a while longer, lest its backend looks empty and attracts everyone.
+    pub fn ended_early(&self) {
+        self.ended_early.fetch_add(1, Relaxed);
+        self.changes.fetch_add(1, Relaxed);
+    }
+
+    /// The backend has dropped a session within [`EARLY_DEATH`], which is a failure.
     pub fn died_early(&self) {
         self.died_early.fetch_add(1, Relaxed);
-        self.changes.fetch_add(1, Relaxed);
+        self.ended_early();
     }
 }
 
@@ -121,10 +133,11 @@ pub struct Health {
     cold_until: Option<Instant>,
     /// Arrivals that a cold backend may take now.
     tokens: f64,
-    deaths: Decaying,
-    seen_deaths: u64,
+    ghosts: Decaying,
     /// Some of them still count.
     is_haunted: bool,
+    seen_ends: u64,
+    seen_deaths: u64,
     row: Option<Row>,
     silent_polls: u32,
     silence: String,
@@ -137,8 +150,18 @@ pub struct Ejection {
     pub until: Instant,
     /// What it did.
     pub reason: String,
-    /// It does not answer polls; the first answer ends it.
-    by_polls: bool,
+    cause: Cause,
+}
+
+/// What has led to an ejection, and so what ends it before its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cause {
+    /// Failures in a row: a success, which only comes when all are ejected.
+    Failures,
+    /// Early deaths: nothing, because taking connections is what it still does.
+    Deaths,
+    /// Silent polls: an answer.
+    Polls,
 }
 
 impl Default for Health {
@@ -148,7 +171,8 @@ impl Default for Health {
             last: None,
             cold_until: None,
             tokens: 1.0,
-            deaths: Decaying::new(DEATH_HALF_LIFE),
+            ghosts: Decaying::new(GHOST_HALF_LIFE),
+            seen_ends: 0,
             seen_deaths: 0,
             is_haunted: false,
             row: None,
@@ -174,16 +198,16 @@ impl Health {
         self.cold_until.is_some_and(|until| until > now)
     }
 
-    /// Neither ejected nor cold, now or when it was looked at last, no early death counts any more,
-    /// and it answers polls.
+    /// Neither ejected nor cold, now or when it was looked at last, no ghost counts any more, and
+    /// it answers polls.
     pub fn is_calm(&self) -> bool {
         let in_place = self.ejected.is_none() && self.cold_until.is_none();
         in_place && self.silent_polls == 0 && !self.is_haunted
     }
 
-    /// What its early deaths still count.
+    /// What sessions that ended early still count.
     pub fn ghosts(&self, now: Instant) -> u64 {
-        if self.is_haunted { self.deaths.value(now).round() as u64 } else { 0 }
+        if self.is_haunted { self.ghosts.value(now).round() as u64 } else { 0 }
     }
 
     /// Takes in what leases have told since the last time. Says so when the backend is ejected.
@@ -197,12 +221,13 @@ impl Health {
         self.count_deaths(trouble, now);
         self.cold_until = self.cold_until.filter(|until| *until > now);
         if let Some(ejection) = &self.ejected {
-            if ejection.until > now {
+            let is_well = ejection.cause == Cause::Failures && trouble.is_well();
+            if ejection.until > now && !is_well {
                 return None;
             }
             self.come_back(trouble, settings, now);
         }
-        let (reason, by_polls) = self.reason(trouble, settings, now)?;
+        let (reason, cause) = self.reason(trouble, settings, now)?;
         let doubled = match self.last {
             Some((length, probation)) if now < probation => length * 2,
             _ => settings.eject_time,
@@ -211,20 +236,24 @@ impl Health {
         let jittered = length.mul_f64(1.0 + JITTER * (2.0 * rng.f64() - 1.0));
         let until = now + jittered;
         self.last = Some((length, until + jittered));
-        self.ejected = Some(Ejection { until, reason, by_polls });
+        self.ejected = Some(Ejection { until, reason, cause });
         self.ejected.as_ref()
     }
 
     fn count_deaths(&mut self, trouble: &Trouble, now: Instant) {
+        let ended = trouble.ended_early.load(Relaxed);
+        if ended != self.seen_ends {
+            self.ghosts.add((ended - self.seen_ends) as f64, now);
+            self.seen_ends = ended;
+            self.is_haunted = true;
+        }
+        self.is_haunted &= self.ghosts.value(now) >= 0.5;
         let died = trouble.died_early.load(Relaxed);
         let more = died - self.seen_deaths;
         if more == 0 {
-            self.is_haunted &= self.deaths.value(now) >= 0.5;
             return;
         }
         self.seen_deaths = died;
-        self.is_haunted = true;
-        self.deaths.add(more as f64, now);
         let opened = trouble.opened.load(Relaxed);
         let belongs = |row: &Row| {
             let age = now.duration_since(row.since);
@@ -239,13 +268,13 @@ impl Health {
         self.row = Some(Row { deaths: row.deaths + more, ..row });
     }
 
-    /// Why the backend should be ejected, if it should, and whether for its polls.
+    /// Why the backend should be ejected, if it should.
     fn reason(
         &self,
         trouble: &Trouble,
         settings: &HealthSettings,
         now: Instant,
-    ) -> Option<(String, bool)> {
+    ) -> Option<(String, Cause)> {
         if settings.eject_after == 0 {
             return None;
         }
@@ -255,7 +284,10 @@ impl Health {
         if failures >= enough {
             let last = trouble.last_failure.lock().unwrap_or_else(PoisonError::into_inner);
             let last = last.as_deref().unwrap_or("failed");
-            return Some((format!("{failures} failures in a row, the last: {last}"), false));
+            return Some((
+                format!("{failures} failures in a row, the last: {last}"),
+                Cause::Failures,
+            ));
         }
         // Where most sessions live, a few that do not are their clients' bad luck.
         if let Some(row) = self.row
@@ -263,11 +295,14 @@ impl Health {
             && row.survivors(trouble.opened.load(Relaxed)) <= row.deaths
         {
             let told = format!("dropped {} sessions within {EARLY_DEATH:?} each", row.deaths);
-            return Some((told, false));
+            return Some((told, Cause::Deaths));
         }
         // Probation is about clients: a single lost poll is no reason.
         (self.silent_polls >= settings.eject_after).then(|| {
-            (format!("{} polls without an answer: {}", self.silent_polls, self.silence), true)
+            (
+                format!("{} polls without an answer: {}", self.silent_polls, self.silence),
+                Cause::Polls,
+            )
         })
     }
 
@@ -278,6 +313,13 @@ impl Health {
         self.warm_up(settings, now);
     }
 
+    /// Forgets what was, as for a newcomer; sessions of before may still be on the backend.
+    pub fn start_anew(&mut self, trouble: &Trouble, settings: &HealthSettings, now: Instant) {
+        self.last = None;
+        self.silent_polls = 0;
+        self.come_back(trouble, settings, now);
+    }
+
     fn warm_up(&mut self, settings: &HealthSettings, now: Instant) {
         self.cold_until = Some(now + settings.cold_time);
         self.tokens = 1.0;
@@ -286,7 +328,7 @@ impl Health {
     /// A poll has brought an answer, whatever it said.
     pub fn answered_poll(&mut self, settings: &HealthSettings, now: Instant) {
         self.silent_polls = 0;
-        if self.ejected.as_ref().is_some_and(|ejection| ejection.by_polls) {
+        if self.ejected.as_ref().is_some_and(|ejection| ejection.cause == Cause::Polls) {
             self.ejected = None;
             self.warm_up(settings, now);
         }
@@ -412,6 +454,14 @@ mod tests {
         dropping.pass(100);
         assert_eq!(dropping.health.ghosts(dropping.now), 0);
 
+        let mut strict = Watched::new();
+        for _ in 0..20 {
+            strict.trouble.opened();
+            strict.trouble.ended_early();
+            assert!(!strict.is_out(), "it may have its reasons");
+        }
+        assert_eq!(strict.health.ghosts(strict.now), 20, "but it does not look empty");
+
         let mut busy = Watched::new();
         for session in 0..100 {
             busy.trouble.opened();
@@ -468,6 +518,42 @@ mod tests {
         }
         assert!(in_a_row <= 2, "{in_a_row}");
         assert!(!health.is_cold(start + SETTINGS.cold_time));
+    }
+
+    #[test]
+    fn who_starts_anew_is_judged_by_what_comes() {
+        let mut pod = Watched::new();
+        for _ in 0..3 {
+            pod.trouble.opened();
+            pod.trouble.died_early();
+        }
+        pod.fail(3);
+        assert!(pod.is_out());
+        pod.health.start_anew(&pod.trouble, &SETTINGS, pod.now);
+        assert!(!pod.is_out());
+        pod.fail(2);
+        assert!(!pod.is_out(), "not on probation either");
+        pod.fail(1);
+        assert!(pod.is_out());
+    }
+
+    #[test]
+    fn a_success_ends_an_ejection_for_failures_but_not_for_early_deaths() {
+        let mut failing = Watched::new();
+        failing.fail(3);
+        assert!(failing.is_out());
+        failing.trouble.opened();
+        assert!(!failing.is_out());
+        assert!(failing.health.is_cold(failing.now));
+
+        let mut dropping = Watched::new();
+        for _ in 0..3 {
+            dropping.trouble.opened();
+            dropping.trouble.died_early();
+        }
+        assert!(dropping.is_out());
+        dropping.trouble.opened();
+        assert!(dropping.is_out());
     }
 
     #[test]

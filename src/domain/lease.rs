@@ -131,6 +131,12 @@ impl Lease {
         self.gauge.trouble.failed(reason);
     }
 
+    /// The backend has ended the session, for a reason of its own, within
+    /// [`EARLY_DEATH`](super::health::EARLY_DEATH).
+    pub fn ended_early(&self) {
+        self.gauge.trouble.ended_early();
+    }
+
     /// The backend has dropped the session within [`EARLY_DEATH`](super::health::EARLY_DEATH).
     pub fn died_early(&self) {
         self.gauge.trouble.died_early();

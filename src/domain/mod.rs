@@ -6,6 +6,7 @@
 pub mod admission;
 pub mod affinity;
 mod decay;
+pub mod discovery;
 mod entry;
 pub mod estimate;
 mod glance;
@@ -13,6 +14,8 @@ pub mod health;
 pub mod lease;
 pub mod origin;
 pub mod pool;
+pub mod question;
+pub mod rebalance;
 pub mod report;
 pub mod route;
 pub mod strategy;

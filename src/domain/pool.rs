@@ -262,11 +262,14 @@ impl Pool {
         let strategy = self.settings.strategy;
         let choose = || self.candidates.choose(strategy, self.turn, requests, &mut self.rng);
         let at = preferred.or_else(choose).ok_or(NoBackend::Empty)?;
-        let fails_open = preferred.is_none() && best == Tier::Ejected && tried.is_empty();
-        if fails_open && !self.fails_open {
-            self.news.push(News::FailsOpen);
+        // What is left after others have failed says nothing about all.
+        if tried.is_empty() {
+            let fails_open = preferred.is_none() && best == Tier::Ejected;
+            if fails_open && !self.fails_open {
+                self.news.push(News::FailsOpen);
+            }
+            self.fails_open = fails_open;
         }
-        self.fails_open = fails_open;
         self.turn += 1;
         if is_session {
             self.unseen.arrive();
@@ -351,12 +354,16 @@ impl Pool {
     /// session is left on them; those that come back within it are as they were.
     pub fn set_backends(&mut self, backends: Vec<Backend>, now: Instant) {
         let was_empty = self.entries.iter().all(|entry| entry.left_at.is_some());
-        let grace = self.settings.grace;
-        self.entries.retain(|entry| !entry.is_forgotten(grace, now));
         for entry in &mut self.entries {
-            let is_there = backends.contains(&entry.backend);
-            entry.left_at = if is_there { None } else { entry.left_at.or(Some(now)) };
+            if !backends.contains(&entry.backend) {
+                entry.left_at = entry.left_at.or(Some(now));
+            } else if let Some(left_at) = entry.left_at.take()
+                && now.saturating_duration_since(left_at) > self.settings.grace
+            {
+                entry.health.start_anew(&entry.gauge.trouble, &self.settings.health, now);
+            }
         }
+        self.forget(now);
         for backend in backends {
             if self.entries.iter().any(|entry| *entry.backend == backend) {
                 continue;
@@ -387,10 +394,26 @@ impl Pool {
         self.weights = there().map(Entry::weight).sum::<f64>().max(f64::MIN_POSITIVE);
     }
 
+    /// Forgets backends that have been away for longer than the grace period and hold no session.
+    pub fn forget(&mut self, now: Instant) {
+        let grace = self.settings.grace;
+        let count = self.entries.len();
+        self.entries.retain(|entry| !entry.is_forgotten(grace, now));
+        if self.entries.len() != count {
+            self.glances.clear();
+            self.glances_until = None;
+        }
+    }
+
     /// How many replicas share the pods from now on, at least 1.
     pub fn set_replicas(&mut self, replicas: u32) {
         self.settings.replicas = replicas.max(1);
         self.glances_until = None;
+    }
+
+    /// How many replicas share the pods.
+    pub fn replicas(&self) -> u32 {
+        self.settings.replicas
     }
 
     /// What to poll, one target per backend.
@@ -407,7 +430,10 @@ impl Pool {
     }
 
     /// Every backend as it stands, in configured order.
-    pub fn snapshot(&self, now: Instant) -> Vec<BackendSnapshot> {
+    pub fn snapshot(&mut self, now: Instant) -> Vec<BackendSnapshot> {
+        for entry in &mut self.entries {
+            self.news.extend(entry.look(&self.settings, &mut self.rng, now));
+        }
         self.entries.iter().map(|entry| entry.snapshot(&self.settings, now)).collect()
     }
 }

@@ -15,6 +15,7 @@ use hyper::{
     client::conn::http1::SendRequest,
 };
 use tokio::{
+    runtime::Handle,
     sync::{Notify, oneshot},
     time::timeout,
 };
@@ -79,7 +80,9 @@ impl Drop for Upload {
     /// reads only after it has sent all: what is left is taken from it for a while, because a
     /// connection that is closed with bytes unread is reset (RFC 9112 §9.6).
     fn drop(&mut self) {
-        if let Some(mut rest) = self.incoming.take().filter(|_| self.gate.is_none()) {
+        let rest = self.incoming.take().filter(|_| self.gate.is_none());
+        // A worker that is torn down has neither timers nor anybody to wait for.
+        if let Some(mut rest) = rest.filter(|_| Handle::try_current().is_ok()) {
             let drain = async move {
                 while let Some(Ok(_)) = poll_fn(|cx| Pin::new(&mut rest).poll_frame(cx)).await {}
             };

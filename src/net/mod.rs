@@ -1,10 +1,12 @@
-//! Connections before anything is said on them: to pods, and from clients.
+//! Connections before anything is said on them, to pods and from clients; and where pods are.
 //!
-//! Knows TCP, TLS, Unix-domain sockets and the PROXY protocol, and nothing of HTTP.
+//! Knows DNS, TCP, TLS, Unix-domain sockets and the PROXY protocol, and nothing of HTTP.
 
 pub mod connect;
+mod dns;
 pub mod listen;
 pub mod proxy_protocol;
+pub mod resolve;
 pub mod rewind;
 pub mod tls;
 

@@ -129,7 +129,7 @@ impl Pump {
         };
         if !early.is_empty() {
             let progress = pump.tracker.feed(&early);
-            pump.stats.of(direction).record(early.len(), progress, &pump.tracker);
+            pump.stats.record(direction, early.len(), progress, &pump.tracker);
             pump.kept.push(&early);
         }
         pump
@@ -224,7 +224,7 @@ impl Pump {
     /// What the source has sent: follow it, pass it on.
     fn take(&mut self, chunk: &[u8], cx: &mut Context<'_>) {
         let progress = self.tracker.feed(chunk);
-        self.stats.of(self.direction).record(chunk.len(), progress, &self.tracker);
+        self.stats.record(self.direction, chunk.len(), progress, &self.tracker);
         if !self.relaying() {
             if self.tracker.closed() {
                 self.source_ended(End::Closed);
@@ -310,121 +310,150 @@ mod tests {
         (client, pod, tunnel, stats)
     }
 
+    /// A guard that is off shows as a failure, not as a test that never ends.
+    async fn in_time(test: impl Future<Output = ()>) {
+        let patience = std::time::Duration::from_secs(30);
+        tokio::time::timeout(patience, test).await.expect("an end");
+    }
+
     fn text(payload: &[u8]) -> Vec<u8> {
         [&[0x81, payload.len() as u8], payload].concat()
     }
 
     #[actix_rt::test]
     async fn early_bytes_of_both_sides_come_first() {
-        let (mut client, mut pod, Tunnel { up, down, control: _control }, stats) =
-            tunnel(1024, &text(b"early"), &text(b"bird"));
-        let relay = actix_rt::spawn(async move { tokio::join!(up, down) });
-        client.write_all(&text(b"then")).await.unwrap();
-        client.shutdown().await.unwrap();
-        pod.shutdown().await.unwrap();
-        let (mut at_pod, mut at_client) = (Vec::new(), Vec::new());
-        pod.read_to_end(&mut at_pod).await.unwrap();
-        client.read_to_end(&mut at_client).await.unwrap();
-        assert_eq!(at_pod, [text(b"early"), text(b"then")].concat());
-        assert_eq!(at_client, text(b"bird"));
-        assert!(matches!(relay.await.unwrap(), (End::Eof, End::Eof)));
-        assert_eq!((stats.up.messages(), stats.down.messages()), (2, 1));
+        in_time(async {
+            let (mut client, mut pod, Tunnel { up, down, control: _control }, stats) =
+                tunnel(1024, &text(b"early"), &text(b"bird"));
+            let relay = actix_rt::spawn(async move { tokio::join!(up, down) });
+            client.write_all(&text(b"then")).await.unwrap();
+            client.shutdown().await.unwrap();
+            pod.shutdown().await.unwrap();
+            let (mut at_pod, mut at_client) = (Vec::new(), Vec::new());
+            pod.read_to_end(&mut at_pod).await.unwrap();
+            client.read_to_end(&mut at_client).await.unwrap();
+            assert_eq!(at_pod, [text(b"early"), text(b"then")].concat());
+            assert_eq!(at_client, text(b"bird"));
+            assert!(matches!(relay.await.unwrap(), (End::Eof, End::Eof)));
+            assert_eq!((stats.up.messages(), stats.down.messages()), (2, 1));
+        })
+        .await;
     }
 
     #[actix_rt::test]
     async fn a_sink_that_buffers_is_flushed_after_every_message() {
-        let (mut client, client_side) = duplex(1024);
-        let (mut pod, pod_side) = duplex(16);
-        let buffering = tokio::io::BufStream::with_capacity(64, 64, pod_side);
-        let stats = Arc::<TunnelStats>::default();
-        let Tunnel { up, down, control: _control } = Tunnel::new(
-            Peer { socket: Rc::new(RefCell::new(client_side)), early: BytesMut::new() },
-            Peer { socket: Rc::new(RefCell::new(buffering)), early: BytesMut::new() },
-            &stats,
-        );
-        actix_rt::spawn(async move { tokio::join!(up, down) });
-        // Smaller than the pipe, larger than the pipe, larger than the buffer.
-        for payload in [&[b'a'; 5][..], &[b'b'; 40], &[b'c'; 120]] {
-            let message = text(payload);
-            client.write_all(&message).await.unwrap();
-            let mut received = vec![0; message.len()];
-            pod.read_exact(&mut received).await.unwrap();
-            assert_eq!(received, message);
-        }
+        in_time(async {
+            let (mut client, client_side) = duplex(1024);
+            let (mut pod, pod_side) = duplex(16);
+            let buffering = tokio::io::BufStream::with_capacity(64, 64, pod_side);
+            let stats = Arc::<TunnelStats>::default();
+            let Tunnel { up, down, control: _control } = Tunnel::new(
+                Peer { socket: Rc::new(RefCell::new(client_side)), early: BytesMut::new() },
+                Peer { socket: Rc::new(RefCell::new(buffering)), early: BytesMut::new() },
+                &stats,
+            );
+            actix_rt::spawn(async move { tokio::join!(up, down) });
+            // Smaller than the pipe, larger than the pipe, larger than the buffer.
+            for payload in [&[b'a'; 5][..], &[b'b'; 40], &[b'c'; 120]] {
+                let message = text(payload);
+                client.write_all(&message).await.unwrap();
+                let mut received = vec![0; message.len()];
+                pod.read_exact(&mut received).await.unwrap();
+                assert_eq!(received, message);
+            }
+        })
+        .await;
     }
 
     #[actix_rt::test]
     async fn a_stalled_sink_stops_the_reading() {
-        let (mut client, _pod, Tunnel { mut up, down: _down, control: _control }, stats) =
-            tunnel(1000, b"", b"");
-        let sender = actix_rt::spawn(async move {
-            let _ = client.write_all(&[0u8; 1_000_000]).await;
-        });
-        for _ in 0..200 {
-            assert!((&mut up).now_or_never().is_none());
-            tokio::task::yield_now().await;
-        }
-        assert!(stats.up.bytes() <= 3 * 1000, "one pipe full and one read held");
-        assert!(!up.kept.rest().is_empty());
-        sender.abort();
+        in_time(async {
+            let (mut client, _pod, Tunnel { mut up, down: _down, control: _control }, stats) =
+                tunnel(1000, b"", b"");
+            let sender = actix_rt::spawn(async move {
+                let _ = client.write_all(&[0u8; 1_000_000]).await;
+            });
+            for _ in 0..200 {
+                assert!((&mut up).now_or_never().is_none());
+                tokio::task::yield_now().await;
+            }
+            assert!(stats.up.bytes() <= 3 * 1000, "one pipe full and one read held");
+            assert!(!up.kept.rest().is_empty());
+            sender.abort();
+        })
+        .await;
     }
 
     #[actix_rt::test]
     async fn a_close_waits_for_the_boundary_and_nothing_follows_it() {
-        let (mut client, mut pod, Tunnel { up, down, control }, _stats) = tunnel(4096, b"", b"");
-        let relay = actix_rt::spawn(async move { tokio::join!(up, down) });
-        let message = text(b"half of this message");
-        pod.write_all(&message[..7]).await.unwrap();
-        let mut first = [0; 7];
-        client.read_exact(&mut first).await.unwrap();
+        in_time(async {
+            let (mut client, mut pod, Tunnel { up, down, control }, _stats) =
+                tunnel(4096, b"", b"");
+            let relay = actix_rt::spawn(async move { tokio::join!(up, down) });
+            let message = text(b"half of this message");
+            pod.write_all(&message[..7]).await.unwrap();
+            let mut first = [0; 7];
+            client.read_exact(&mut first).await.unwrap();
 
-        let code = CloseCode::SERVICE_RESTART;
-        control.close(code, CloseCode::GOING_AWAY, "bye");
-        // Whole messages of the chunk that brings the boundary still pass.
-        let last = [&message[7..], &text(b"in time")].concat();
-        pod.write_all(&last).await.unwrap();
-        let expected = [&last[..], &frame::close(code, "bye", None)].concat();
-        let mut at_client = vec![0; expected.len()];
-        client.read_exact(&mut at_client).await.unwrap();
-        assert_eq!(at_client, expected);
-        let mut at_pod = [0; 2 + 4 + 2 + 3];
-        pod.read_exact(&mut at_pod).await.unwrap();
-        assert_eq!(at_pod[0], 0x88);
+            let code = CloseCode::SERVICE_RESTART;
+            control.close(code, CloseCode::GOING_AWAY, "bye");
+            // Whole messages of the chunk that brings the boundary still pass.
+            let last = [&message[7..], &text(b"in time")].concat();
+            pod.write_all(&last).await.unwrap();
+            let expected = [&last[..], &frame::close(code, "bye", None)].concat();
+            let mut at_client = vec![0; expected.len()];
+            client.read_exact(&mut at_client).await.unwrap();
+            assert_eq!(at_client, expected);
+            let mut at_pod = [0; 2 + 4 + 2 + 3];
+            pod.read_exact(&mut at_pod).await.unwrap();
+            assert_eq!(at_pod[0], 0x88);
 
-        // Both answer their Close, the pod after one message too many.
-        pod.write_all(&[&text(b"too late")[..], &[0x88, 2, 0x03, 0xe9]].concat()).await.unwrap();
-        client.write_all(&[0x88, 0x82, 0, 0, 0, 0, 0x03, 0xf4]).await.unwrap();
-        let mut after = Vec::new();
-        client.read_to_end(&mut after).await.unwrap();
-        pod.read_to_end(&mut after).await.unwrap();
-        assert!(after.is_empty(), "nothing follows a Close, each answer is for us: {after:?}");
-        assert!(matches!(relay.await.unwrap(), (End::Closed, End::Closed)));
+            // Both answer their Close, the pod after one message too many.
+            pod.write_all(&[&text(b"too late")[..], &[0x88, 2, 0x03, 0xe9]].concat())
+                .await
+                .unwrap();
+            client.write_all(&[0x88, 0x82, 0, 0, 0, 0, 0x03, 0xf4]).await.unwrap();
+            let mut after = Vec::new();
+            client.read_to_end(&mut after).await.unwrap();
+            pod.read_to_end(&mut after).await.unwrap();
+            assert!(after.is_empty(), "nothing follows a Close, each answer is for us: {after:?}");
+            assert!(matches!(relay.await.unwrap(), (End::Closed, End::Closed)));
+        })
+        .await;
     }
 
     #[actix_rt::test]
     async fn a_close_after_the_peers_own_close_is_not_sent() {
-        let (mut client, mut pod, Tunnel { up, down, control }, _stats) = tunnel(4096, b"", b"");
-        let relay = actix_rt::spawn(async move { tokio::join!(up, down) });
-        let own = [0x88, 2, 0x03, 0xe8];
-        pod.write_all(&own).await.unwrap();
-        let mut seen = [0; 4];
-        client.read_exact(&mut seen).await.unwrap();
-        control.close(CloseCode::SERVICE_RESTART, CloseCode::GOING_AWAY, "");
-        drop(pod);
-        let mut rest = Vec::new();
-        client.read_to_end(&mut rest).await.unwrap();
-        assert!(rest.is_empty(), "one Close per direction");
-        drop(client);
-        drop(control);
-        relay.await.unwrap();
+        in_time(async {
+            let (mut client, mut pod, Tunnel { up, down, control }, _stats) =
+                tunnel(4096, b"", b"");
+            let relay = actix_rt::spawn(async move { tokio::join!(up, down) });
+            let own = [0x88, 2, 0x03, 0xe8];
+            pod.write_all(&own).await.unwrap();
+            let mut seen = [0; 4];
+            client.read_exact(&mut seen).await.unwrap();
+            control.close(CloseCode::SERVICE_RESTART, CloseCode::GOING_AWAY, "");
+            drop(pod);
+            let mut rest = Vec::new();
+            client.read_to_end(&mut rest).await.unwrap();
+            assert!(rest.is_empty(), "one Close per direction");
+            drop(client);
+            drop(control);
+            relay.await.unwrap();
+        })
+        .await;
     }
 
     #[actix_rt::test]
     async fn abort_ends_a_pump_that_is_stuck() {
-        let (mut client, _pod, Tunnel { up, down: _down, control }, _stats) = tunnel(16, b"", b"");
-        let relay = actix_rt::spawn(up);
-        client.write_all(&[0; 32]).await.unwrap();
-        control.abort();
-        assert!(matches!(relay.await.unwrap(), End::Aborted));
+        in_time(async {
+            let (mut client, _pod, Tunnel { up, down: _down, control }, _stats) =
+                tunnel(16, b"", b"");
+            let relay = actix_rt::spawn(up);
+            client.write_all(&[0; 32]).await.unwrap();
+            control.abort();
+            assert!(matches!(relay.await.unwrap(), End::Aborted));
+        })
+        .await;
     }
 }

@@ -1,6 +1,6 @@
 //! Live figures of a tunnel, written by its pumps and read by anyone.
 
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering::Relaxed};
 
 use super::tracker::{Progress, Tracker};
 
@@ -21,9 +21,39 @@ pub struct TunnelStats {
     pub up: DirectionStats,
     /// From the pod to the client.
     pub down: DirectionStats,
+    /// Whose Close frame came first, as a direction's number and one.
+    first_close: AtomicU8,
 }
 
 impl TunnelStats {
+    /// Bytes of both directions.
+    pub fn bytes(&self) -> u64 {
+        self.up.bytes() + self.down.bytes()
+    }
+
+    /// The direction of the first Close frame, if there was one.
+    pub fn first_close(&self) -> Option<Direction> {
+        match self.first_close.load(Relaxed) {
+            0 => None,
+            1 => Some(Direction::Up),
+            _ => Some(Direction::Down),
+        }
+    }
+
+    pub(super) fn record(
+        &self,
+        direction: Direction,
+        len: usize,
+        progress: Progress,
+        tracker: &Tracker,
+    ) {
+        self.of(direction).record(len, progress, tracker);
+        // Both pumps are on one thread.
+        if tracker.closed() && self.first_close.load(Relaxed) == 0 {
+            self.first_close.store(direction as u8 + 1, Relaxed);
+        }
+    }
+
     /// The figures of one direction.
     pub fn of(&self, direction: Direction) -> &DirectionStats {
         match direction {
@@ -40,7 +70,6 @@ pub struct DirectionStats {
     frames: AtomicU64,
     messages: AtomicU64,
     close_code: AtomicU16,
-    closed: AtomicBool,
 }
 
 impl DirectionStats {
@@ -64,18 +93,12 @@ impl DirectionStats {
         Some(self.close_code.load(Relaxed)).filter(|code| *code != 0)
     }
 
-    /// Whether the sender has sent a Close frame, with a code or without.
-    pub fn has_closed(&self) -> bool {
-        self.closed.load(Relaxed)
-    }
-
-    pub(super) fn record(&self, len: usize, progress: Progress, tracker: &Tracker) {
+    fn record(&self, len: usize, progress: Progress, tracker: &Tracker) {
         let add = |counter: &AtomicU64, n: u64| counter.store(counter.load(Relaxed) + n, Relaxed);
         add(&self.bytes, len as u64);
         if progress.frames > 0 {
             add(&self.frames, progress.frames);
             add(&self.messages, progress.messages);
-            self.closed.store(tracker.closed(), Relaxed);
             if let Some(code) = tracker.close_code() {
                 self.close_code.store(code, Relaxed);
             }

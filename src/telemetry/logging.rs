@@ -3,13 +3,20 @@
 use std::{io::Write as _, time::SystemTime};
 
 use env_logger::{Builder, WriteStyle};
+use log::LevelFilter;
 
 use crate::config::{Log, LogFormat};
+
+/// Libraries that log whole DNS messages, over several lines, for each look-up.
+const TALKATIVE: [&str; 2] = ["hickory_net", "hickory_resolver"];
 
 /// Starts logging as configured; the first call in a process wins.
 pub fn init(log: Log) {
     let mut builder = Builder::new();
     builder.filter_level(log.level).write_style(WriteStyle::Never);
+    for library in TALKATIVE {
+        builder.filter_module(library, log.level.min(LevelFilter::Warn));
+    }
     match log.format {
         LogFormat::Text => builder.format_target(false),
         LogFormat::Json => builder.format(|line, record| {

@@ -4,6 +4,7 @@
 
 mod affinity;
 mod backpressure;
+mod discovery;
 mod docs;
 mod echo;
 mod ends;

@@ -1,10 +1,21 @@
 //! Which pod gets the connection.
 
+use futures_util::{SinkExt as _, StreamExt as _};
+use tokio_tungstenite::tungstenite::{Message, protocol::CloseFrame};
+use wsbalancer::{
+    actors::registry::MoveSessions,
+    domain::{
+        lease::{Backend, Transport},
+        rebalance::Moves,
+    },
+};
+
 use crate::support::{
     Balancer,
-    client::connect,
+    client::{connect, connect_with},
     eventually,
-    pod::{Pod, answer, report},
+    pod::{Pod, Script, answer, report},
+    within,
 };
 
 /// Opens `count` connections and returns the clients, which keep them.
@@ -117,4 +128,98 @@ async fn a_report_counts_clients_that_we_never_saw() {
         .await;
     let _clients = open(&balancer, 4).await;
     assert_eq!(spread(&pods), [0, 4]);
+}
+
+#[actix_rt::test]
+async fn the_youngest_idle_sessions_are_moved_and_no_client_twice() {
+    let pod = Pod::echo().await;
+    let balancer = Balancer::with([&pod], &[("server.trusted_proxies", "127.0.0.1")]).await;
+    let mut clients = Vec::new();
+    for client in 0..6 {
+        let address = format!("10.0.0.{client}");
+        let fields = [("x-forwarded-for", address.as_str())];
+        clients.push(connect_with(balancer.address(), &fields).await.unwrap().0);
+    }
+    balancer.until_sessions(6).await;
+    let mut busy = clients.pop().unwrap();
+    let chat = actix_rt::spawn(async move {
+        loop {
+            busy.send(Message::text("still here")).await.unwrap();
+            busy.next().await.unwrap().unwrap();
+        }
+    });
+    let from = Backend {
+        service: "default".to_owned(),
+        url: pod.url(),
+        address: pod.address.to_string(),
+        transport: Transport::Tcp,
+    };
+    let moves = || MoveSessions(Moves { from: from.clone().into(), count: 2 });
+    balancer.control.registry.send(moves()).await.unwrap();
+    for moved in [4, 3] {
+        let message = within("a Close", clients[moved].next()).await.unwrap().unwrap();
+        let Message::Close(Some(frame)) = message else { panic!("{message:?}") };
+        assert_eq!(u16::from(frame.code), 1012);
+    }
+    drop(clients.drain(3..));
+    balancer.until_sessions(4).await;
+    // They come back at once, as the youngest, and are left alone for an hour.
+    let mut back = Vec::new();
+    for client in [3, 4] {
+        let address = format!("10.0.0.{client}");
+        let fields = [("x-forwarded-for", address.as_str())];
+        back.push(connect_with(balancer.address(), &fields).await.unwrap().0);
+    }
+    balancer.until_sessions(6).await;
+    balancer.control.registry.send(moves()).await.unwrap();
+    for moved in [2, 1] {
+        let message = within("a Close", clients[moved].next()).await.unwrap().unwrap();
+        assert!(message.is_close(), "{message:?}");
+    }
+    for client in &mut back {
+        client.send(Message::text("undisturbed")).await.unwrap();
+        let echo = within("an echo", client.next()).await.unwrap().unwrap();
+        assert_eq!(echo, Message::text("undisturbed"));
+    }
+    chat.abort();
+}
+
+#[actix_rt::test]
+async fn a_pod_that_drops_its_sessions_is_ejected() {
+    let script = Script { metric: report(0), ..Script::default() };
+    let (bad, good) = (Pod::scripted(script).await, Pod::reporting(report(100)).await);
+    let balancer = Balancer::start([&bad, &good]).await;
+    balancer.until_polled().await;
+    for drops in 1..=3 {
+        let mut client = connect(balancer.address()).await;
+        drop(bad.accept().await);
+        let _ = within("the end", client.next()).await;
+        drop(client);
+        balancer.until_sessions(0).await;
+        assert_eq!(bad.upgrades(), drops);
+    }
+    let clients = [connect(balancer.address()).await, connect(balancer.address()).await];
+    balancer.until_sessions(2).await;
+    assert_eq!((bad.upgrades(), good.open()), (3, 2));
+    let metrics = balancer.metrics().await;
+    assert_eq!(metrics["services"][0]["state"], "ejected");
+    assert!(metrics["services"][0]["reason"].as_str().unwrap().contains("dropped 3 sessions"));
+    assert!(metrics["services"][0]["ejectedForMs"].as_u64().is_some());
+    drop(clients);
+}
+
+#[actix_rt::test]
+async fn closes_for_a_reason_of_the_applications_eject_nobody() {
+    let pod = Pod::scripted(Script::default()).await;
+    let balancer = Balancer::start([&pod]).await;
+    for _ in 0..6 {
+        let mut client = connect(balancer.address()).await;
+        let mut session = pod.accept().await.into_websocket().await;
+        let close = CloseFrame { code: 4401.into(), reason: "who are you?".into() };
+        session.close(Some(close)).await.unwrap();
+        assert!(within("a Close", client.next()).await.unwrap().unwrap().is_close());
+        drop((client, session));
+        balancer.until_sessions(0).await;
+    }
+    assert_eq!(balancer.metrics().await["services"][0]["state"], "up");
 }

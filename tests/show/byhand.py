@@ -177,9 +177,10 @@ class Pod:
         self.connections = 0
         self.open = 0
 
-    async def start(self, port=0):
-        self.server = await asyncio.start_server(self._one, "127.0.0.1", port, limit=LONGEST_HEAD, backlog=1024)
-        self.address = "{}:{}".format(*self.server.sockets[0].getsockname())
+    async def start(self, port=0, host="127.0.0.1"):
+        self.server = await asyncio.start_server(self._one, host, port, limit=LONGEST_HEAD, backlog=1024)
+        port = self.server.sockets[0].getsockname()[1]
+        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self.url = f"http://{self.address}"
         return self
 

@@ -1,6 +1,7 @@
 //! A balancer on actix's test server, pods that do as they are told, clients of both kinds.
 
 pub mod client;
+pub mod dns;
 pub mod frames;
 pub mod pod;
 pub mod program;

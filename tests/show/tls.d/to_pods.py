@@ -230,5 +230,5 @@ async def show_failover(what, failing, good, root):
     tries = [line for line in balancer.lines if reason_for(failing).search(line)]
     check(not refused, f"{what}: {2 * count} clients, errors seen by them: {refused or 'none'}")
     check(tries, f"{what}: it was tried, {len(tries)} warnings")
-    check(await balancer.up("unknown", "up"), "the states are unknown and up")
+    check(await balancer.up("ejected", "up"), "the failing one is ejected, the other up")
     balancer.stop()

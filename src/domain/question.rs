@@ -1,0 +1,23 @@
+//! What pods are asked about themselves.
+
+use std::sync::Arc;
+
+use super::report::Reader;
+
+/// What a pod is asked.
+#[derive(Clone, Debug)]
+pub enum Question {
+    /// What is on its metric route, by HTTP.
+    Metric {
+        /// With its leading slash.
+        path: String,
+        /// Who understands the answer.
+        reader: Arc<dyn Reader>,
+    },
+    /// What its agent says, by TCP alone (HAProxy's `agent-check`).
+    Agent(Arc<dyn Reader>),
+    /// Whether this path answers 2xx; its count stays unknown.
+    Health(String),
+    /// Whether it takes a connection; its count stays unknown.
+    Connect,
+}

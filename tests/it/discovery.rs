@@ -1,0 +1,579 @@
+//! Pods and replicas that DNS knows of, through a name server on loopback.
+
+use std::time::Duration;
+
+use actix::{Actor, Addr, Context, Handler};
+use hickory_proto::{op::ResponseCode, rr::RecordType};
+use tokio::sync::mpsc;
+use wsbalancer::{
+    actors::discovery::{
+        BackendsChanged, Discovered, Discovery, DiscoveryActor, ReplicasChanged, Subject, Watch,
+    },
+    domain::{
+        discovery::{Absence, Answer, LookupError, Missing, TtlBounds},
+        lease::{Backend, Transport},
+    },
+    net::resolve::{HostName, NameServers, Resolver, ResolverSettings, Source},
+};
+
+use crate::support::{
+    Balancer,
+    dns::{Dns, Say, addresses, services},
+    eventually,
+    program::Program,
+    within,
+};
+
+const A: RecordType = RecordType::A;
+const AAAA: RecordType = RecordType::AAAA;
+const SERVFAIL: Say = Say::Code(ResponseCode::ServFail);
+const NXDOMAIN: Say = Say::Code(ResponseCode::NXDomain);
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Long enough never to matter.
+const PATIENT: Duration = Duration::from_secs(30);
+
+fn host(name: &str) -> Source {
+    Source::Host { name: HostName::parse(name).unwrap(), port: 3001 }
+}
+
+fn service(name: &str) -> Source {
+    Source::Service(HostName::parse(name).unwrap())
+}
+
+fn settings(servers: &[&Dns], timeout: Duration) -> ResolverSettings {
+    let addresses = servers.iter().map(|server| server.address).collect();
+    let servers = Some(NameServers { addresses, ..Default::default() });
+    ResolverSettings { servers, timeout, bounds: TtlBounds { min: SECOND, max: 30 * SECOND } }
+}
+
+/// The addresses and the seconds until they are asked for again.
+fn found(answer: Result<Answer, LookupError>) -> (Vec<String>, u64) {
+    match answer {
+        Ok(Answer::Found { addresses, ttl, missing }) => {
+            assert_eq!(missing, Missing::default());
+            (addresses.iter().map(ToString::to_string).collect(), ttl.as_secs())
+        }
+        other => panic!("no addresses: {other:?}"),
+    }
+}
+
+#[actix_rt::test]
+async fn addresses_come_sorted_and_once_with_the_shortest_time() {
+    let dns = Dns::start().await;
+    dns.a("chat.", 9, &["10.0.0.9", "10.0.0.10", "10.0.0.9"]);
+    dns.say("chat.", AAAA, addresses(7, &["fd00::1"]));
+    let resolver = Resolver::new(host("chat"), settings(&[&dns], PATIENT));
+    let all = ["10.0.0.9:3001", "10.0.0.10:3001", "[fd00::1]:3001"].map(ToOwned::to_owned);
+    assert_eq!(found(resolver.resolve().await), (all.to_vec(), 7));
+
+    dns.say("alias.", A, Say::Alias(5, "chat.".to_owned()));
+    dns.say("alias.", AAAA, Say::Alias(5, "chat.".to_owned()));
+    let resolver = Resolver::new(host("alias"), settings(&[&dns], PATIENT));
+    assert_eq!(found(resolver.resolve().await), (all.to_vec(), 5), "the alias counts too");
+}
+
+#[actix_rt::test]
+async fn the_time_is_bounded_and_nothing_is_remembered() {
+    let dns = Dns::start().await;
+    let resolver = Resolver::new(host("chat"), settings(&[&dns], PATIENT));
+    for (ttl, ip, bounded) in [(0, "10.0.0.1", 1), (86_400, "10.0.0.2", 30), (4, "10.0.0.3", 4)] {
+        dns.a("chat.", ttl, &[ip]);
+        assert_eq!(found(resolver.resolve().await), (vec![format!("{ip}:3001")], bounded));
+    }
+    dns.set_negative_ttl(86_400);
+    dns.remove("chat.");
+    let none = Answer::None { absence: Absence::NoSuchName, ttl: 30 * SECOND };
+    assert_eq!(resolver.resolve().await, Ok(none));
+    dns.a("chat.", 4, &["10.0.0.4"]);
+    assert_eq!(found(resolver.resolve().await).0, ["10.0.0.4:3001"]);
+}
+
+#[actix_rt::test]
+async fn more_addresses_than_a_packet_holds_come_over_tcp() {
+    let dns = Dns::start().await;
+    let v4: Vec<String> = (1..=200).map(|host| format!("10.0.0.{host}")).collect();
+    let v6: Vec<String> = (1..=200).map(|host| format!("fd00::{host:x}")).collect();
+    let texts = |ips: &[String]| -> Say {
+        addresses(5, &ips.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    dns.say("chat.", A, texts(&v4));
+    dns.say("chat.", AAAA, texts(&v6));
+    let resolver = Resolver::new(host("chat"), settings(&[&dns], PATIENT));
+    let (all, _) = found(resolver.resolve().await);
+    let expected: Vec<String> = v4
+        .iter()
+        .map(|ip| format!("{ip}:3001"))
+        .chain(v6.iter().map(|ip| format!("[{ip}]:3001")))
+        .collect();
+    assert_eq!(all, expected);
+    assert_eq!(dns.asked_over_tcp(), 2);
+}
+
+#[actix_rt::test]
+async fn services_have_ports_and_priorities() {
+    let dns = Dns::start().await;
+    let targets = [
+        (1, 9, 4001, "a.chat."),
+        (2, 0, 4000, "late."),
+        (1, 0, 4002, "b.chat."),
+        (1, 0, 4003, "gone."),
+    ];
+    dns.say("_ws._tcp.chat.", RecordType::SRV, services(9, &targets));
+    dns.a("a.chat.", 8, &["10.0.0.1"]);
+    dns.a("b.chat.", 7, &["10.0.0.1", "10.0.0.2"]);
+    dns.say("b.chat.", AAAA, addresses(6, &["fd00::2"]));
+    dns.a("late.", 1, &["10.0.0.9"]);
+    dns.set_negative_ttl(10);
+    let resolver = Resolver::new(service("_ws._tcp.chat"), settings(&[&dns], PATIENT));
+    let all = ["10.0.0.1:4001", "10.0.0.1:4002", "10.0.0.2:4002", "[fd00::2]:4002"];
+    assert_eq!(found(resolver.resolve().await), (all.map(ToOwned::to_owned).to_vec(), 6));
+    assert_eq!(dns.asked("late.", A), 0, "only the first priority is looked at");
+
+    dns.say("_ws._tcp.chat.", RecordType::SRV, services(9, &[(0, 0, 0, ".")]));
+    let none = Answer::None { absence: Absence::NoRecords, ttl: 9 * SECOND };
+    assert_eq!(resolver.resolve().await, Ok(none), "decidedly no such service");
+}
+
+#[actix_rt::test]
+async fn that_there_is_nothing_is_told_from_that_nobody_knows() {
+    let dns = Dns::start().await;
+    dns.set_negative_ttl(3);
+    let resolver = Resolver::new(host("chat"), settings(&[&dns], PATIENT));
+    let none = |absence| Ok(Answer::None { absence, ttl: 3 * SECOND });
+    assert_eq!(resolver.resolve().await, none(Absence::NoSuchName));
+    dns.say("chat.", RecordType::TXT, Say::Records(1, Vec::new()));
+    assert_eq!(resolver.resolve().await, none(Absence::NoRecords));
+
+    for (say, told) in [
+        (SERVFAIL, "answers SERVFAIL"),
+        (Say::Code(ResponseCode::Refused), "answers REFUSED"),
+        (Say::Code(ResponseCode::NotImp), "answers NOTIMP"),
+        (Say::Code(ResponseCode::Unknown(3841)), "answers"),
+        (Say::Referral, "refers to other name servers"),
+        (Say::Garbage, "answers nonsense"),
+    ] {
+        dns.always(Some(say));
+        let error = resolver.resolve().await.unwrap_err();
+        assert!(matches!(error, LookupError::Refused(_)), "{error:?}");
+        let text = error.to_string();
+        assert!(text.starts_with("chat. A: 127.0.0.1:") && text.contains(told), "{text}");
+    }
+}
+
+#[actix_rt::test]
+async fn silence_is_a_failure() {
+    let dns = Dns::start().await;
+    dns.always(Some(Say::Silence));
+    let silent = settings(&[&dns], Duration::from_millis(200));
+    let resolver = Resolver::new(host("chat"), silent.clone());
+    let error = resolver.resolve().await.unwrap_err();
+    assert!(matches!(error, LookupError::TimedOut(_)), "{error:?}");
+    assert!(error.to_string().contains("does not answer within 200ms"), "{error}");
+
+    let address = dns.address;
+    drop(dns);
+    let nobody = Some(NameServers { addresses: vec![address], ..Default::default() });
+    let resolver = Resolver::new(host("chat"), ResolverSettings { servers: nobody, ..silent });
+    assert!(resolver.resolve().await.is_err(), "nobody listens");
+}
+
+#[actix_rt::test]
+async fn a_failure_of_one_kind_of_records_is_told_with_the_others() {
+    let dns = Dns::start().await;
+    dns.a("chat.", 5, &["10.0.0.1"]);
+    dns.say("chat.", AAAA, SERVFAIL);
+    let resolver = Resolver::new(host("chat"), settings(&[&dns], PATIENT));
+    let Ok(Answer::Found { addresses, missing, .. }) = resolver.resolve().await else {
+        panic!("no addresses")
+    };
+    assert_eq!(addresses, ["10.0.0.1:3001".parse().unwrap()]);
+    assert_eq!(missing.v4, None);
+    assert!(matches!(missing.v6, Some(LookupError::Refused(_))), "{missing:?}");
+}
+
+#[actix_rt::test]
+async fn the_next_name_server_helps_when_the_first_cannot() {
+    let (first, second) = (Dns::start().await, Dns::start().await);
+    second.a("chat.", 5, &["10.0.0.2"]);
+    let resolver = Resolver::new(host("chat"), settings(&[&first, &second], 4 * SECOND));
+    for say in [SERVFAIL, Say::Code(ResponseCode::Refused), Say::Garbage, Say::Silence] {
+        first.always(Some(say.clone()));
+        assert_eq!(found(resolver.resolve().await).0, ["10.0.0.2:3001"], "{say:?}");
+    }
+    first.always(None);
+    assert!(matches!(resolver.resolve().await, Ok(Answer::None { .. })), "the first one can");
+}
+
+/// Search domains as in a Kubernetes pod.
+fn searching(dns: &Dns) -> ResolverSettings {
+    let search = ["shop.svc.cluster.local", "svc.cluster.local", "corp.example"];
+    let servers = NameServers {
+        addresses: vec![dns.address],
+        search: search.map(ToOwned::to_owned).to_vec(),
+        ndots: 5,
+    };
+    ResolverSettings { servers: Some(servers), ..settings(&[dns], PATIENT) }
+}
+
+#[actix_rt::test]
+async fn short_names_are_searched_for() {
+    let dns = Dns::start().await;
+    dns.a("chat.shop.svc.cluster.local.", 5, &["10.0.0.1"]);
+    dns.a("web.example.", 5, &["10.0.0.2"]);
+    dns.a("_tcp.example.", 5, &["10.0.0.3"]);
+    dns.say(
+        "_ws._tcp.chat.svc.cluster.local.",
+        RecordType::SRV,
+        services(5, &[(0, 0, 80, "web.example.")]),
+    );
+    let resolve = async |source| found(Resolver::new(source, searching(&dns)).resolve().await).0;
+    assert_eq!(resolve(host("chat")).await, ["10.0.0.1:3001"]);
+    assert_eq!(resolve(host("chat.shop.svc.cluster.local")).await, ["10.0.0.1:3001"]);
+    assert_eq!(resolve(host("web.example.")).await, ["10.0.0.2:3001"]);
+    assert_eq!(resolve(service("_ws._tcp.chat")).await, ["10.0.0.2:80"]);
+    assert_eq!(dns.asked("chat.", A), 0, "the first that is there is enough");
+
+    let resolver = Resolver::new(host("web.example."), searching(&dns));
+    let before = dns.asked_at_all();
+    resolver.resolve().await.unwrap();
+    assert_eq!(dns.asked_at_all() - before, 2, "a dot at the end: no search");
+}
+
+#[actix_rt::test]
+async fn a_search_domain_that_fails_hides_no_other_and_leads_to_none() {
+    let dns = Dns::start().await;
+    dns.a("chat.corp.example.", 5, &["192.0.2.1"]);
+    let inner = "chat.shop.svc.cluster.local.";
+    let resolver = Resolver::new(host("chat"), searching(&dns));
+
+    // As the system would have it; but the right name is not given up for it.
+    dns.say(inner, A, SERVFAIL);
+    assert_eq!(found(resolver.resolve().await).0, ["192.0.2.1:3001"]);
+    dns.a(inner, 5, &["10.0.0.1"]);
+    assert_eq!(found(resolver.resolve().await).0, ["10.0.0.1:3001"]);
+
+    // From now on the other domain is nothing to go by.
+    dns.say(inner, A, SERVFAIL);
+    assert!(matches!(resolver.resolve().await, Err(LookupError::Refused(_))));
+    dns.remove(inner);
+    assert!(matches!(resolver.resolve().await, Ok(Answer::None { .. })));
+    resolver.forget();
+    assert_eq!(found(resolver.resolve().await).0, ["192.0.2.1:3001"]);
+
+    // Nobody knows whether it is there: not that it is not.
+    dns.remove("chat.corp.example.");
+    dns.say(inner, A, SERVFAIL);
+    resolver.forget();
+    assert!(matches!(resolver.resolve().await, Err(LookupError::Refused(_))));
+}
+
+/// Hands what it is told to the test.
+struct Ear {
+    backends: mpsc::UnboundedSender<BackendsChanged>,
+    replicas: mpsc::UnboundedSender<ReplicasChanged>,
+}
+
+impl Actor for Ear {
+    type Context = Context<Self>;
+}
+
+impl Handler<BackendsChanged> for Ear {
+    type Result = ();
+
+    fn handle(&mut self, changed: BackendsChanged, _: &mut Self::Context) {
+        let _ = self.backends.send(changed);
+    }
+}
+
+impl Handler<ReplicasChanged> for Ear {
+    type Result = ();
+
+    fn handle(&mut self, changed: ReplicasChanged, _: &mut Self::Context) {
+        let _ = self.replicas.send(changed);
+    }
+}
+
+/// A discovery actor and what it tells.
+struct Watcher {
+    actor: Addr<DiscoveryActor>,
+    backends: mpsc::UnboundedReceiver<BackendsChanged>,
+    replicas: mpsc::UnboundedReceiver<ReplicasChanged>,
+}
+
+fn pod(service: &str, url: &str, transport: Transport) -> Backend {
+    let [service, url] = [service, url].map(ToOwned::to_owned);
+    Backend { service, url, address: String::new(), transport }
+}
+
+impl Watcher {
+    fn start(watches: Vec<Watch>) -> Self {
+        let (backends_to, backends) = mpsc::unbounded_channel();
+        let (replicas_to, replicas) = mpsc::unbounded_channel();
+        let ear = Ear { backends: backends_to, replicas: replicas_to }.start();
+        let (to_backends, to_replicas) = (ear.clone().recipient(), ear.recipient());
+        let actor = DiscoveryActor::new(watches, to_backends, to_replicas).start();
+        Self { actor, backends, replicas }
+    }
+
+    /// Of the pods of one service, by the name `chat`.
+    fn of_pods(dns: &Dns) -> Self {
+        let url = "http://chat:3001";
+        let subject = Subject::Pods { service: 0, pod: pod("talk", url, Transport::Tcp) };
+        Self::start(vec![watch(dns, url, host("chat"), subject)])
+    }
+
+    /// The addresses of the next set of pods.
+    async fn pods(&mut self) -> Vec<String> {
+        let changed = within("other pods", self.backends.recv()).await.expect("a running actor");
+        changed.backends.into_iter().map(|backend| backend.address).collect()
+    }
+
+    async fn discoveries(&self) -> Vec<Discovery> {
+        self.actor.send(Discovered).await.unwrap().0
+    }
+
+    async fn until_trouble(&self, text: &str) {
+        eventually(text, async || {
+            let discoveries = self.discoveries().await;
+            discoveries[0].trouble.as_ref().is_some_and(|(told, _)| told.contains(text))
+        })
+        .await;
+    }
+}
+
+/// Asked as often as can be.
+fn watch(dns: &Dns, source: &str, lookup: Source, subject: Subject) -> Watch {
+    let bounds = TtlBounds { min: SECOND / 50, max: SECOND / 10 };
+    let resolver = ResolverSettings { bounds, ..settings(&[dns], PATIENT) };
+    Watch { source: source.to_owned(), lookup, resolver, subject }
+}
+
+#[actix_rt::test]
+async fn pods_that_come_and_go_are_told() {
+    let dns = Dns::start().await;
+    dns.a("chat.", 0, &["10.0.0.1"]);
+    let url = "https://chat:3001";
+    let subject = Subject::Pods { service: 3, pod: pod("talk", url, Transport::Tls) };
+    let mut watcher = Watcher::start(vec![watch(&dns, url, host("chat"), subject)]);
+    let told = within("the first pod", watcher.backends.recv()).await.unwrap();
+    let at =
+        |address: &str| Backend { address: address.to_owned(), ..pod("talk", url, Transport::Tls) };
+    assert_eq!(told, BackendsChanged { service: 3, backends: vec![at("10.0.0.1:3001")] });
+
+    dns.say("chat.", AAAA, addresses(0, &["fd00::1"]));
+    let backends = vec![at("10.0.0.1:3001"), at("[fd00::1]:3001")];
+    let told = within("another pod", watcher.backends.recv()).await.unwrap();
+    assert_eq!(told, BackendsChanged { service: 3, backends });
+    dns.say("chat.", AAAA, Say::Records(0, Vec::new()));
+    assert_eq!(watcher.pods().await, ["10.0.0.1:3001"]);
+    dns.a("chat.", 86_400, &["10.0.0.2", "10.0.0.3"]);
+    assert_eq!(watcher.pods().await, ["10.0.0.2:3001", "10.0.0.3:3001"]);
+    // The TTL of a day is not waited for.
+    dns.a("chat.", 0, &["10.0.0.3"]);
+    assert_eq!(watcher.pods().await, ["10.0.0.3:3001"]);
+    let all: Vec<String> = (1..=120).map(|host| format!("10.0.1.{host}")).collect();
+    dns.a("chat.", 0, &all.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(watcher.pods().await.len(), 120);
+}
+
+#[actix_rt::test]
+async fn a_set_that_stays_is_told_once() {
+    let dns = Dns::start().await;
+    dns.a("chat.", 0, &["10.0.0.2", "10.0.0.1"]);
+    let mut watcher = Watcher::of_pods(&dns);
+    assert_eq!(watcher.pods().await, ["10.0.0.1:3001", "10.0.0.2:3001"]);
+    dns.a("chat.", 1, &["10.0.0.1", "10.0.0.2"]);
+    let asked = dns.asked("chat.", A);
+    eventually("further look-ups", async || dns.asked("chat.", A) > asked + 3).await;
+    assert!(watcher.backends.try_recv().is_err());
+}
+
+#[actix_rt::test]
+async fn failures_keep_the_pods_and_show() {
+    let dns = Dns::start().await;
+    dns.a("chat.", 0, &["10.0.0.1", "10.0.0.2"]);
+    let mut watcher = Watcher::of_pods(&dns);
+    watcher.pods().await;
+    for (say, told) in
+        [(SERVFAIL, "answers SERVFAIL"), (Say::Code(ResponseCode::Refused), "answers REFUSED")]
+    {
+        dns.always(Some(say));
+        watcher.until_trouble(told).await;
+        let discoveries = watcher.discoveries().await;
+        assert_eq!((discoveries[0].source.as_str(), discoveries[0].known), ("http://chat:3001", 2));
+    }
+    dns.always(None);
+    dns.a("chat.", 0, &["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
+    let all = ["10.0.0.1:3001", "10.0.0.2:3001", "10.0.0.3:3001"];
+    assert_eq!(watcher.pods().await, all, "and nothing else before it");
+    assert_eq!(watcher.discoveries().await[0].trouble, None);
+}
+
+#[actix_rt::test]
+async fn silence_keeps_the_pods() {
+    let dns = Dns::start().await;
+    dns.a("chat.", 0, &["10.0.0.1"]);
+    let subject = Subject::Pods { service: 0, pod: pod("talk", "http://chat", Transport::Tcp) };
+    let mut watch = watch(&dns, "http://chat", host("chat"), subject);
+    watch.resolver.timeout = SECOND;
+    let mut watcher = Watcher::start(vec![watch]);
+    watcher.pods().await;
+    dns.always(Some(Say::Silence));
+    watcher.until_trouble("does not answer within 1s").await;
+    assert_eq!(watcher.discoveries().await[0].known, 1);
+    dns.always(None);
+    dns.a("chat.", 0, &["10.0.0.2"]);
+    assert_eq!(watcher.pods().await, ["10.0.0.2:3001"]);
+}
+
+#[actix_rt::test]
+async fn pods_are_believed_gone_when_it_is_said_twice_in_a_row() {
+    let dns = Dns::start().await;
+    dns.a("chat.", 0, &["10.0.0.1"]);
+    let mut watcher = Watcher::of_pods(&dns);
+    watcher.pods().await;
+    let nodata = || Say::Records(0, Vec::new());
+
+    // A name server that restarts, and one that fails in between.
+    for once in [vec![NXDOMAIN], vec![nodata()], vec![NXDOMAIN, SERVFAIL, NXDOMAIN]] {
+        let count = once.len();
+        dns.say_first("chat.", A, once);
+        let asked = dns.asked("chat.", A);
+        eventually("the denials", async || dns.asked("chat.", A) > asked + count).await;
+    }
+    dns.a("chat.", 0, &["10.0.0.1", "10.0.0.2"]);
+    assert_eq!(watcher.pods().await, ["10.0.0.1:3001", "10.0.0.2:3001"], "nothing before it");
+
+    for twice in [[NXDOMAIN, NXDOMAIN], [NXDOMAIN, nodata()], [nodata(), nodata()]] {
+        dns.say_first("chat.", A, twice);
+        assert!(watcher.pods().await.is_empty());
+        assert_eq!(watcher.pods().await.len(), 2);
+    }
+    dns.remove("chat.");
+    assert!(watcher.pods().await.is_empty());
+    watcher.until_trouble("NXDOMAIN").await;
+}
+
+#[actix_rt::test]
+async fn a_short_name_is_searched_for_anew_when_its_pods_are_gone() {
+    let dns = Dns::start().await;
+    let inner = "chat.shop.svc.cluster.local.";
+    dns.a(inner, 0, &["10.0.0.1"]);
+    dns.a("chat.corp.example.", 0, &["192.0.2.1"]);
+    let subject = Subject::Pods { service: 0, pod: pod("talk", "http://chat", Transport::Tcp) };
+    let mut watch = watch(&dns, "http://chat", host("chat"), subject);
+    watch.resolver.servers = searching(&dns).servers;
+    let mut watcher = Watcher::start(vec![watch]);
+    assert_eq!(watcher.pods().await, ["10.0.0.1:3001"]);
+    dns.say_first(inner, A, [NXDOMAIN]);
+    let asked = dns.asked(inner, A);
+    eventually("the denial", async || dns.asked(inner, A) > asked + 1).await;
+    assert!(watcher.backends.try_recv().is_err(), "once is not enough for another domain");
+    dns.remove(inner);
+    assert!(watcher.pods().await.is_empty());
+    assert_eq!(watcher.pods().await, ["192.0.2.1:3001"]);
+}
+
+#[actix_rt::test]
+async fn replicas_are_counted_for_all_services_and_are_one_at_least() {
+    let dns = Dns::start().await;
+    dns.a("balancers.", 0, &["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
+    let subject = Subject::Replicas { services: vec![0, 2] };
+    let lookup = watch(&dns, "dns:balancers", host("balancers"), subject);
+    let mut watcher = Watcher::start(vec![lookup]);
+    let mut next = async || within("replicas", watcher.replicas.recv()).await.unwrap();
+    for service in [0, 2] {
+        assert_eq!(next().await, ReplicasChanged { service, replicas: 3 });
+    }
+    // With two addresses each there are as many as before.
+    dns.say("balancers.", AAAA, addresses(0, &["fd00::1", "fd00::2", "fd00::3"]));
+    let asked = dns.asked("balancers.", A);
+    eventually("further look-ups", async || dns.asked("balancers.", A) > asked + 2).await;
+    dns.say("balancers.", AAAA, addresses(0, &["fd00::1", "fd00::2", "fd00::3", "fd00::4"]));
+    for service in [0, 2] {
+        assert_eq!(next().await, ReplicasChanged { service, replicas: 4 });
+    }
+    dns.remove("balancers.");
+    for service in [0, 2] {
+        assert_eq!(next().await, ReplicasChanged { service, replicas: 1 });
+    }
+}
+
+#[actix_rt::test]
+async fn settings_say_what_is_looked_up() {
+    let dns = Dns::start().await;
+    dns.a("chat.", 0, &["10.0.0.1", "10.0.0.2"]);
+    dns.say("_ws._tcp.video.", RecordType::SRV, services(0, &[(0, 0, 80, "video.")]));
+    dns.a("video.", 0, &["10.0.0.3"]);
+    dns.a("balancers.", 0, &["10.0.0.4"]);
+    let toml = format!(
+        "[balancer]\nnameservers = [\"{}\"]\nreplicas = \"dns:balancers\"\n\
+         discovery_min_ttl = \"100ms\"\n\
+         [services.chat]\ndiscovery = {{ dns = \"http://chat:3001\" }}\n\
+         [services.video]\ndiscovery = {{ srv = \"http://_ws._tcp.video\" }}\n\
+         [services.web]\nbackends = [\"http://127.0.0.1:9\"]\nreplicas = 2\n\
+         [[routes]]\nservice = \"chat\"\n",
+        dns.address
+    );
+    let balancer = Balancer::from_toml(&toml).await;
+    let discovery = balancer.control.discovery.clone().expect("something to look up");
+    let known = async || -> Vec<(Subject, String, usize)> {
+        let discoveries = discovery.send(Discovered).await.unwrap().0;
+        discoveries.into_iter().map(|one| (one.subject, one.source, one.known)).collect()
+    };
+    eventually("all found", async || known().await.iter().all(|(.., count)| *count > 0)).await;
+    let template = |name: &str, url: &str, address: &str| Backend {
+        address: address.to_owned(),
+        ..pod(name, url, Transport::Tcp)
+    };
+    let chat = template("chat", "http://chat:3001", "chat:3001");
+    let video = template("video", "http://_ws._tcp.video", "_ws._tcp.video:80");
+    let expected = [
+        (Subject::Replicas { services: vec![0, 1] }, "dns:balancers".to_owned(), 1),
+        (Subject::Pods { service: 0, pod: chat }, "http://chat:3001".to_owned(), 2),
+        (Subject::Pods { service: 1, pod: video }, "http://_ws._tcp.video".to_owned(), 1),
+    ];
+    assert_eq!(known().await, expected);
+}
+
+#[actix_rt::test]
+async fn nothing_is_looked_up_where_nothing_is_to_be() {
+    let balancer = Balancer::from_toml("services = [\"http://127.0.0.1:9\"]").await;
+    assert!(balancer.control.discovery.is_none());
+}
+
+#[actix_rt::test]
+async fn failures_are_logged_once_and_so_is_their_end() {
+    let dns = Dns::start().await;
+    dns.a("chat.", 0, &["10.0.0.1", "10.0.0.2"]);
+    let nameserver = dns.address.to_string();
+    let variables = [
+        ("WSBALANCER_SERVICES", ""),
+        ("WSBALANCER__SERVICES__CHAT__DISCOVERY__DNS", "http://chat:3001"),
+        ("WSBALANCER__BALANCER__NAMESERVERS", nameserver.as_str()),
+        ("WSBALANCER__BALANCER__DISCOVERY_MIN_TTL", "100ms"),
+        ("WSBALANCER__BALANCER__DISCOVERY_MAX_TTL", "100ms"),
+    ];
+    let balancer = Program::run("", &variables).await;
+    let look_ups = async || {
+        let asked = dns.asked("chat.", A);
+        eventually("look-ups", async || dns.asked("chat.", A) > asked + 3).await;
+    };
+    look_ups().await;
+    dns.always(Some(SERVFAIL));
+    look_ups().await;
+    dns.always(None);
+    look_ups().await;
+    balancer.terminate();
+    let (status, log) = balancer.finish().await;
+    assert!(status.success(), "{log}");
+    let topic = "service chat, http://chat:3001: ";
+    // Of A or AAAA records, whichever were asked for first after the failures began.
+    let keeps = format!("{topic}keeps 2 known pods: chat. A");
+    assert!(log.contains(&format!("{nameserver} answers SERVFAIL")), "{log}");
+    for line in [&keeps, &format!("{topic}2 pods"), &format!("{topic}answers again, 2 pods")] {
+        assert_eq!(log.matches(line.as_str()).count(), 1, "{line}\n{log}");
+    }
+}

@@ -1,0 +1,157 @@
+"""Pods added, removed, and back again, within the grace period and behind it."""
+
+import byhand
+import crowd
+import hosts
+from byhand import eventually
+from common import check, say
+from crowd import balancing, unharmed
+from reader import valid
+from zone import a
+
+NAME = "pods"
+OWN_COUNTS = 'metric_path = "none"\n'
+
+
+async def show(server):
+    pods = await hosts.start("127.0.0.2", "127.0.0.3", "127.0.0.4")
+    service = hosts.service(server, f"{NAME}.test:{hosts.port_of(pods)}")
+    await show_added_and_removed(server, pods, service)
+    await show_order(server, pods, service)
+    await show_return(server, pods[:2], service)
+    for grace in ("10m", "0s"):
+        await show_grace(server, pods[0], grace)
+    await show_forgotten(server, pods[:2], service)
+    crowd.stop(*pods)
+
+
+async def show_added_and_removed(server, pods, service):
+    say("a pod is added, another removed, and removed ones end with their last session")
+    first, second, third = pods
+    server.set(*a(NAME, first.name, second.name))
+    async with balancing(service, hosts.QUICK) as balancer:
+        await hosts.known(balancer, pods[:2])
+        clients = await crowd.come(balancer, 20, lanes=1)
+        hosts.even(clients, pods[:2], "20 clients")
+        talks = {}
+        for name in (first.name, second.name):
+            talks[name] = hosts.Talk(next(client for client in clients if client.pod == name))
+
+        server.set(*a(NAME, first.name, second.name, third.name))
+        await hosts.known(balancer, pods, "added")
+        new = await crowd.come(balancer, 10, lanes=1)
+        check(crowd.spread(new) == {third.name: 10}, f"the next 10 clients fill it: {crowd.spread(new)}")
+        for name, talk in talks.items():
+            await talk.undisturbed(f"{name}, a pod was added")
+
+        server.set(*a(NAME, second.name, third.name))
+        await hosts.known(balancer, pods[1:], f"{first.name} is removed")
+        state = hosts.told(balancer).get(first.address)
+        check(state and state["state"] == "draining", f"it drains: {state}")
+        attempts = len(first.attempts)
+        late = await crowd.come(balancer, 20, lanes=1)
+        unharmed(late, "behind the removal")
+        hosts.even(late, pods[1:], "none of the next 20 clients goes there")
+        check(len(first.attempts) == attempts, "nor is it asked to take any")
+        valid(balancer, "while it drains")
+        check(first.sessions == 10, f"its {first.sessions} sessions live")
+        for name, talk in talks.items():
+            await talk.undisturbed(f"{name}, {first.name} was removed")
+        old = [client for client in clients if client.pod == first.name and client is not talks[first.name].client]
+        check(all([await client.talks() for client in old]), f"each of the other {len(old)} talks")
+        for talk in talks.values():
+            await talk.stop()
+        for client in old:
+            client.leave()
+        left = await eventually(lambda: first.sessions == 0)
+        check(left, "they end when their clients leave")
+        lines = [text for text in balancer.lines if f"{NAME}.test" in text]
+        check(any("3 pods" in text for text in lines), f"the log says how many there are: {lines}")
+
+
+async def show_order(server, pods, service):
+    say("the same addresses in another order, one of them twice: nothing changes")
+    first, second, third = pods
+    server.set(*a(NAME, first.name, second.name, third.name))
+    async with balancing(service, hosts.QUICK) as balancer:
+        await hosts.known(balancer, pods)
+        clients = await crowd.come(balancer, 9, lanes=1)
+        said = len(balancer.lines)
+        asked = server.count("A")
+        server.set(*a(NAME, third.name, first.name, second.name), *a(NAME, first.name))
+        await eventually(lambda: server.count("A") > asked + 3)
+        check(len(balancer.lines) == said, f"the log is silent: {balancer.lines[said:]}")
+        hosts.even(clients + await crowd.come(balancer, 9, lanes=1), pods, "18 clients")
+
+
+async def show_return(server, pods, service):
+    """Counts are our own only, so that whether they were kept shows in where clients go."""
+    say("a pod leaves with 10 live sessions and comes back; its own sessions are all that is known of its load")
+    stays, leaves = pods
+    server.set(*a(NAME, stays.name, leaves.name))
+    async with balancing(service, f"{hosts.QUICK}{OWN_COUNTS}") as balancer:
+        await hosts.known(balancer, pods)
+        clients = await crowd.come(balancer, 20, lanes=1)
+        hosts.even(clients, pods, "20 clients")
+        server.set(*a(NAME, stays.name))
+        await hosts.known(balancer, [stays], f"{leaves.name} is removed")
+        more = await crowd.come(balancer, 10, lanes=1)
+        check(crowd.spread(more) == {stays.name: 10}, f"10 more: {crowd.spread(more)}")
+        server.set(*a(NAME, stays.name, leaves.name))
+        await hosts.known(balancer, pods, f"{leaves.name} is back")
+        back = await crowd.come(balancer, 20, lanes=1)
+        # Were they lost, all 20 would go there.
+        counts, kept = crowd.spread(back), {stays.name: 5, leaves.name: 15}
+        check(counts == kept, f"its counts are kept: to be level at 25 each, 20 clients go {counts}")
+        check(all([await client.talks() for client in clients + more + back]), "every session talks")
+
+
+class Unavailable(crowd.Pod):
+    """Answers every handshake with 503."""
+
+    async def handshake(self, connection, _):
+        await connection.send(byhand.answer(503))
+
+
+async def show_grace(server, healthy, grace):
+    """What is known of a pod without sessions is its health."""
+    say(f"an ejected pod leaves and comes back, discovery_grace = {grace}, eject_time = {crowd.LONG}s")
+    sick = await Unavailable("127.0.0.9").start(int(hosts.port_of([healthy])), "127.0.0.9")
+    service = hosts.service(server, f"{NAME}.test:{hosts.port_of([healthy])}")
+    settings = f'{hosts.QUICK}{OWN_COUNTS}eject_time = "{crowd.LONG}s"\ndiscovery_grace = "{grace}"\n'
+    both = a(NAME, healthy.name, sick.name)
+    server.set(*both)
+    async with balancing(service, settings) as balancer:
+        await hosts.known(balancer, [healthy, sick])
+        unharmed(await crowd.come(balancer, 12, lanes=1), "12 clients")
+        state = await eventually(lambda: (now := hosts.states(balancer)[sick.address]) == "ejected" and now)
+        check(state, f"{sick.name} is ejected, {len(sick.attempts)} attempts")
+        for records in (a(NAME, healthy.name), both):
+            asked = server.count("A")
+            server.set(*records)
+            await eventually(lambda asked=asked: server.count("A") > asked + 2)
+            say(f"         in the zone: {len(records)}; {hosts.states(balancer)}")
+        tried = len(sick.attempts)
+        unharmed(await crowd.come(balancer, 12, lanes=1), "12 clients")
+        more = len(sick.attempts) - tried
+        if grace == "0s":
+            check(more > 0, f"control: it has been forgotten, {more} more attempts")
+        else:
+            check(more == 0, f"it is still ejected, {more} more attempts")
+    crowd.stop(sick)
+
+
+async def show_forgotten(server, pods, service):
+    say("a pod leaves without sessions, is forgotten behind discovery_grace = 300ms, and comes back as a new one")
+    stays, leaves = pods
+    server.set(*a(NAME, stays.name, leaves.name))
+    warming = hosts.QUICK.replace("0s", "1m")
+    async with balancing(service, f'{warming}discovery_grace = "300ms"\n') as balancer:
+        await hosts.known(balancer, pods)
+        server.set(*a(NAME, stays.name))
+        await hosts.known(balancer, [stays], f"{leaves.name} is removed")
+        check(await hosts.gone(balancer, leaves), f"it is forgotten: {hosts.states(balancer)}")
+        server.set(*a(NAME, stays.name, leaves.name))
+        await hosts.known(balancer, pods, "back")
+        states = await eventually(lambda: (now := hosts.states(balancer))[leaves.address] == "cold" and now)
+        check(states, f"as a new one: {states or hosts.states(balancer)}")

@@ -1,0 +1,190 @@
+"""Name servers that fail, deny, fall silent or are not there: what is known is kept, and it is said."""
+
+import urllib.request
+
+import crowd
+import hosts
+import zone
+from byhand import eventually
+from common import check, say
+from crowd import arrive, balancing, unharmed
+from zone import a
+
+NAME = "pods"
+
+
+async def show(server):
+    pods = await hosts.start("127.0.0.2", "127.0.0.3")
+    service = hosts.service(server, f"{NAME}.test:{hosts.port_of(pods)}")
+    failures = {
+        "SERVFAIL": (server.fail, lambda: None, lambda: server.count("SERVFAIL") > 3),
+        "silence": (server.freeze, server.thaw, None),
+        "a server that is down": (server.stop, server.start, None),
+    }
+    for name, (begin, end, seen) in failures.items():
+        await show_kept(server, pods, service, name, begin, end, seen)
+    await show_denied_once(server, pods, service)
+    for name, records in (("NXDOMAIN", []), ("an empty answer", [f"{NAME} 0 TXT here"])):
+        await show_denied(server, pods, service, name, records)
+    await show_late_server(server, pods, service)
+    await show_misspelt(server, pods, service)
+    crowd.stop(*pods)
+    await show_half(server)
+    await show_second_server(server)
+
+
+async def troubled(balancer, said):
+    """Waits for a line of the log behind `said` on a look-up that failed."""
+    def lines():
+        return [text for text in balancer.lines[said:] if f"{NAME}.test" in text]
+
+    await eventually(lines, 30)
+    return lines()
+
+
+async def show_kept(server, pods, service, name, begin, end, seen):
+    first, second = pods
+    say(f"{name}: the last good addresses are kept")
+    server.set(*a(NAME, first.name))
+    async with balancing(service, hosts.QUICK) as balancer:
+        await hosts.known(balancer, [first])
+        clients = await crowd.come(balancer, 5, lanes=1)
+        talk = hosts.Talk(clients[0])
+        said = len(balancer.lines)
+        begin()
+        try:
+            lines = await troubled(balancer, said)
+            check(bool(lines), f"the log says so: {lines[:1]}")
+            if seen:
+                check(await eventually(seen), "look-ups have failed several times")
+            check(hosts.taking(balancer) == {first.address}, f"kept: {hosts.states(balancer)}")
+            more = await crowd.come(balancer, 10, lanes=1)
+            unharmed(more, f"new sessions during {name}")
+            await talk.undisturbed(f"during {name}")
+        finally:
+            end()
+        server.set(*a(NAME, first.name, second.name))
+        await hosts.known(balancer, pods, "it is over, and the zone has one more", 60)
+        later = await crowd.come(balancer, 10, lanes=1)
+        check(crowd.spread(later).get(second.name) == 10, f"10 clients: {crowd.spread(later)}")
+        await talk.undisturbed("afterwards")
+        say(f"         log: {lines + [text for text in balancer.lines[said:] if text not in lines]}")
+        told = [text for text in balancer.lines[said:] if f"{NAME}.test" in text]
+        check(len(told) <= 5, f"{len(told)} lines on it, not one per look-up")
+        await talk.stop()
+
+
+async def show_denied_once(server, pods, service):
+    say("NXDOMAIN for one look-up only: nobody notices; discovery_min_ttl = discovery_max_ttl = 2s")
+    server.set(*a(NAME, pods[0].name))
+    seconds = 'poll_interval = "100ms"\ndiscovery_min_ttl = "2s"\ndiscovery_max_ttl = "2s"\ncold_time = "0s"\n'
+    async with balancing(service, seconds) as balancer:
+        await hosts.known(balancer, pods[:1])
+        denied = server.count("NXDOMAIN")
+        server.set()
+        seen = await eventually(lambda: server.count("NXDOMAIN") > denied)
+        server.set(*a(NAME, pods[0].name))
+        asked = server.count("A")
+        states = []
+
+        def twice_more():
+            states.append(hosts.states(balancer))
+            return server.count("A") >= asked + 2
+
+        await eventually(twice_more)
+        kept = all(one.get(pods[0].address) not in (None, "draining") for one in states)
+        check(seen and kept, f"denied {server.count('NXDOMAIN') - denied} times, and kept all the while")
+
+
+async def show_denied(server, pods, service, name, records):
+    say(f"{name}, again and again: there are no pods any more, live sessions go on")
+    server.set(*a(NAME, *(pod.name for pod in pods)))
+    async with balancing(service, hosts.QUICK) as balancer:
+        await hosts.known(balancer, pods)
+        clients = await crowd.come(balancer, 10, lanes=1)
+        talk = hosts.Talk(clients[0])
+        said = len(balancer.lines)
+        server.set(*records)
+        await hosts.known(balancer, [], "no pod takes new sessions")
+        states = hosts.states(balancer)
+        check(set(states.values()) == {"draining"} and len(states) == 2, f"they drain: {states}")
+        refused = await arrive(balancer)
+        check(refused.status == 503, f"a new client: {refused.status} {refused.body.decode().strip()!r}")
+        await talk.undisturbed(f"during {name}")
+        check(all([await client.talks() for client in clients[1:]]), "so do all the others")
+        lines = [text for text in balancer.lines[said:] if f"{NAME}.test" in text]
+        check(bool(lines), f"the log says so: {lines}")
+        server.set(*a(NAME, *(pod.name for pod in pods)))
+        await hosts.known(balancer, pods, "the records are back")
+        unharmed(await crowd.come(balancer, 10, lanes=1), "afterwards")
+        await talk.undisturbed("afterwards")
+        await talk.stop()
+
+
+async def show_late_server(server, pods, service):
+    say("the name server is down when the balancer starts")
+    server.stop()
+    server.set(*a(NAME, pods[0].name))
+    async with balancing(service, hosts.QUICK) as balancer:
+        with urllib.request.urlopen(f"http://{balancer.admin}/readyz", timeout=10) as answer:
+            check(answer.status == 200, "it is ready all the same")
+        client = await arrive(balancer)
+        check(client.status == 503, f"a client: {client.status} {client.body.decode().strip()!r}")
+        lines = await troubled(balancer, 0)
+        check(bool(lines), f"the log says so: {lines[:1]}")
+        server.start()
+        await hosts.known(balancer, pods[:1], "the name server starts", 60)
+        unharmed(await crowd.come(balancer, 5, lanes=1), "then")
+    server.freeze()
+    say("  a balancer that starts and is stopped while the name server is silent")
+    async with balancing(service, hosts.QUICK) as balancer:
+        client = await arrive(balancer)
+        check(client.status == 503, f"a client: {client.status} {client.body.decode().strip()!r}")
+    server.thaw()
+
+
+async def show_misspelt(server, pods, service):
+    say("a name that does not exist, from the start")
+    server.set(*a("other", pods[0].name))
+    async with balancing(service, hosts.QUICK) as balancer:
+        lines = await troubled(balancer, 0)
+        check(bool(lines), f"the log names it: {lines[:1]}")
+        client = await arrive(balancer)
+        check(client.status == 503, f"a client: {client.status} {client.body.decode().strip()!r}")
+
+
+async def show_half(server):
+    say("A records are found, AAAA records get SERVFAIL: what is not known is kept, the rest followed")
+    relay = await zone.Relay(server).start()
+    pods = await hosts.start("127.0.0.2", "::1", "127.0.0.3")
+    four, six, other = pods
+    server.set(*a(NAME, four.name, six.name))
+    service = hosts.service(relay, f"{NAME}.test:{hosts.port_of(pods)}")
+    async with balancing(service, hosts.QUICK) as balancer:
+        await hosts.known(balancer, [four, six])
+        said = len(balancer.lines)
+        relay.failing = {"AAAA"}
+        server.set(*a(NAME, other.name))
+        await hosts.known(balancer, [other, six], "another A record")
+        failed = relay.failed
+        await eventually(lambda: relay.failed > failed + 3)
+        check(hosts.taking(balancer) == {other.address, six.address}, f"it stays so: {hosts.states(balancer)}")
+        lines = await troubled(balancer, said)
+        check(bool(lines), f"the log says so: {lines}")
+        relay.failing = set()
+        await hosts.known(balancer, [other], "AAAA records are told again: there are none")
+    relay.transport.close()
+    crowd.stop(*pods)
+
+
+async def show_second_server(server):
+    pods = await hosts.start("127.0.0.2")
+    server.set(*a(NAME, pods[0].name))
+    target = f"{NAME}.test:{hosts.port_of(pods)}"
+    say("two name servers, nobody is at the first one")
+    service = hosts.service(server, target, before=[f"127.0.0.1:{zone.free_port()}"])
+    async with balancing(service, hosts.QUICK) as balancer:
+        await hosts.known(balancer, pods, "the second one is asked", 30)
+        unharmed(await crowd.come(balancer, 5, lanes=1), "then")
+        say(f"         log: {[text for text in balancer.lines if NAME in text]}")
+    crowd.stop(*pods)

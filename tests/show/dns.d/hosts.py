@@ -1,0 +1,105 @@
+"""Pods at addresses of their own, what the metrics say of them, and sessions that never pause."""
+
+import asyncio
+import json
+
+import byhand
+import crowd
+from byhand import eventually
+from common import check
+
+# Look-ups follow each other quickly, and cold pods are taken for warm, so that counts are exact.
+QUICK = """
+poll_interval = "100ms"
+discovery_min_ttl = "100ms"
+discovery_max_ttl = "200ms"
+cold_time = "0s"
+"""
+
+
+async def start(*hosts, port=None):
+    """A pod at each host, all at one port."""
+    port = port or crowd.common_port(hosts)
+    pods = []
+    for host in hosts:
+        pods.append(await crowd.Pod(host).start(port, host))
+    return pods
+
+
+def port_of(pods):
+    return pods[0].address.rpartition(":")[2]
+
+
+def service(server, target, kind="dns", before=()):
+    """A service whose pods are found by DNS, at this name server only, or at others `before` it."""
+    servers = json.dumps([*before, server.address])
+    return f'[services.chat]\ndiscovery = {{ {kind} = "http://{target}" }}\nnameservers = {servers}\n'
+
+
+def told(balancer):
+    """What podMetrics says of each address."""
+    return {pod["address"]: pod for pods in balancer.metrics()["podMetrics"].values() for pod in pods}
+
+
+def states(balancer):
+    return {address: pod["state"] for address, pod in told(balancer).items()}
+
+
+def taking(balancer):
+    """Addresses that new sessions may go to."""
+    return {address for address, state in states(balancer).items() if state not in ("draining", "ejected")}
+
+
+async def known(balancer, pods, what="", timeout=byhand.DEADLINE):
+    """Waits until exactly these pods take new sessions."""
+    wanted = {pod.address for pod in pods}
+    found = await eventually(lambda: taking(balancer) == wanted, timeout)
+    shown = sorted(pod.name for pod in pods) if len(pods) < 8 else f"{len(pods)} pods"
+    return check(found, f"{what or 'known'}: {shown}" + ("" if found else f" wanted, not {states(balancer)}"))
+
+
+async def gone(balancer, pod):
+    """Waits until a pod is not mentioned any more."""
+    return await eventually(lambda: pod.address not in states(balancer))
+
+
+def even(clients, pods, what):
+    """Checks that clients are on these pods only and evenly."""
+    counts = crowd.spread(clients)
+    right = set(counts) == {pod.name for pod in pods} and max(counts.values()) - min(counts.values()) <= 1
+    check(right, f"{what}: {counts if len(counts) < 8 else f'{len(counts)} pods, {set(counts.values())} each'}")
+
+
+class Talk:
+    """A session that sends numbered messages without a pause and misses none of their echoes."""
+
+    def __init__(self, client):
+        self.client, self.count, self.wrong = client, 0, None
+        self.over = False
+        self.task = asyncio.create_task(self._talk())
+
+    async def _talk(self):
+        try:
+            while not self.over:
+                message = b"message %d" % self.count
+                await self.client.connection.send(byhand.frame(1, message, mask=b"mask"))
+                _, opcode, payload = await self.client.connection.frame()
+                if (opcode, payload) != (1, message):
+                    self.wrong = f"{opcode} {payload!r} for {message!r}"
+                    return
+                self.count += 1
+                await asyncio.sleep(0.01)
+        except Exception as error:  # noqa: BLE001, whatever ends it is what must not happen
+            self.wrong = f"{type(error).__name__} behind {self.count} messages"
+
+    async def undisturbed(self, what):
+        """Checks it and goes on; it must get further from here."""
+        before = self.count
+        await eventually(lambda: self.count > before + 2 or self.wrong)
+        told = self.wrong or f"{self.count} messages so far"
+        return check(not self.wrong, f"{what}: its live session goes on, {told}")
+
+    async def stop(self):
+        self.over = True
+        await self.task
+        self.client.leave()

@@ -1,0 +1,128 @@
+"""Kinds of records: a hundred addresses, SRV with ports and priorities, A beside AAAA, aliases."""
+
+import asyncio
+
+import crowd
+import hosts
+from byhand import eventually
+from common import check, say
+from crowd import balancing, unharmed
+from reader import valid
+from zone import a
+
+NAME = "pods"
+SERVICE = "_ws._tcp.pods"
+MANY = 100
+
+
+async def show(server):
+    await show_many(server)
+    await show_families(server)
+    await show_alias(server)
+    await show_services(server)
+
+
+async def show_many(server):
+    names = [f"127.0.1.{number}" for number in range(1, MANY + 1)]
+    pods = await hosts.start(*names)
+    say(f"{MANY} addresses: more than fit in a datagram")
+    server.set(*a(NAME, *names))
+    service = hosts.service(server, f"{NAME}.test:{hosts.port_of(pods)}")
+    before = server.counts()
+    calm = 'poll_interval = "2s"\ndiscovery_min_ttl = "500ms"\ndiscovery_max_ttl = "500ms"\ncold_time = "0s"\n'
+    async with balancing(service, calm) as balancer:
+        await hosts.known(balancer, pods)
+        now = server.counts()
+        grown = {kind: now.get(kind, 0) - before.get(kind, 0) for kind in ("udp4", "tcp4")}
+        check(grown["tcp4"] > 0, f"asked again over TCP: {grown} queries")
+        clients = await crowd.come(balancer, 2 * MANY, lanes=4)
+        unharmed(clients, f"{MANY} pods")
+        hosts.even(clients, pods, f"{2 * MANY} clients")
+        valid(balancer, f"{MANY} addresses of one URL")
+        server.set(*a(NAME, *names[: MANY // 2]))
+        await hosts.known(balancer, pods[: MANY // 2], "half of them leave")
+        more = await crowd.come(balancer, MANY, lanes=4)
+        hosts.even(more, pods[: MANY // 2], f"{MANY} clients")
+        talking = await asyncio.gather(*(client.talks() for client in clients))
+        check(all(talking), f"all {len(talking)} sessions from before talk")
+    crowd.stop(*pods)
+
+
+async def show_families(server):
+    pods = await hosts.start("127.0.0.2", "::1")
+    say("A and AAAA of one name")
+    service = hosts.service(server, f"{NAME}.test:{hosts.port_of(pods)}")
+    four, six = pods
+    server.set(*a(NAME, four.name, six.name))
+    async with balancing(service, hosts.QUICK) as balancer:
+        await hosts.known(balancer, pods, "both")
+        check(six.address in hosts.states(balancer), f"addresses as a URL has them: {sorted(hosts.states(balancer))}")
+        clients = await crowd.come(balancer, 10, lanes=1)
+        hosts.even(clients, pods, "10 clients")
+        for left, gone in ((six, four), (four, six)):
+            server.set(*a(NAME, left.name))
+            await hosts.known(balancer, [left], f"{left.name} only")
+            more = await crowd.come(balancer, 4, lanes=1)
+            check(crowd.spread(more) == {left.name: 4}, f"4 clients: {crowd.spread(more)}")
+            check(all([await one.talks() for one in clients]), f"sessions on {gone.name} talk as well")
+            server.set(*a(NAME, four.name, six.name))
+            await hosts.known(balancer, pods, "both")
+    crowd.stop(*pods)
+
+
+async def show_alias(server):
+    pods = await hosts.start("127.0.0.2", "127.0.0.3")
+    say("a name that is an alias")
+    service = hosts.service(server, f"{NAME}.test:{hosts.port_of(pods)}")
+    server.set(f"{NAME} 0 CNAME blue", *a("blue", pods[0].name), *a("green", pods[1].name))
+    async with balancing(service, hosts.QUICK) as balancer:
+        await hosts.known(balancer, pods[:1], "→ blue")
+        blue = await crowd.come(balancer, 4, lanes=1)
+        server.set(f"{NAME} 0 CNAME green", *a("blue", pods[0].name), *a("green", pods[1].name))
+        await hosts.known(balancer, pods[1:], "→ green")
+        green = await crowd.come(balancer, 4, lanes=1)
+        check(crowd.spread(green) == {pods[1].name: 4}, f"new sessions: {crowd.spread(green)}")
+        check(all([await one.talks() for one in blue]), "those on blue talk")
+    crowd.stop(*pods)
+
+
+async def show_services(server):
+    say("SRV: ports of their own, and priorities")
+    # Two ports of one host, and a third at another host.
+    first, second, third = [await crowd.Pod(name).start(0, host) for name, host in (
+        ("one", "127.0.0.2"), ("two", "127.0.0.2"), ("spare", "127.0.0.3"),
+    )]
+    ports = [pod.address.rpartition(":")[2] for pod in (first, second, third)]
+    addresses = [*a("a", "127.0.0.2"), *a("b", "127.0.0.3")]
+
+    def srv(*records):
+        server.set(*addresses, *(f"{SERVICE} 0 SRV {record}" for record in records))
+
+    both = f"10 1 {ports[0]} a", f"10 1 {ports[1]} a"
+    spare = f"20 1 {ports[2]} b"
+    srv(*both, spare)
+    async with balancing(hosts.service(server, f"{SERVICE}.test", "srv"), hosts.QUICK) as balancer:
+        await hosts.known(balancer, [first, second], "the lowest priority's")
+        clients = await crowd.come(balancer, 10, lanes=1)
+        hosts.even(clients, [first, second], "10 clients")
+        srv(both[0], spare)
+        await hosts.known(balancer, [first], "one of them leaves")
+        more = await crowd.come(balancer, 4, lanes=1)
+        check(crowd.spread(more) == {"one": 4}, f"4 clients: {crowd.spread(more)}")
+        srv(spare)
+        await hosts.known(balancer, [third], "only the next priority is left")
+        rest = await crowd.come(balancer, 4, lanes=1)
+        check(crowd.spread(rest) == {"spare": 4}, f"4 clients: {crowd.spread(rest)}")
+        check(all([await one.talks() for one in clients + more]), "sessions on the others talk")
+        srv(*both, spare)
+        await hosts.known(balancer, [first, second], "the lowest priority is back")
+        server.set(*a("b", "127.0.0.3"), *(f"{SERVICE} 0 SRV {record}" for record in (both[0], spare)))
+        say(f"         a target without an address: {await settled(server, balancer)}")
+    crowd.stop(first, second, third)
+
+
+async def settled(server, balancer):
+    """States a few look-ups later."""
+    asked = server.count("SRV")
+    await eventually(lambda: server.count("SRV") > asked + 4)
+    return hosts.states(balancer)

@@ -1,0 +1,49 @@
+"""`replicas = "dns:NAME"`: how many addresses a name has is how many balancers share the pods."""
+
+import crowd
+from byhand import eventually
+from common import check, say
+from crowd import balancing
+from zone import a
+
+NAME = "balancers"
+
+
+async def show(server):
+    """Without a report, own sessions stand for every replica's: the metrics show the factor."""
+    say('replicas = "dns:balancers.test"; one pod without a metric route, 4 sessions')
+    pod = await crowd.Pod("pod").start()
+    settings = (
+        f'metric_path = "none"\nreplicas = "dns:{NAME}.test"\nnameservers = ["{server.address}"]\n'
+        'discovery_min_ttl = "100ms"\ndiscovery_max_ttl = "200ms"\n'
+    )
+    server.set(*a(NAME, "10.0.0.1", "10.0.0.2", "10.0.0.3"))
+    async with balancing([pod], settings) as balancer:
+        clients = await crowd.come(balancer, 4, lanes=1)
+
+        async def counted(wanted, what):
+            found = await eventually(lambda: crowd.entry(balancer, pod)["connections"] == 4 * wanted)
+            now = crowd.entry(balancer, pod)
+            check(found, f"{what}: {now['connections']} connections by {now['own']} own sessions")
+
+        await counted(3, "three addresses")
+        server.set(*a(NAME, "10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5"))
+        await counted(5, "five")
+        said = len(balancer.lines)
+        failed = server.count("SERVFAIL")
+        server.fail()
+        await eventually(lambda: server.count("SERVFAIL") > failed + 3)
+        await counted(5, "SERVFAIL: the last count is kept")
+        lines = [text for text in balancer.lines[said:] if f"{NAME}.test" in text]
+        check(bool(lines), f"the log says so: {lines}")
+        server.set(*a(NAME, "10.0.0.1", "fd00::1", "10.0.0.2", "fd00::2"))
+        await counted(2, "two, each with an address of either kind")
+        server.set()
+        denied = server.count("NXDOMAIN")
+        await eventually(lambda: server.count("NXDOMAIN") > denied + 6)
+        await counted(1, "none: one at least, this one")
+        check(all([await client.talks() for client in clients]), "all the while sessions talk")
+    async with balancing([pod], 'metric_path = "none"\nreplicas = 1\n') as balancer:
+        await crowd.come(balancer, 4, lanes=1)
+        check(crowd.entry(balancer, pod)["connections"] == 4, "control, replicas = 1: 4 connections")
+    crowd.stop(pod)

@@ -1,0 +1,57 @@
+"""How often is asked: as records say, within discovery_min_ttl and discovery_max_ttl."""
+
+import time
+
+import crowd
+import hosts
+from byhand import eventually
+from common import check, say
+from crowd import balancing
+from zone import a
+
+NAME = "pods"
+
+
+async def show(server):
+    pods = await hosts.start("127.0.0.2", "127.0.0.3")
+    service = hosts.service(server, f"{NAME}.test:{hosts.port_of(pods)}")
+    say("queries of type A at the name server, for 5 look-ups or 4 s")
+    for ttl, least, most, expected, what in (
+        (0, "1s", "30s", 1, "discovery_min_ttl holds"),
+        (0, "100ms", "30s", 0.1, "control, a smaller one"),
+        (3600, "100ms", "1s", 1, "discovery_max_ttl holds"),
+        (3600, "100ms", "1h", 3600, "control, a greater one"),
+        (1, "100ms", "1h", 1, "between them the record's own"),
+        (2, "100ms", "1h", 2, "between them the record's own"),
+    ):
+        await show_rate(server, pods, service, ttl, least, most, expected, what)
+    await show_shortened(server, pods, service)
+    crowd.stop(*pods)
+
+
+async def show_rate(server, pods, service, ttl, least, most, expected, what):
+    server.set(*a(NAME, pods[0].name, ttl=ttl))
+    bounds = f'discovery_min_ttl = "{least}"\ndiscovery_max_ttl = "{most}"\n'
+    async with balancing(service, bounds) as balancer:
+        await hosts.known(balancer, pods[:1], f"TTL {ttl}, {least} to {most}")
+        before, began = server.count("A"), time.monotonic()
+        await eventually(lambda: server.count("A") >= before + 5, 4)
+        asked, took = server.count("A") - before, time.monotonic() - began
+    # One more than fit, because the first is due at any moment; 20 % are for jitter.
+    fits = took / (0.8 * expected) + 1
+    enough = asked >= min(1, int(took / (2 * expected)))
+    check(enough and asked <= fits, f"{what}: {asked} look-ups in {took:.1f} s, {expected:g} s apart")
+
+
+async def show_shortened(server, pods, service):
+    """A TTL of the zone changes while the balancer runs."""
+    say("the zone's TTL changes: 1 h, then 0; discovery_max_ttl = 1s, so the first change is seen in time")
+    server.set(*a(NAME, pods[0].name, ttl=3600))
+    async with balancing(service, 'discovery_min_ttl = "100ms"\ndiscovery_max_ttl = "1s"\n') as balancer:
+        await hosts.known(balancer, pods[:1])
+        server.set(*a(NAME, pods[1].name, ttl=0))
+        await hosts.known(balancer, pods[1:], "a record with a TTL of 1 h is replaced")
+        before, began = server.count("A"), time.monotonic()
+        await eventually(lambda: server.count("A") >= before + 10)
+        took = time.monotonic() - began
+        check(server.count("A") >= before + 10, f"then 10 look-ups take {took:.1f} s")

@@ -1,0 +1,144 @@
+"""Each way to fail before the 101, beside two healthy pods.
+
+Pods have no metric route here, so that the failing one always looks emptiest: only what clients'
+handshakes teach can keep the balancer from offering every client to it.
+"""
+
+import asyncio
+
+import crowd
+import kinds
+from common import check, say
+from crowd import arrive, balancing, entry, errors, latencies, line, unharmed
+
+CLIENTS = 200
+WARM_UP = 60  # behind them the failing pod looks emptiest even with a handshake of each lane under way
+LANES = 2  # few, so that clients wait for the balancer and not for each other
+WAITING = 16  # where most of the time is a time-out
+EJECT_AFTER = 3
+SETTINGS = 'metric_path = "none"\nread_timeout = "500ms"\nconnect_timeout = "500ms"\n'
+KINDS = (
+    kinds.Silent, kinds.Unavailable, kinds.Closing, kinds.Garbage, kinds.Refused, kinds.WrongAccept, kinds.Unreached,
+)
+
+
+async def attempts(balancer, pod):
+    """How often handshakes were tried at a pod; by the log, where the pod cannot know."""
+    if not isinstance(pod, kinds.Refused):
+        return len(pod.attempts)
+    counts = []
+    # What the balancer has written may still be on its way: read until no more comes.
+    while len(counts) < 3 or len({*counts[-3:]}) > 1:
+        counts.append(sum(f"{pod.address} cannot be reached" in text for text in balancer.lines))
+        await asyncio.sleep(0.05)
+    return counts[-1]
+
+
+async def show():
+    say(f"pods that fail before the 101, each beside two healthy ones; {CLIENTS} clients each time")
+    say(f"  {SETTINGS.replace(chr(10), ', ')}")
+    healthy = [await crowd.Pod(f"healthy-{number}").start() for number in (1, 2)]
+    rows = [await show_direct(healthy)]
+    for kind in KINDS:
+        pod = kind() if issubclass(kind, kinds.Refused) else kind("failing")
+        await pod.start()
+        say(f"a pod that {kind.__doc__}")
+        await show_ejected(pod, healthy)
+        rows.append(await show_never_ejected(pod, healthy))
+        await show_no_retries(pod, healthy)
+        crowd.stop(pod)
+    say("latency of a handshake that failed over, in ms, beside that of a direct one:")
+    line("", "clients", "median", "p99", "max", "added")
+    for name, times in rows:
+        added = crowd.percentile(times, 0.5) - crowd.percentile(rows[0][1], 0.5)
+        line(name, len(times), *latencies(times), f"{1000 * added:.1f}")
+    await show_storm(healthy)
+    await show_deadline()
+    crowd.stop(*healthy)
+
+
+async def show_direct(healthy):
+    async with balancing(healthy, SETTINGS) as balancer:
+        await crowd.come(balancer, WARM_UP)
+        clients = await crowd.come(balancer, CLIENTS, LANES)
+        unharmed(clients, "healthy pods only")
+    return "direct", [client.took for client in clients]
+
+
+async def show_ejected(pod, healthy):
+    """One client after the other until it is out, then all the others."""
+    settings = f'{SETTINGS}eject_after = {EJECT_AFTER}\neject_time = "{crowd.LONG}s"\n'
+    async with balancing([pod, *healthy], settings) as balancer:
+        first = []
+        while entry(balancer, pod)["state"] != "ejected" and len(first) < 100:
+            first.append(await arrive(balancer))
+        tried = await attempts(balancer, pod)
+        unharmed(first, "one after the other until it is ejected")
+        check(tried == EJECT_AFTER, f"ejected after {tried} attempts, eject_after = {EJECT_AFTER}")
+        told = entry(balancer, pod)
+        say(f"         {told}")
+        check(told.get("reason"), f"/balancer-metrics has its reason: {told.get('reason')}")
+        left = told.get("ejectedForMs", -1)
+        check(0 < left <= 1200 * crowd.LONG, f"and the time left, {left} ms of {crowd.LONG} s and up to 20 %")
+        check(bool(said := logged(balancer, pod)), f"the log has it: {said}")
+        rest = await crowd.come(balancer, CLIENTS)
+        unharmed(rest, "afterwards")
+        more = await attempts(balancer, pod) - tried
+        check(more == 0, f"attempts at it meanwhile: {more}")
+        counts = crowd.spread(first + rest)
+        check(max(counts.values()) - min(counts.values()) <= 1 and len(counts) == 2, f"spread: {counts}")
+
+
+def logged(balancer, pod):
+    """The log's line on its ejection."""
+    return next((text for text in balancer.lines if pod.address in text and "eject" in text), None)
+
+
+async def show_never_ejected(pod, healthy):
+    async with balancing([pod, *healthy], f"{SETTINGS}eject_after = 0\n") as balancer:
+        await crowd.come(balancer, WARM_UP, WAITING)
+        before = await attempts(balancer, pod)
+        clients = await crowd.come(balancer, CLIENTS, WAITING if pod.waits else LANES)
+        unharmed(clients, "control, eject_after = 0")
+        tried = await attempts(balancer, pod) - before
+        check(tried == CLIENTS, f"control, eject_after = 0: each of them is offered to it: {tried} attempts")
+        state = entry(balancer, pod)["state"]
+        check(state != "ejected" and not logged(balancer, pod), f"control, eject_after = 0: it is {state}")
+    return f"a pod that {pod.__doc__.partition(':')[0]}", [client.took for client in clients]
+
+
+async def show_no_retries(pod, healthy):
+    async with balancing([pod, *healthy], f"{SETTINGS}eject_after = 0\nretries = 0\n") as balancer:
+        clients = await crowd.come(balancer, WARM_UP)
+        wrong = errors(clients)
+        statuses = sorted({client.status for client in wrong})
+        check(len(wrong) >= WARM_UP // 3, f"control, retries = 0: {len(wrong)} of {len(clients)} see {statuses}")
+        say(f"         {wrong[-1].body.decode(errors='replace').strip() if wrong else ''}")
+
+
+async def show_storm(healthy):
+    """All at once: what is under way when the first of them fails cannot be told any more."""
+    pod = await kinds.Silent("failing").start()
+    settings = f'{SETTINGS}eject_after = {EJECT_AFTER}\neject_time = "{crowd.LONG}s"\n'
+    say(f"{CLIENTS} clients at once, a pod that {pod.__doc__}")
+    async with balancing([pod, *healthy], settings) as balancer:
+        clients = await crowd.come(balancer, CLIENTS, CLIENTS)
+        unharmed(clients, "a storm")
+        say(f"         {len(pod.attempts)} were offered to it before it was ejected")
+        check(entry(balancer, pod)["state"] == "ejected", "it is ejected")
+    crowd.stop(pod)
+
+
+async def show_deadline():
+    """The time for a handshake is one for all tries."""
+    pods = [await kinds.Silent(f"silent-{number}").start() for number in range(3)]
+    say("three pods that never answer, read_timeout = 500ms, handshake_timeout = 1200ms, retries = 2")
+    settings = f'{SETTINGS}handshake_timeout = "1200ms"\n'
+    async with balancing(pods, settings) as balancer:
+        client = await arrive(balancer)
+        told = client.body.decode(errors="replace").strip()
+        check(client.status == 504, f"{client.status} after {client.took:.2f} s: {told}")
+        tried = sorted(len(pod.attempts) for pod in pods)
+        check(tried == [1, 1, 1], f"each was tried once: {tried}")
+        say(f"         without the common deadline it would have taken {3 * 0.5} s")
+    crowd.stop(*pods)

@@ -1,0 +1,224 @@
+"""What a pod may report, in three formats: each steers where sessions go."""
+
+import json
+
+import byhand
+import crowd
+from byhand import eventually
+from common import check, say
+from crowd import balancing, entry, shown
+
+POLLED = 'poll_interval = "100ms"\n'
+POINTERS = """
+metric_count = "/stats/a~1b/0/open"
+metric_max = "/limits/m~0n"
+metric_weight = "/weights/mine"
+metric_draining = "/state/leaving"
+"""
+PROMETHEUS = """
+metric_format = "prometheus"
+metric_name = "chat_connections"
+metric_labels = ["app=chat", "kind=websocket"]
+"""
+
+
+async def pods_of(*names, kind=crowd.Pod):
+    return [await kind(name).start() for name in names]
+
+
+async def known(balancer, pods, **wanted):
+    """Waits until the metrics have `wanted` of the first pod. A weight of 1 is not mentioned."""
+    def right():
+        told = {"weight": 1, **entry(balancer, pods[0])}
+        return "reported" in told and all(told.get(key) == value for key, value in wanted.items())
+
+    found = await eventually(right)
+    check(found, f"read: {wanted}" if found else f"{wanted} to be read: {entry(balancer, pods[0])}")
+
+
+async def show():
+    await show_weights()
+    await show_steering("JSON with pointers to nested fields, ~0 and ~1 in them", Nested, POINTERS)
+    await show_steering("Prometheus text, one sample of many", Scraped, PROMETHEUS)
+    await show_unreadable()
+    await show_agent()
+
+
+async def show_weights():
+    say("weights by report, the default names")
+    for weights, wanted in (((3, 1), (60, 20)), ((1, 1), (40, 40)), ((2.5, 0.5), (67, 13))):
+        pods = await pods_of("pod-1", "pod-2")
+        for pod, weight in zip(pods, weights):
+            pod.told = {"weight": weight}
+        async with balancing(pods, POLLED) as balancer:
+            await known(balancer, pods, weight=weights[0])
+            await known(balancer, pods[1:], weight=weights[1])
+            counts = crowd.spread(await crowd.come(balancer, 80, lanes=1))
+            got = tuple(counts.get(pod.name, 0) for pod in pods)
+            near = all(abs(one - other) <= 1 for one, other in zip(got, wanted))
+            what = "control, equal weights" if weights == (1, 1) else f"weights {weights}"
+            check(near, f"{what}: 80 sessions go {got}")
+        crowd.stop(*pods)
+
+
+class Nested(crowd.Pod):
+    """Reports deep inside, with lures where other settings would look."""
+
+    weight = 1
+
+    async def metric(self, connection, _):
+        report = {
+            "agentsConnections": 9999, "weight": 50, "draining": True, "maxConnections": 0,
+            "stats": {"a/b": [{"open": self.others + self.sessions}, {"open": 5555}], "a": {"b": 7777}},
+            "weights": {"mine": self.weight}, "podName": self.name,
+            "limits": {"m~n": self.told.get("maxConnections", 1000)},
+            "state": {"leaving": self.told.get("draining", False)},
+        }
+        await connection.send(byhand.answer(200, body=json.dumps(report).encode()))
+
+
+class Scraped(crowd.Pod):
+    """Reports as exporters do: help, types, other labels, other metrics, a histogram."""
+
+    async def metric(self, connection, _):
+        count = float(self.others + self.sessions)
+        text = f"""# HELP chat_connections Live connections.
+# TYPE chat_connections gauge
+chat_connections{{app="chat",kind="poll\\"ing, {{odd}}"}} 5555
+chat_connections{{app="mail",kind="websocket"}} 7777
+chat_connections{{kind="websocket",app="chat",zone="a b"}} {count:e} 1700000000000
+chat_connections_total{{app="chat",kind="websocket"}} 9999
+# TYPE latency histogram
+latency_bucket{{app="chat",kind="websocket",le="+Inf"}} 3
+process_start_time_seconds 1.7e+09
+"""
+        await connection.send(byhand.answer(200, "Content-Type: text/plain; version=0.0.4", body=text.encode()))
+
+
+async def show_steering(name, kind, settings):
+    say(name)
+    pods = await pods_of("pod-1", "pod-2", kind=kind)
+    pods[0].others = 20
+    async with balancing(pods, POLLED + settings) as balancer:
+        await known(balancer, pods, reported=20)
+        await known(balancer, pods[1:], reported=0)
+        counts = crowd.spread(await crowd.come(balancer, 20, lanes=1))
+        check(counts == {"pod-2": 20}, f"one reports 20 of others: 20 clients go {counts}")
+        counts = crowd.spread(await crowd.come(balancer, 20, lanes=1))
+        check(counts == {"pod-1": 10, "pod-2": 10}, f"and the next 20 go {counts}")
+        if kind is not Nested:
+            crowd.stop(*pods)
+            return
+        pods[0].told = {"draining": True}
+        await shown(balancer, pods[0], "draining")
+        counts = crowd.spread(await crowd.come(balancer, 10, lanes=1))
+        check(counts == {"pod-2": 10}, f"it reports that it leaves: 10 clients go {counts}")
+        pods[0].told = {"maxConnections": 35}
+        await known(balancer, pods, maxConnections=35)
+        counts = crowd.spread(await crowd.come(balancer, 20, lanes=1))
+        check(counts.get("pod-1") == 5, f"it reports room for 35, and holds 30: 20 clients go {counts}")
+    pods[0].told, pods[0].others, pods[0].weight = {}, 0, 3
+    async with balancing(pods, POLLED + settings) as balancer:
+        await known(balancer, pods, weight=3)
+        counts = crowd.spread(await crowd.come(balancer, 40, lanes=1))
+        check(counts == {"pod-1": 30, "pod-2": 10}, f"weights 3 and 1: 40 clients go {counts}")
+    crowd.stop(*pods)
+
+
+async def show_unreadable():
+    say("reports that are none: what is asked for is not in them")
+    (pod,) = pods = await pods_of("pod-1")
+    for settings, what in (
+        ('metric_count = "/stats/nothing"\n', "/stats/nothing"),
+        ('metric_format = "prometheus"\nmetric_name = "nothing"\n', "nothing"),
+        ('metric_format = "agent"\n', ""),
+    ):
+        async with balancing(pods, POLLED + settings) as balancer:
+            error = await eventually(lambda: balancer.metrics()["podMetrics"][pod.url][0].get("error"))
+            told = entry(balancer, pod)
+            right = "reported" not in told and told["connections"] == 0
+            check(right, f"{settings.strip()!r}: {told['state']}, no count")
+            check(bool(error) and what in error, f"its reason: {error!r}")
+            client = await crowd.arrive(balancer)
+            check(client.status == 101, "a client is served all the same")
+    crowd.stop(*pods)
+
+
+class Agent:
+    """A pod at an address of its own, and beside it one that answers as HAProxy's agent-check is answered."""
+
+    def __init__(self, host, port, agent_port):
+        self.host, self.port, self.agent_port = host, port, agent_port
+        self.line = "up"
+        self.stays = False  # whether the connection stays open behind the line
+        self.asked = 0
+
+    async def start(self):
+        self.pod = await crowd.Pod(self.host).start(self.port, self.host)
+        self.agent = await byhand.Pod(self.tell).start(self.agent_port, self.host)
+        self.url = self.pod.url
+        return self
+
+    async def tell(self, connection):
+        self.asked += 1
+        await connection.send(f"{self.line}\n")
+        if self.stays:
+            await connection.ended()
+
+    def stop(self):
+        self.agent.server.close()
+        self.pod.stop()
+
+
+async def show_agent():
+    say("HAProxy's agent-check over TCP")
+    hosts = ["127.0.0.2", "127.0.0.3"]
+    port, agent_port = crowd.common_port(hosts), crowd.common_port(hosts)
+    first, second = agents = [await Agent(host, port, agent_port).start() for host in hosts]
+    settings = f'{POLLED}metric_format = "agent"\nmetric_port = {agent_port}\ncold_time = "0s"\n'
+
+    async def told(line, wanted):
+        """Gives the first agent a line; waits until the metrics show what it means."""
+        first.line = line
+        found = await eventually(lambda: wanted(entry(balancer, first)))
+        check(found, f"{line!r}: {entry(balancer, first)}")
+
+    async def go(count=30):
+        came = await crowd.come(balancer, count, lanes=1)
+        counts = {agent.host: sum(client.pod == agent.host for client in came) for agent in agents}
+        refused = sum(client.status != 101 for client in came)
+        for client in came:
+            client.leave()
+        await eventually(lambda: balancer.metrics()["ownSessions"] == 0)
+        return tuple(counts.values()) + ((f"{refused} refused",) if refused else ())
+
+    for stays in (False, True):
+        first.stays = second.stays = stays
+        say(f"  the connection {'stays open' if stays else 'ends'} behind the line")
+        async with balancing(agents, settings) as balancer:
+            await told("up", lambda one: one["state"] == "up")
+            counts = await go()
+            check(counts == (15, 15), f"30 clients go {counts}")
+            await told("50%", lambda one: one.get("weight") == 0.5)
+            counts = await go()
+            check(counts == (10, 20), f"30 clients go {counts}")
+            await told("100% maxconn:5", lambda one: one.get("maxConnections") == 5)
+            counts = await go()
+            check(counts == (5, 25), f"30 clients go {counts}")
+            await told("drain", lambda one: one["state"] == "draining")
+            counts = await go()
+            check(counts == (0, 30), f"30 clients go {counts}")
+            # As in HAProxy, an agent's "up" and "ready" end what "down" and "drain" began.
+            await told("up ready 100% maxconn:1000", lambda one: one["state"] == "up")
+            counts = await go()
+            check(counts == (15, 15), f"30 clients go {counts}")
+            await told("down # disk full", lambda one: one["state"] != "up")
+            counts = await go()
+            check(counts == (0, 30), f"30 clients go {counts}")
+            await told("up", lambda one: one["state"] == "up")
+            counts = await go()
+            check(counts == (15, 15), f"30 clients go {counts}")
+            await told("what?", lambda one: one["state"] == "unknown")
+            say(f"         an unreadable line: {(await go())}")
+            say(f"         the agents were asked {[agent.asked for agent in agents]} times")
+    crowd.stop(*agents)

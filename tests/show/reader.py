@@ -1,0 +1,126 @@
+"""A strict reader of /balancer-metrics, made from the README's golden example.
+
+What the example has must be there, in its type; what is optional may be left out but never null;
+nothing else may appear but what is listed here.
+"""
+
+import datetime
+import json
+import re
+import urllib.request
+
+import common
+from common import check
+
+OPTIONAL = {"reported", "reportAgeMs", "agentsConnections", "podName", "podIP", "nodeName"}
+FURTHER = {
+    "service": {
+        "requests": int, "reason": str, "weight": float, "maxConnections": int, "ejectedForMs": int,
+    },
+    "pod": {"error": str},
+}
+STATES = {"up", "cold", "stale", "unknown", "draining", "full", "ejected"}
+
+
+def golden():
+    """The example."""
+    blocks = re.findall(r"```json\n(.*?)\n```", (common.ROOT / "README.md").read_text(), re.S)
+    return json.loads(next(block for block in blocks if "podMetrics" in block))
+
+
+class Wrong(Exception):
+    """What a strict reader stumbles over."""
+
+
+def typed(value, kind, where):
+    """An int is no bool and no float, a float may be written as an int."""
+    right = isinstance(value, (int, float)) if kind is float else type(value) is kind
+    if not right or isinstance(value, bool):
+        raise Wrong(f"{where} is {value!r}, not of type {kind.__name__}")
+    if kind in (int, float) and value < 0:
+        raise Wrong(f"{where} is {value}")
+
+
+def read_object(value, example, further, where, optional=frozenset()):
+    if not isinstance(value, dict):
+        raise Wrong(f"{where} is {value!r}, not an object")
+    kinds = {**{key: type(one) for key, one in example.items()}, **further}
+    for key in example:
+        if key not in value and key not in optional:
+            raise Wrong(f"{where} has no {key}")
+    for key, one in value.items():
+        if key not in kinds:
+            raise Wrong(f"{where} has {key}, which nobody knows")
+        typed(one, kinds[key], f"{where}.{key}")
+
+
+def no_twice(pairs):
+    keys = [key for key, _ in pairs]
+    if len(keys) != len(set(keys)):
+        raise Wrong(f"a key twice in {keys}")
+    return dict(pairs)
+
+
+def refuse(constant):
+    raise Wrong(f"{constant} is no JSON")
+
+
+def read(text):
+    """The distribution, or `Wrong`."""
+    example = golden()
+    whole = json.loads(text, object_pairs_hook=no_twice, parse_constant=refuse)
+    read_object(whole, example, {}, "the answer")
+    datetime.datetime.strptime(whole["timestamp"], "%Y-%m-%dT%H:%M:%SZ")
+    (pod_example,) = next(iter(example["podMetrics"].values()))
+    for number, service in enumerate(whole["services"]):
+        where = f"services[{number}]"
+        read_object(service, example["services"][0], FURTHER["service"], where, OPTIONAL)
+        if service["state"] not in STATES:
+            raise Wrong(f"{where}.state is {service['state']}")
+    if set(whole["podMetrics"]) != {service["url"] for service in whole["services"]}:
+        raise Wrong("podMetrics and services have different pods")
+    for url, pods in whole["podMetrics"].items():
+        if not isinstance(pods, list) or not pods:
+            raise Wrong(f"podMetrics[{url}] is {pods!r}")
+        for number, pod in enumerate(pods):
+            read_object(pod, pod_example, FURTHER["pod"], f"podMetrics[{url}][{number}]", OPTIONAL)
+    total = sum(service["connections"] for service in whole["services"])
+    if not whole["totalConnections"] == whole["agentsConnections"] == total:
+        raise Wrong(f"totals {whole['totalConnections']}, {whole['agentsConnections']}, the sum is {total}")
+    return whole
+
+
+def text(balancer):
+    with urllib.request.urlopen(f"http://{balancer.admin}/balancer-metrics?format=json", timeout=10) as answer:
+        return answer.read().decode()
+
+
+def valid(balancer, what):
+    """Checks that the metrics of now can be read."""
+    now = text(balancer)
+    try:
+        read(now)
+        check(True, f"{what}: a strict reader takes the JSON")
+    except (Wrong, ValueError) as error:
+        check(False, f"{what}: a strict reader refuses the JSON: {error}\n{now}")
+
+
+def spoiled(text):
+    """Variants of a good answer, each with one fault."""
+    def changed(change):
+        whole = json.loads(text)
+        change(whole)
+        return json.dumps(whole)
+
+    first = next(iter(json.loads(text)["podMetrics"]))
+    yield "a count as text", changed(lambda whole: whole["services"][0].update(connections="1"))
+    yield "a count as true", changed(lambda whole: whole["services"][0].update(connections=True))
+    yield "a negative count", changed(lambda whole: whole["services"][0].update(own=-1))
+    yield "a count of 1.0", changed(lambda whole: whole.update(totalConnections=1.0))
+    yield "an optional field as null", changed(lambda whole: whole["services"][0].update(reported=None))
+    yield "no url", changed(lambda whole: whole["services"][0].pop("url"))
+    yield "a pod as an object", changed(lambda whole: whole["podMetrics"].update({first: {}}))
+    yield "a field in snake case", changed(lambda whole: whole["services"][0].update(report_age_ms=1))
+    yield "a wrong total", changed(lambda whole: whole.update(totalConnections=whole["totalConnections"] + 1))
+    yield "another timestamp", changed(lambda whole: whole.update(timestamp="2026-11-20 20:02:59"))
+    yield "a state nobody knows", changed(lambda whole: whole["services"][0].update(state="UP"))
