@@ -30,6 +30,9 @@ pub enum Kind {
     CachedArgmin,
     /// The fewest sessions of this replica's own, forgotten whenever the set of pods changes.
     OwnLeast,
+    /// The smallest count of what replicas that know everything of each other can see: all of their
+    /// own sessions as they are, and those past the balancer as they were at the last poll.
+    Seen,
     /// The smallest true count, which nobody can know: as good as it gets without moving sessions.
     Truth,
     /// The serving code itself, with one of its strategies.
@@ -37,12 +40,13 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Random,
         Self::RoundRobin,
         Self::Pool(Strategy::PowerOfTwo),
         Self::CachedArgmin,
         Self::OwnLeast,
+        Self::Seen,
         Self::Truth,
         Self::OURS,
     ];
@@ -128,6 +132,15 @@ impl Drop for Counted {
     }
 }
 
+/// What a pod holds in truth.
+#[derive(Clone, Copy, Debug)]
+pub struct Truth {
+    /// Sessions and handshakes through the balancer; endless where a connection would fail.
+    pub through: f64,
+    /// Sessions past it.
+    pub past: u64,
+}
+
 /// A poll on its way.
 #[derive(Debug)]
 pub struct Pending {
@@ -147,6 +160,7 @@ pub struct Replica {
 
 enum Chooser {
     Random,
+    Seen { past: Vec<u64> },
     Truth,
     RoundRobin { credits: Vec<f64> },
     CachedArgmin { counts: Vec<u64> },
@@ -173,6 +187,7 @@ impl Replica {
     pub fn new(settings: &Settings, weights: &[f64], known: usize, seed: u64) -> Self {
         let chooser = match settings.kind {
             Kind::Random => Chooser::Random,
+            Kind::Seen => Chooser::Seen { past: vec![0; weights.len()] },
             Kind::Truth => Chooser::Truth,
             Kind::RoundRobin => Chooser::RoundRobin { credits: vec![0.0; weights.len()] },
             Kind::CachedArgmin => Chooser::CachedArgmin { counts: vec![0; weights.len()] },
@@ -194,7 +209,7 @@ impl Replica {
     pub fn choose(
         &mut self,
         tried: &[usize],
-        truth: impl Fn(usize) -> f64,
+        truth: impl Fn(usize) -> Truth,
         now: Instant,
     ) -> Option<(usize, Slot)> {
         if let Chooser::Pool { pool, .. } = &mut self.chooser {
@@ -214,9 +229,14 @@ impl Replica {
                     point < 0.0
                 })?
             }
+            Chooser::Seen { past } => {
+                rng.shuffle(&mut left);
+                least(&left, |pod| (truth(pod).through + past[pod] as f64) / weights[pod])?
+            }
             Chooser::Truth => {
                 rng.shuffle(&mut left);
-                least(&left, truth)?
+                let held = |Truth { through, past }| through + past as f64;
+                least(&left, |pod| held(truth(pod)) / weights[pod])?
             }
             Chooser::RoundRobin { credits } => {
                 left.iter().for_each(|pod| credits[*pod] += weights[*pod]);
@@ -261,9 +281,16 @@ impl Replica {
         Pending { pod, poll: target.map(|target| target.begin(now)) }
     }
 
-    /// Its answer has come.
-    pub fn record(&mut self, pending: Pending, result: Result<Report, ReportError>, now: Instant) {
+    /// Its answer has come; `past` sessions were past the balancer when it was given.
+    pub fn record(
+        &mut self,
+        pending: Pending,
+        result: Result<Report, ReportError>,
+        past: u64,
+        now: Instant,
+    ) {
         match (&mut self.chooser, pending.poll) {
+            (Chooser::Seen { past: known }, None) => known[pending.pod] = past,
             (Chooser::Pool { pool, .. }, Some(poll)) => pool.record(poll, result, now),
             (Chooser::CachedArgmin { counts }, None) => {
                 counts[pending.pod] =

@@ -5,7 +5,7 @@ use std::time::Duration;
 use wsbalancer::domain::health::EARLY_DEATH;
 
 use crate::{
-    choosers::Slot,
+    choosers::{Slot, Truth},
     lives::exponential,
     world::{Event, Pod, World},
 };
@@ -75,9 +75,10 @@ impl World {
             return self.rng.choice(there).map(|pod| (pod, Slot::Free));
         };
         let truth = |pod: usize| {
-            let Pod { is_there, drops, count, shaking, weight, .. } = self.pods[pod];
-            let holds = (count + shaking) as f64 / weight;
-            if is_there && !drops { holds } else { f64::INFINITY }
+            let Pod { is_there, drops, count, past, shaking, .. } = self.pods[pod];
+            let through =
+                if is_there && !drops { (count - past + shaking) as f64 } else { f64::INFINITY };
+            Truth { through, past }
         };
         self.replicas[replica].choose(tried, truth, now)
     }
@@ -89,14 +90,16 @@ impl World {
 
     /// A client's handshake reaches its pod, if that is there.
     pub fn reach(&mut self, client: usize, turn: u32) {
-        let client = &mut self.clients[client];
-        if client.turn == turn
-            && let Place::Shaking { pod, has_reached, .. } = &mut client.at
+        let Client { turn: current, at, .. } = &mut self.clients[client];
+        if *current == turn
+            && let Place::Shaking { pod, has_reached, .. } = at
         {
-            let pod = &mut self.pods[*pod];
-            pod.shaking -= 1;
-            pod.count += u64::from(pod.is_there);
-            *has_reached = pod.is_there;
+            let pod = *pod;
+            *has_reached = self.pods[pod].is_there;
+            self.pods[pod].shaking -= 1;
+            if self.pods[pod].is_there {
+                self.add(client, pod);
+            }
         }
     }
 
@@ -140,6 +143,7 @@ impl World {
         match std::mem::replace(&mut client.at, Place::Away) {
             Place::On { pod, slot, since } => {
                 self.pods[pod].count -= 1;
+                self.pods[pod].past -= u64::from(client.through.is_none());
                 Some((slot, since))
             }
             other => {

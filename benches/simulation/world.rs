@@ -46,8 +46,9 @@ pub struct Setup {
 #[derive(Clone, Debug)]
 pub struct Pod {
     pub weight: f64,
-    /// Sessions that it holds: what it reports.
+    /// Sessions that it holds: what it reports, and how many of these past the balancer.
     pub count: u64,
+    pub past: u64,
     /// Handshakes that have not reached it.
     pub shaking: u64,
     /// Connections that were sent to it, and how many of these by the balancer.
@@ -76,7 +77,7 @@ pub enum Event {
 }
 
 /// A poll and what it brings. Boxed, because the agenda moves its events about.
-pub struct Answer(Pending, Result<Report, ReportError>);
+pub struct Answer(Pending, Result<Report, ReportError>, u64);
 
 pub struct World {
     pub setup: Setup,
@@ -99,6 +100,7 @@ impl World {
         let pod = |(index, weight): (usize, &f64)| Pod {
             weight: *weight,
             count: 0,
+            past: 0,
             shaking: 0,
             offered: 0,
             placed: 0,
@@ -133,12 +135,18 @@ impl World {
                     Some(replica) => self.replicas[replica].take(pod, now),
                     None => Slot::Free,
                 };
-                self.pods[pod].count += 1;
+                self.add(client, pod);
                 self.settle(client, pod, slot);
             }
         }
         self.rate = sessions as f64 / MEAN_LIFE.as_secs_f64();
         self.plan_next();
+    }
+
+    /// One more session of `client` is on this pod.
+    pub fn add(&mut self, client: usize, pod: usize) {
+        self.pods[pod].count += 1;
+        self.pods[pod].past += u64::from(self.clients[client].through.is_none());
     }
 
     /// `count` clients come within `time`, at any moment of it.
@@ -231,14 +239,14 @@ impl World {
             }
             Event::Asks(replica, pod) => self.ask(replica, pod),
             Event::Reads(replica, poll) => {
-                let result = self.report(poll.pod);
+                let (result, past) = (self.report(poll.pod), self.pods[poll.pod].past);
                 let way = exponential(POLL_TIME / 2, &mut self.rng);
-                self.agenda.plan(way, Event::Hears(replica, Box::new(Answer(*poll, result))));
+                self.agenda.plan(way, Event::Hears(replica, Box::new(Answer(*poll, result, past))));
             }
             Event::Hears(replica, answer) => {
-                let Answer(poll, result) = *answer;
+                let Answer(poll, result, past) = *answer;
                 let pod = poll.pod;
-                self.replicas[replica].record(poll, result, now);
+                self.replicas[replica].record(poll, result, past, now);
                 let moved = 1.0 + POLL_JITTER * (2.0 * self.rng.f64() - 1.0);
                 let next = self.setup.replicas.poll.mul_f64(moved);
                 self.agenda.plan(next, Event::Asks(replica, pod));

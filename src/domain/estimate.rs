@@ -1,10 +1,12 @@
 //! How many connections a backend holds, as well as this replica can know.
 //!
 //! ```text
-//!   estimate = max( reported + R × (open now − open when polled), open now ) + connecting
+//!   estimate = max( reported + R × (own now − own when polled), own now )
 //! ```
 //!
-//! The first term, with its floor, is what the backend *holds*.
+//! Our own are the open sessions and the handshakes under way: what comes to one replica comes to
+//! the others as well, and in a storm most of it is under way. Without the handshakes, the estimate
+//! is what the backend *holds*.
 //!
 //! The report is corrected by what happened here since it was asked for, so that arrivals between
 //! two polls do not all go to the same pod (Mitzenmacher, "How Useful Is Old Information?", 2000;
@@ -64,15 +66,19 @@ impl Holding {
 
     /// Connections on it, without the handshakes under way.
     pub fn held(&self, load: Load) -> u64 {
-        let open = i64::from(load.open);
-        let known = self.others + i64::from(self.replicas) * open;
-        // The floor makes it positive.
-        known.max(open).cast_unsigned()
+        self.with(load.open.into())
     }
 
-    /// Connections on it with the handshakes under way.
+    /// Connections on it with the handshakes under way, here and at the other replicas.
     pub fn estimate(&self, load: Load) -> u64 {
-        self.held(load) + u64::from(load.connecting)
+        self.with(i64::from(load.open) + i64::from(load.connecting))
+    }
+
+    /// Connections on it, of which so many are our own.
+    fn with(&self, own: i64) -> u64 {
+        let known = self.others + i64::from(self.replicas) * own;
+        // The floor makes it positive.
+        known.max(own).cast_unsigned()
     }
 }
 
@@ -101,6 +107,7 @@ mod tests {
         let report = Some(Reported { count: 40, own_when_polled: 10 });
         assert_eq!(estimate(report, load(12, 2), 1), 44);
         assert_eq!(estimate(report, load(12, 0), 3), 46);
+        assert_eq!(estimate(report, load(12, 2), 3), 52);
         assert_eq!(estimate(report, load(7, 0), 1), 37);
     }
 
@@ -137,7 +144,7 @@ mod tests {
 
     #[test]
     fn without_a_report_our_own_sessions_stand_for_every_replica() {
-        assert_eq!(estimate(None, load(5, 1), 3), 16);
+        assert_eq!(estimate(None, load(5, 1), 3), 18);
     }
 
     proptest! {
