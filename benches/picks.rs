@@ -107,6 +107,7 @@ impl Traffic {
             },
             grace: Duration::from_secs(60),
             affinity_key: None,
+            shares: Default::default(),
         };
         let pool = Pool::new((0..pods).map(backend), settings, 1);
         let mut traffic = Self {

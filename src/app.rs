@@ -114,6 +114,7 @@ fn watch(service: &Service) -> Watch {
         health: balancer.health,
         grace: balancer.discovery_grace,
         affinity_key: balancer.affinity_key().cloned(),
+        shares: service.shares.clone(),
     };
     let polls = balancer.question.clone().map(|question| PollSettings {
         question,

@@ -80,6 +80,7 @@ impl Settings {
             },
             grace: Duration::from_secs(60),
             affinity_key: None,
+            shares: Default::default(),
         }
     }
 }

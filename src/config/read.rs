@@ -19,13 +19,25 @@ use crate::{
     domain::{
         lease::{Backend, Transport},
         route::has_dot_segments,
+        share::Share,
     },
     net::listen::ListenAddress,
 };
 
+/// The pods of a list.
+#[derive(Default)]
+pub(super) struct Pods {
+    pub backends: Vec<Backend>,
+    /// By address, where they are not the usual ones.
+    pub shares: BTreeMap<String, Share>,
+}
+
 /// What a route may say.
 pub(super) const ROUTE_KEYS: [&str; 6] =
     ["host", "path_prefix", "methods", "strip_prefix", "replace_path", "service"];
+
+/// Weights that a pod may have.
+const WEIGHTS: RangeInclusive<f64> = 0.01..=1000.0;
 
 /// What switches may be.
 pub(super) const SWITCH: [(&str, bool); 2] = [("true", true), ("false", false)];
@@ -247,16 +259,20 @@ impl Reader {
         parsed
     }
 
-    pub(super) fn backends(&mut self, key: &str, service: &str) -> Vec<Backend> {
-        let mut backends: Vec<Backend> = Vec::new();
-        for backend in self.list(key, |url| backend(url, service)) {
-            if backends.iter().any(|known| known.address == backend.address) {
+    /// Pods, and how large those are that say so.
+    pub(super) fn backends(&mut self, key: &str, service: &str) -> Pods {
+        let mut pods = Pods::default();
+        for (backend, share) in self.list(key, |text| pod(text, service)) {
+            if pods.backends.iter().any(|known| known.address == backend.address) {
                 self.complain(key, format!("{:?} stands there twice", backend.url));
-            } else {
-                backends.push(backend);
+                continue;
             }
+            if share != Share::default() {
+                pods.shares.insert(backend.address.clone(), share);
+            }
+            pods.backends.push(backend);
         }
-        backends
+        pods
     }
 
     /// Without a word about keys that were not asked for.
@@ -305,6 +321,31 @@ pub(super) fn path(text: &str) -> Result<String, String> {
     } else {
         Err("expected a path such as /metric, without query".to_owned())
     }
+}
+
+/// A pod's URL, and behind it what is said of its size: `http://pod:3001 weight=3
+/// max_connections=500`.
+fn pod(text: &str, service: &str) -> Result<(Backend, Share), String> {
+    let mut words = text.split_whitespace();
+    let backend = backend(words.next().unwrap_or_default(), service)?;
+    let mut share = Share::default();
+    for word in words {
+        match word.split_once('=') {
+            Some(("weight", weight)) => {
+                let weight = weight.parse().ok().filter(|weight| WEIGHTS.contains(weight));
+                let (least, most) = WEIGHTS.into_inner();
+                share.weight =
+                    weight.ok_or_else(|| format!("expected weight={least} to {most}"))?;
+            }
+            Some(("max_connections", max)) => {
+                let max = max.parse().ok().filter(|max| *max > 0);
+                let max = max.ok_or("expected a whole number from 1 behind max_connections=")?;
+                share.max_connections = Some(max);
+            }
+            _ => return Err(format!("{word:?}: expected weight=3 or max_connections=500")),
+        }
+    }
+    Ok((backend, share))
 }
 
 /// A pod's URL: `http://host:port`, `https://host:port` or `unix:/path`, and nothing more.

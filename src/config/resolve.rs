@@ -213,6 +213,7 @@ mod tests {
     use super::*;
     use crate::{
         config::Affinity,
+        domain::share::Share,
         net::resolve::{HostName, Source},
     };
 
@@ -291,6 +292,31 @@ mod tests {
             "\"http://d#x\": expected a pod's URL such as http://pod:3001, without path",
             "\"http://a:3001\" stands there twice",
             "\"http://c/path\": expected a pod's URL such as http://pod:3001, without path",
+        ] {
+            assert!(problems.contains(expected), "{expected:?} is missing in:\n{problems}");
+        }
+    }
+
+    #[test]
+    fn pods_may_be_of_different_sizes() {
+        let variables = [(
+            "WSBALANCER_SERVICES",
+            "http://a:1 weight=2.5, http://b:1 max_connections=9,http://c:1",
+        )];
+        let config = resolve(None, &variables).unwrap();
+        let Service { backends, shares, .. } = &config.services[0];
+        let urls: Vec<_> = backends.iter().map(|pod| pod.url.as_str()).collect();
+        assert_eq!(urls, ["http://a:1", "http://b:1", "http://c:1"]);
+        assert_eq!(shares["a:1"], Share { weight: 2.5, max_connections: None });
+        assert_eq!(shares["b:1"], Share { weight: 1.0, max_connections: Some(9) });
+        assert_eq!(shares.len(), 2);
+
+        let wrong = "http://a:1 weight=0,http://b:1 max_connections=0,http://c:1 wieght=3";
+        let problems = resolve(None, &[("WSBALANCER_SERVICES", wrong)]).unwrap_err().to_string();
+        for expected in [
+            "\"http://a:1 weight=0\": expected weight=0.01 to 1000",
+            "\"http://b:1 max_connections=0\": expected a whole number from 1",
+            "\"wieght=3\": expected weight=3 or max_connections=500",
         ] {
             assert!(problems.contains(expected), "{expected:?} is missing in:\n{problems}");
         }

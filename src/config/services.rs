@@ -1,13 +1,16 @@
 //! The services: their pods, and how these are watched, chosen and reached.
 
-use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap, net::SocketAddr, num::NonZeroU32, path::PathBuf, sync::Arc,
+    time::Duration,
+};
 
 use actix_http::header::{HeaderName, HeaderValue};
 use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::{
     discovery::{Discovery, Replicas, discovery, name_server},
-    read::{self, Reader, SWITCH, field, field_name},
+    read::{self, Pods, Reader, SWITCH, field, field_name},
 };
 use crate::{
     domain::{
@@ -19,6 +22,7 @@ use crate::{
         question::Question,
         rebalance::RebalanceSettings,
         report::{AgentReader, JsonReader, Pointer, PrometheusReader, SettingError},
+        share::Share,
         strategy::Strategy,
     },
     net::{
@@ -53,6 +57,8 @@ pub struct Service {
     pub name: String,
     /// The pods, in the order they were given; none where they are discovered.
     pub backends: Vec<Backend>,
+    /// How large they are, by address, where that is said.
+    pub shares: BTreeMap<String, Share>,
     /// Where pods are looked up, instead.
     pub discovery: Option<Discovery>,
     /// `[balancer]`, with what the service's own table overrides.
@@ -192,7 +198,7 @@ pub enum Secure {
 pub(super) fn services(read: &mut Reader) -> Vec<Service> {
     let names = read.names_below("services");
     let listed = read.backends("services", DEFAULT_SERVICE);
-    match (names.is_empty(), listed.is_empty()) {
+    match (names.is_empty(), listed.backends.is_empty()) {
         (true, true) => read.complain(
             "services",
             "names no pod: set services = [\"http://pod:3001\"] or WSBALANCER_SERVICES",
@@ -204,9 +210,10 @@ pub(super) fn services(read: &mut Reader) -> Vec<Service> {
         _ => {}
     }
     if names.is_empty() {
-        let balancer = balancer(read, &listed, None);
+        let Pods { backends, shares } = listed;
+        let balancer = balancer(read, &backends, None);
         let name = DEFAULT_SERVICE.to_owned();
-        return vec![Service { name, backends: listed, discovery: None, balancer }];
+        return vec![Service { name, backends, shares, discovery: None, balancer }];
     }
     names.into_iter().map(|name| service(read, name)).collect()
 }
@@ -221,7 +228,8 @@ fn service(read: &mut Reader, name: String) -> Service {
     }
     // A table without a single key.
     read.optional(&format!("services.{name}"), |_| Ok(()));
-    let backends = if read.has(&key) { read.backends(&key, &name) } else { Vec::new() };
+    let Pods { backends, shares } =
+        if read.has(&key) { read.backends(&key, &name) } else { Pods::default() };
     let (discovery, is_discovered) = discovery(read, &name);
     if backends.is_empty() && !is_discovered {
         let advice = "names no pod: set it to a list such as [\"http://pod:3001\"], or set \
@@ -231,7 +239,7 @@ fn service(read: &mut Reader, name: String) -> Service {
     read.of_service(Some(&name));
     let balancer = balancer(read, &backends, discovery.as_ref());
     read.of_service(None);
-    Service { name, backends, discovery, balancer }
+    Service { name, backends, shares, discovery, balancer }
 }
 
 fn balancer(read: &mut Reader, backends: &[Backend], discovery: Option<&Discovery>) -> Balancer {

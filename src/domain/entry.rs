@@ -13,6 +13,7 @@ use super::{
     lease::{Backend, Gauge, Load, Purpose},
     pool::{BackendSnapshot, News, PoolSettings, State},
     report::{Report, ReportError},
+    share::Share,
 };
 
 /// No pod's word makes a load infinite.
@@ -33,6 +34,8 @@ pub(super) struct Entry {
     tag: Option<Tag>,
     /// Its address, for rendezvous hashing.
     hash: u64,
+    /// What the configuration says of it.
+    share: Share,
     /// What the gauge's troubles were when they were looked at last.
     seen_changes: u32,
 }
@@ -74,8 +77,10 @@ pub(super) enum Tier {
 }
 
 impl Entry {
-    pub fn new(backend: Backend, key: Option<&affinity::Key>, health: Health) -> Self {
+    pub fn new(backend: Backend, settings: &PoolSettings, health: Health) -> Self {
+        let key = settings.affinity_key.as_ref();
         Self {
+            share: settings.shares.get(&backend.address).copied().unwrap_or_default(),
             tag: key.map(|key| key.tag(&backend.service, &backend.address)),
             hash: affinity::hash(backend.address.as_bytes()),
             backend: Arc::new(backend),
@@ -153,18 +158,20 @@ impl Entry {
 
     /// Connections that it may hold, by its own word and by ours.
     fn limit(&self, settings: &PoolSettings) -> Option<u64> {
-        let own = settings.max_sessions_per_pod.map(|limit| u64::from(limit.get()));
+        let of_all = settings.max_sessions_per_pod.map(|limit| u64::from(limit.get()));
+        [of_all, self.own_limit()].into_iter().flatten().min()
+    }
+
+    /// Connections that it may hold, leaving aside what holds for all.
+    fn own_limit(&self) -> Option<u64> {
         let reported = self.report.as_ref().and_then(|known| known.report.max_connections);
-        match (own, reported) {
-            (Some(own), Some(reported)) => Some(own.min(reported)),
-            (own, reported) => own.or(reported),
-        }
+        [self.share.max_connections, reported].into_iter().flatten().min()
     }
 
     /// Its share of the connections, relative to others.
     pub fn weight(&self) -> f64 {
         let reported = self.report.as_ref().and_then(|known| known.report.weight);
-        reported.unwrap_or(1.0).clamp(LEAST_WEIGHT, 1.0 / LEAST_WEIGHT)
+        (self.share.weight * reported.unwrap_or(1.0)).clamp(LEAST_WEIGHT, 1.0 / LEAST_WEIGHT)
     }
 
     /// Connections that it is thought to hold, with those that died early for a while.
@@ -176,14 +183,13 @@ impl Entry {
 
     /// What a pick needs to see of it until its next report, or until that goes stale.
     pub fn glance(&self, settings: &PoolSettings, now: Instant) -> Glance {
-        let report = self.report.as_ref().map(|known| &known.report);
         let is_calm = self.health.is_calm() && !self.drains() && !self.is_down();
         let fresh = self.fresh(settings, now);
         Glance {
             gauge: self.gauge.clone(),
             calm: is_calm.then_some(self.seen_changes),
             holding: Holding::new(self.fresh_report(settings, now), settings.replicas),
-            limit: report.and_then(|report| report.max_connections).unwrap_or(u64::MAX),
+            limit: self.own_limit().unwrap_or(u64::MAX),
             unit: self.weight().recip(),
             weight: fresh.map_or(0.0, |_| self.weight()),
             arrivals: fresh.map_or(0.0, |known| known.arrivals as f64),

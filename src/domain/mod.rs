@@ -18,5 +18,6 @@ pub mod question;
 pub mod rebalance;
 pub mod report;
 pub mod route;
+pub mod share;
 pub mod strategy;
 mod unseen;

@@ -1,6 +1,7 @@
 //! The backends of a service, what is known of each, and the choice between them.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     num::NonZeroU32,
     sync::Arc,
@@ -16,6 +17,7 @@ use super::{
     health::{Health, HealthSettings},
     lease::{Backend, Gauge, Lease, Load, Purpose},
     report::{Report, ReportError},
+    share::Share,
     strategy::{Candidates, Strategy},
     unseen::Unseen,
 };
@@ -39,6 +41,8 @@ pub struct PoolSettings {
     pub grace: Duration,
     /// What backends are called in cookies, where there are cookies.
     pub affinity_key: Option<affinity::Key>,
+    /// How large backends are, by their address; those that are missing are like any other.
+    pub shares: BTreeMap<String, Share>,
 }
 
 /// Why no backend could be given.
@@ -197,14 +201,11 @@ impl Pool {
         settings: PoolSettings,
         seed: u64,
     ) -> Self {
-        let key = settings.affinity_key.as_ref();
-        let entries: Vec<Entry> = backends
-            .into_iter()
-            .map(|backend| Entry::new(backend, key, Health::default()))
-            .collect();
-        Self {
-            there: entries.len(),
-            weights: entries.len().max(1) as f64,
+        let entry = |backend| Entry::new(backend, &settings, Health::default());
+        let entries: Vec<Entry> = backends.into_iter().map(entry).collect();
+        let mut pool = Self {
+            there: 0,
+            weights: 0.0,
             glances: Vec::new(),
             glances_until: None,
             unseen: Unseen::default(),
@@ -215,7 +216,9 @@ impl Pool {
             candidates: Candidates::default(),
             fails_open: false,
             news: Vec::new(),
-        }
+        };
+        pool.take_stock();
+        pool
     }
 
     /// Takes a slot on the preferred backend if it is fit and not in `tried`, else on the one that
@@ -372,8 +375,7 @@ impl Pool {
                 true => Health::default(),
                 false => Health::newcomer(&self.settings.health, now),
             };
-            let key = self.settings.affinity_key.as_ref();
-            self.entries.push(Entry::new(backend, key, health));
+            self.entries.push(Entry::new(backend, &self.settings, health));
         }
         self.glances_until = None;
         self.glances.clear();
@@ -466,6 +468,7 @@ mod tests {
         },
         grace: Duration::from_secs(60),
         affinity_key: None,
+        shares: BTreeMap::new(),
     };
 
     fn pool(size: usize) -> Pool {
@@ -761,6 +764,28 @@ mod tests {
         assert_eq!([count(0), count(1), count(2), count(3)], [30, 10, 2, 0]);
         let states: Vec<State> = pool.snapshot(now).iter().map(|entry| entry.state).collect();
         assert_eq!(states, [State::Up, State::Up, State::Full, State::Draining]);
+    }
+
+    #[test]
+    fn configured_sizes_count_before_the_first_report_and_with_it() {
+        let now = Instant::now();
+        let share = |weight, max_connections| Share { weight, max_connections };
+        let sizes = [("pod-0:3001", share(3.0, None)), ("pod-2:3001", share(1.0, Some(2)))];
+        let shares = sizes.map(|(address, share)| (address.to_owned(), share)).into();
+        let backends = pool(4).entries.into_iter().map(|entry| (*entry.backend).clone());
+        let mut pool = Pool::new(backends, PoolSettings { shares, ..SETTINGS }, 7);
+        let held: Vec<Lease> = (0..42).map(|_| open(&mut pool, now)).collect();
+        let opens = |pool: &mut Pool| -> Vec<u32> {
+            pool.snapshot(now).iter().map(|entry| entry.load.open).collect()
+        };
+        assert_eq!(opens(&mut pool), [24, 8, 2, 8]);
+        drop(held);
+        poll_all(&mut pool, now, |index| {
+            let weight = [Some(0.5), None, None, Some(3.0)][index];
+            Ok(Report { connections: Some(0), weight, ..Report::default() })
+        });
+        let _held: Vec<Lease> = (0..57).map(|_| open(&mut pool, now)).collect();
+        assert_eq!(opens(&mut pool), [15, 10, 2, 30]);
     }
 
     #[test]
