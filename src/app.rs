@@ -198,7 +198,7 @@ impl App {
         let control = Control::start(config);
         let traffic = Traffic::new(config, control.metrics.clone(), control.registry.clone());
         let health = traffic.health.clone();
-        let state = AdminState::from(&traffic);
+        let state = AdminState::new(&traffic, control.discovery.clone());
         // Sessions outlive the server's own idea of a connection, so the drain is ours.
         let server = Server::build().workers(config.server.workers).disable_signals();
         let (server, socket_file) = match listeners.traffic {

@@ -14,6 +14,7 @@ use actix_web::{
 use super::{distribution::Distribution, health::Health, traffic::Traffic};
 use crate::{
     actors::{
+        discovery::{Discovered, DiscoveryActor},
         metrics::{MetricsActor, Snapshot},
         registry::{CountSessions, RegistryActor},
     },
@@ -34,6 +35,8 @@ pub const TELEMETRY: &str = "/telemetry";
 pub struct AdminState {
     /// Who knows the pods.
     pub metrics: Addr<MetricsActor>,
+    /// Who looks names up, where there are any.
+    pub discovery: Option<Addr<DiscoveryActor>>,
     /// Who knows the sessions.
     pub registry: Arc<Addr<RegistryActor>>,
     /// Whether the process takes connections.
@@ -42,10 +45,12 @@ pub struct AdminState {
     pub counters: Arc<Counters>,
 }
 
-impl From<&Traffic> for AdminState {
-    fn from(traffic: &Traffic) -> Self {
+impl AdminState {
+    /// What belongs to `traffic`, and who looks names up for it.
+    pub fn new(traffic: &Traffic, discovery: Option<Addr<DiscoveryActor>>) -> Self {
         Self {
             metrics: traffic.metrics.clone(),
+            discovery,
             registry: traffic.registry.clone(),
             health: traffic.health.clone(),
             counters: traffic.counters.clone(),
@@ -79,7 +84,11 @@ pub fn server(
 async fn distribution(state: web::Data<AdminState>) -> actix_web::Result<HttpResponse> {
     let backends = state.metrics.send(Snapshot).await.map_err(ErrorInternalServerError)?;
     let sessions = state.registry.send(CountSessions).await.map_err(ErrorInternalServerError)?;
-    let distribution = Distribution::new(backends.0, sessions, SystemTime::now());
+    let lookups = match &state.discovery {
+        Some(discovery) => discovery.send(Discovered).await.map_err(ErrorInternalServerError)?.0,
+        None => Vec::new(),
+    };
+    let distribution = Distribution::new(backends.0, lookups, sessions, SystemTime::now());
     Ok(HttpResponse::Ok()
         .insert_header((CACHE_CONTROL, CacheControl(vec![CacheDirective::NoStore])))
         .json(distribution))

@@ -8,7 +8,10 @@ use std::{
 
 use serde::Serialize;
 
-use crate::domain::pool::{BackendSnapshot, State};
+use crate::{
+    actors::discovery::{Discovery, Subject},
+    domain::pool::{BackendSnapshot, State},
+};
 
 /// The whole answer of `/balancer-metrics`.
 #[derive(Debug, Serialize)]
@@ -20,6 +23,8 @@ pub struct Distribution {
     total_connections: u64,
     agents_connections: u64,
     own_sessions: usize,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    lookups: Vec<Lookup>,
 }
 
 #[derive(Debug, Serialize)]
@@ -69,9 +74,44 @@ struct Pod {
     error: Option<String>,
 }
 
+/// A name that DNS knows addresses of.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Lookup {
+    /// As it was configured.
+    source: String,
+    /// Whose pods they are; left out where they are replicas of the balancer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service: Option<String>,
+    /// Addresses in the last good answer.
+    known: usize,
+    /// Why the last look-up failed, and for how long they have been failing so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failing_for_ms: Option<u64>,
+}
+
+impl From<Discovery> for Lookup {
+    fn from(Discovery { subject, source, known, trouble }: Discovery) -> Self {
+        let service = match subject {
+            Subject::Pods { pod, .. } => Some(pod.service),
+            Subject::Replicas { .. } => None,
+        };
+        let (error, since) = trouble.unzip();
+        Self { source, service, known, error, failing_for_ms: since.map(millis) }
+    }
+}
+
 impl Distribution {
-    /// The distribution at `now`, from the pool's snapshot and the registry's count.
-    pub fn new(backends: Vec<BackendSnapshot>, own_sessions: usize, now: SystemTime) -> Self {
+    /// The distribution at `now`, from the pool's snapshot, the names that are looked up, and the
+    /// registry's count.
+    pub fn new(
+        backends: Vec<BackendSnapshot>,
+        lookups: Vec<Discovery>,
+        own_sessions: usize,
+        now: SystemTime,
+    ) -> Self {
         let total = backends.iter().map(|backend| backend.estimate).sum();
         let mut services = Vec::with_capacity(backends.len());
         let mut pod_metrics = BTreeMap::<String, Vec<Pod>>::new();
@@ -87,6 +127,7 @@ impl Distribution {
             total_connections: total,
             agents_connections: total,
             own_sessions,
+            lookups: lookups.into_iter().map(Lookup::from).collect(),
         }
     }
 }
@@ -188,7 +229,7 @@ mod tests {
             estimate: 42,
             ..snapshot("http://a:3001", "10.0.0.1:3001")
         };
-        let distribution = Distribution::new(vec![backend], 12, at(1_795_204_979));
+        let distribution = Distribution::new(vec![backend], vec![], 12, at(1_795_204_979));
         let expected = r#"{
   "timestamp": "2026-11-20T20:02:59Z",
   "services": [
@@ -232,7 +273,8 @@ mod tests {
             estimate: 3,
             ..snapshot("http://b:3001", "b:3001")
         };
-        let json = serde_json::to_value(Distribution::new(vec![backend], 3, at(0))).unwrap();
+        let json =
+            serde_json::to_value(Distribution::new(vec![backend], vec![], 3, at(0))).unwrap();
         assert_eq!(
             json["podMetrics"]["http://b:3001"][0],
             serde_json::json!({
@@ -240,7 +282,36 @@ mod tests {
             })
         );
         assert_eq!(json["services"][0].get("reported"), None);
+        assert_eq!(json.get("lookups"), None, "where no name is looked up");
         assert_eq!(json["services"][0]["requests"], 5, "told where there are any");
         assert_eq!(json["totalConnections"], 3);
+    }
+
+    #[test]
+    fn a_name_that_cannot_be_looked_up_says_why_and_for_how_long() {
+        let pod = (*snapshot("http://chat:3001", "").backend).clone();
+        let pods = Discovery {
+            subject: Subject::Pods { service: 0, pod },
+            source: "http://chat:3001".into(),
+            known: 3,
+            trouble: Some(("SERVFAIL".into(), Duration::from_millis(1_500))),
+        };
+        let replicas = Discovery {
+            subject: Subject::Replicas { services: vec![0] },
+            source: "dns:wsbalancer".into(),
+            known: 2,
+            trouble: None,
+        };
+        let distribution = Distribution::new(vec![], vec![pods, replicas], 0, at(0));
+        assert_eq!(
+            serde_json::to_value(distribution).unwrap()["lookups"],
+            serde_json::json!([
+                {
+                    "source": "http://chat:3001", "service": "default", "known": 3,
+                    "error": "SERVFAIL", "failingForMs": 1500
+                },
+                { "source": "dns:wsbalancer", "known": 2 }
+            ])
+        );
     }
 }

@@ -14,6 +14,8 @@ from common import check
 
 OPTIONAL = {"reported", "reportAgeMs", "agentsConnections", "podName", "podIP", "nodeName"}
 FURTHER = {
+    "answer": {"lookups": list},
+    "lookup": {"source": str, "service": str, "known": int, "error": str, "failingForMs": int},
     "service": {
         "requests": int, "reason": str, "weight": float, "maxConnections": int, "ejectedForMs": int,
     },
@@ -69,7 +71,12 @@ def read(text):
     """The distribution, or `Wrong`."""
     example = golden()
     whole = json.loads(text, object_pairs_hook=no_twice, parse_constant=refuse)
-    read_object(whole, example, {}, "the answer")
+    read_object(whole, example, FURTHER["answer"], "the answer")
+    for number, lookup in enumerate(whole.get("lookups", [])):
+        where = f"lookups[{number}]"
+        read_object(lookup, {}, FURTHER["lookup"], where)
+        if "known" not in lookup or ("error" in lookup) != ("failingForMs" in lookup):
+            raise Wrong(f"{where} is {lookup}")
     datetime.datetime.strptime(whole["timestamp"], "%Y-%m-%dT%H:%M:%SZ")
     (pod_example,) = next(iter(example["podMetrics"].values()))
     for number, service in enumerate(whole["services"]):
@@ -102,7 +109,7 @@ def valid(balancer, what):
         read(now)
         check(True, f"{what}: a strict reader takes the JSON")
     except (Wrong, ValueError) as error:
-        check(False, f"{what}: a strict reader refuses the JSON: {error}\n{now}")
+        check(False, f"{what}: a strict reader refuses the JSON: {error}\n{now[:2000]}")
 
 
 def spoiled(text):

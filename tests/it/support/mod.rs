@@ -66,7 +66,7 @@ impl Balancer {
         let config = Config::resolve(layers).expect("valid settings");
         let control = Control::start(&config);
         let traffic = Traffic::new(&config, control.metrics.clone(), control.registry.clone());
-        let state = AdminState::from(&traffic);
+        let state = AdminState::new(&traffic, control.discovery.clone());
         let server =
             actix_http_test::test_server(move || traffic::service::<TcpStream>(traffic.clone()))
                 .await;

@@ -57,6 +57,11 @@ async def show_kept(server, pods, service, name, begin, end, seen):
             check(bool(lines), f"the log says so: {lines[:1]}")
             if seen:
                 check(await eventually(seen), "look-ups have failed several times")
+            (lookup,) = balancer.metrics()["lookups"]
+            check(
+                lookup["known"] == 1 and lookup["error"] and lookup["failingForMs"] >= 0,
+                f"/balancer-metrics says so: {lookup}",
+            )
             check(hosts.taking(balancer) == {first.address}, f"kept: {hosts.states(balancer)}")
             more = await crowd.come(balancer, 10, lanes=1)
             unharmed(more, f"new sessions during {name}")
@@ -65,6 +70,8 @@ async def show_kept(server, pods, service, name, begin, end, seen):
             end()
         server.set(*a(NAME, first.name, second.name))
         await hosts.known(balancer, pods, "it is over, and the zone has one more", 60)
+        (lookup,) = balancer.metrics()["lookups"]
+        check(lookup["known"] == 2 and "error" not in lookup, f"/balancer-metrics is content: {lookup}")
         later = await crowd.come(balancer, 10, lanes=1)
         check(crowd.spread(later).get(second.name) == 10, f"10 clients: {crowd.spread(later)}")
         await talk.undisturbed("afterwards")
