@@ -1,7 +1,7 @@
 //! The pod's side of a session: owns the connection to the pod and the direction from it.
 
 use actix::{
-    Actor, ActorContext as _, ActorFutureExt as _, AsyncContext as _, Context, WeakAddr,
+    Actor, ActorContext as _, ActorFutureExt as _, Addr, AsyncContext as _, Context,
     fut::wrap_future,
 };
 
@@ -10,12 +10,13 @@ use crate::relay::{End, Pump};
 
 /// Holds the awc connection to the chosen pod; paired with a [`SessionActor`] on the same thread.
 pub struct BackendActor {
-    session: WeakAddr<SessionActor>,
+    /// Keeps it alive when its own direction has ended first.
+    session: Addr<SessionActor>,
     end: Option<End>,
 }
 
 impl BackendActor {
-    pub(super) fn start(pump: Pump, session: WeakAddr<SessionActor>) {
+    pub(super) fn start(pump: Pump, session: Addr<SessionActor>) {
         Self::create(|ctx| {
             ctx.spawn(wrap_future(pump).map(|end, backend: &mut Self, ctx: &mut Context<Self>| {
                 backend.end = Some(end);
@@ -33,8 +34,6 @@ impl Actor for BackendActor {
 impl Drop for BackendActor {
     /// Told on drop, so that a panic here ends the session instead of leaving half of one.
     fn drop(&mut self) {
-        if let Some(session) = self.session.upgrade() {
-            session.do_send(PodSideEnded(self.end.take().unwrap_or(End::Aborted)));
-        }
+        self.session.do_send(PodSideEnded(self.end.take().unwrap_or(End::Aborted)));
     }
 }

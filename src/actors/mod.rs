@@ -30,3 +30,4 @@ pub mod metrics;
 pub mod poll;
 pub mod registry;
 pub mod session;
+mod sweep;

@@ -1,6 +1,6 @@
 //! One client connection: owns the direction from the client to the pod, and the session's end.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use actix::{
     Actor, ActorContext as _, ActorFutureExt as _, Addr, AsyncContext as _, Context, Handler,
@@ -12,18 +12,30 @@ use tokio::sync::Notify;
 use super::{
     backend::BackendActor,
     registry::{Registration, RegistryActor, SessionInfo},
+    sweep::{self, Act},
 };
 use crate::{
-    domain::{admission::Ticket, health::EARLY_DEATH, lease::Lease},
-    relay::{Control, Direction, End, Peer, Tunnel, close::CloseCode},
+    domain::{
+        admission::Ticket,
+        health::EARLY_DEATH,
+        lease::Lease,
+        life::{Action, Cause, Leg, LifeRules},
+    },
+    relay::{Control, Direction, End, Peer, Tunnel, TunnelRules, close::CloseCode},
 };
-
-/// How long a side may go on sending after the other has closed its half.
-const HALF_CLOSED_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Close codes of a pod that is not well: going away, internal error, service restart, try again
 /// later (RFC 6455 §7.4.1 and the IANA registry).
 const UNWELL: [u16; 4] = [1001, 1011, 1012, 1013];
+
+/// What holds for a session as long as it lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// When it ends by itself.
+    pub life: LifeRules,
+    /// What may pass.
+    pub tunnel: TunnelRules,
+}
 
 /// Ends a session with a Close frame each way.
 #[derive(Clone, Debug, Message)]
@@ -86,15 +98,17 @@ impl SessionActor {
         info: SessionInfo,
         mut slot: Slot,
         registry: Arc<Addr<RegistryActor>>,
+        rules: &Arc<Rules>,
     ) {
         slot.lease.establish();
         let info = Arc::new(info);
-        let Tunnel { up, down, control } = Tunnel::new(client, pod, &info.stats);
+        let Tunnel { up, down, control } = Tunnel::new(client, pod, &info.stats, &rules.tunnel);
         // The pumps go straight to their contexts: as fields they would cost every idle session
         // their room for good.
         Self::create(|ctx| {
+            BackendActor::start(down, ctx.address());
             let session = ctx.address().downgrade();
-            BackendActor::start(down, session.clone());
+            sweep::watch(session.clone(), info.clone(), control.pulse(), rules.clone());
             ctx.spawn(wrap_future(up).map(|end, session: &mut Self, ctx| {
                 session.direction_ended(Direction::Up, end, ctx);
             }));
@@ -115,15 +129,9 @@ impl SessionActor {
         if direction == Direction::Down && by_sender {
             self.judge_pod();
         }
-        match (direction, &end) {
-            // The client is gone: nobody waits for anything any more.
-            (Direction::Up, End::ReadFailed(_))
-            | (Direction::Down, End::WriteFailed(_))
-            | (_, End::Aborted) => self.control.abort(),
-            // A half-close has been passed on; the other half goes on for a while.
-            _ => {
-                ctx.run_later(HALF_CLOSED_TIMEOUT, |session, _| session.control.abort());
-            }
+        // Anything else has been passed on; the other direction goes on for a while.
+        if matches!(end, End::Aborted) {
+            self.control.abort();
         }
         self.ends[direction as usize] = Some(end);
         if self.ends.iter().all(Option::is_some) {
@@ -179,6 +187,32 @@ impl Handler<CloseSession> for SessionActor {
     fn handle(&mut self, close: CloseSession, _: &mut Self::Context) {
         self.closed_by_us = true;
         self.control.close(close.to_client, close.to_pod, close.reason);
+    }
+}
+
+impl Handler<Act> for SessionActor {
+    type Result = ();
+
+    fn handle(&mut self, Act(action): Act, _: &mut Self::Context) {
+        let (restart, going) = (CloseCode::SERVICE_RESTART, CloseCode::GOING_AWAY);
+        match action {
+            Action::Ping(leg) => return self.control.ping(comes_from(leg)),
+            Action::Close(Cause::Age) => self.control.close(restart, restart, "lived for long"),
+            Action::Close(Cause::Idle) => self.control.close(going, going, "idle for long"),
+            Action::GiveUp(leg, _) => self.control.give_up(comes_from(leg)),
+            Action::Cut => self.control.abort(),
+        }
+        self.closed_by_us = true;
+        let SessionInfo { id, client, backend, .. } = &*self.info;
+        log::info!("session {id} of {client} on {}: {action}", backend.url);
+    }
+}
+
+/// The direction from this peer.
+fn comes_from(leg: Leg) -> Direction {
+    match leg {
+        Leg::Client => Direction::Up,
+        Leg::Pod => Direction::Down,
     }
 }
 

@@ -6,6 +6,7 @@
 //! nowhere else.
 
 mod discovery;
+mod life;
 pub mod load;
 mod read;
 pub mod resolve;

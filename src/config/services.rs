@@ -10,6 +10,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::{
     discovery::{Discovery, Replicas, discovery, name_server},
+    life::{life, tunnel},
     read::{self, Pods, Reader, SWITCH, field, field_name},
 };
 use crate::{
@@ -18,6 +19,7 @@ use crate::{
         discovery::TtlBounds,
         health::HealthSettings,
         lease::{Backend, Transport},
+        life::LifeRules,
         origin::OriginPattern,
         question::Question,
         rebalance::RebalanceSettings,
@@ -30,6 +32,7 @@ use crate::{
         resolve::{HostName, NameServers, ResolverSettings},
         tls::{ClientSettings, ClientTls, FileError, KeyPair},
     },
+    relay::{TunnelRules, close::CloseCode},
 };
 
 /// Name of the service that the `services` list makes.
@@ -128,6 +131,10 @@ pub struct Balancer {
     pub read_timeout: Duration,
     /// For a client's whole handshake.
     pub handshake_timeout: Duration,
+    /// When sessions end by themselves.
+    pub life: LifeRules,
+    /// What may pass in sessions.
+    pub tunnel: TunnelRules,
 }
 
 impl Balancer {
@@ -248,6 +255,7 @@ fn balancer(read: &mut Reader, backends: &[Backend], discovery: Option<&Discover
     let poll_interval = read.duration("balancer.poll_interval", millis(100)..=hour);
     let cache_ttl = read.duration("balancer.cache_ttl", millis(0)..=24 * hour);
     let handshake = millis(10)..=10 * minute;
+    let life = life(read);
     let (replicas, replicas_name) = match read.value("balancer.replicas", Replicas::parse) {
         Replicas::Configured(replicas) => (replicas, None),
         Replicas::Counted(name) => (1, Some(name)),
@@ -299,7 +307,16 @@ fn balancer(read: &mut Reader, backends: &[Backend], discovery: Option<&Discover
         connect_timeout: read.duration("balancer.connect_timeout", handshake.clone()),
         read_timeout: read.duration("balancer.read_timeout", handshake.clone()),
         handshake_timeout: read.duration("balancer.handshake_timeout", handshake),
+        tunnel: tunnel(read, &life),
+        life,
     }
+}
+
+pub(super) fn close_code(read: &mut Reader, key: &str) -> CloseCode {
+    read.value(key, |text| {
+        let code = text.parse().ok().and_then(CloseCode::new);
+        code.ok_or_else(|| "expected 1000 to 4999, but not 1004, 1005, 1006 or 1015".to_owned())
+    })
 }
 
 /// What pods are asked: their metric route in one of three formats, or else only for their health.

@@ -12,6 +12,7 @@ pub mod estimate;
 mod glance;
 pub mod health;
 pub mod lease;
+pub mod life;
 pub mod origin;
 pub mod pool;
 pub mod question;

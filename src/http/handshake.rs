@@ -29,7 +29,7 @@ use super::{
 use crate::{
     actors::{
         registry::SessionInfo,
-        session::{SessionActor, Slot},
+        session::{Rules, SessionActor, Slot},
     },
     domain::{admission::Ticket, lease::Backend},
     relay::Peer,
@@ -61,9 +61,9 @@ pub async fn serve(worker: &Worker, request: &RequestHead, mut client: Client) -
         }
     };
     match opened {
-        Ok(Opened::Tunnel { answer, pod, slot }) => {
+        Ok(Opened::Tunnel { answer, pod, slot, rules }) => {
             let client = client.switch(answer).await?;
-            Established { client, pod, slot }.start(worker, address);
+            Established { client, pod, slot, rules }.start(worker, address);
             Ok(())
         }
         Ok(Opened::Rejection { mut answer, body }) => {
@@ -86,16 +86,18 @@ pub struct Established {
     pub pod: Peer,
     /// What the session occupies.
     pub slot: Slot,
+    /// What holds for it.
+    pub rules: Arc<Rules>,
 }
 
 impl Established {
     /// Starts the session of the client at `address`.
     pub fn start(self, worker: &Worker, address: IpAddr) {
-        let Self { client, pod, slot } = self;
+        let Self { client, pod, slot, rules } = self;
         let traffic = &worker.traffic;
         let info = SessionInfo::new(address, slot.lease.backend().clone());
         traffic.counters.sessions.fetch_add(1, Relaxed);
-        SessionActor::start(client, pod, info, slot, traffic.registry.clone());
+        SessionActor::start(client, pod, info, slot, traffic.registry.clone(), &rules);
     }
 }
 
@@ -153,6 +155,8 @@ pub enum Opened {
         pod: Peer,
         /// What the session occupies.
         slot: Slot,
+        /// What holds for it.
+        rules: Arc<Rules>,
     },
     /// One said something else, which is the client's to hear.
     Rejection {
@@ -217,7 +221,8 @@ async fn try_pods(
             Ok(Answer::Switched(head, pod)) => match accept(request, &head) {
                 Ok(()) => {
                     let answer = routed.switching(&head, backend);
-                    return Ok(Opened::Tunnel { answer, pod, slot });
+                    let rules = routed.service.rules.clone();
+                    return Ok(Opened::Tunnel { answer, pod, slot, rules });
                 }
                 Err(broken) => DialError::Broken(broken),
             },

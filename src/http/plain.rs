@@ -97,11 +97,11 @@ async fn answer(
 
 /// A handshake that follows a plain request on the same connection.
 fn switch(worker: &Rc<Worker>, opened: Opened, address: IpAddr, upgrade: OnUpgrade) -> Answer {
-    let (answer, pod, slot) = match opened {
+    let (answer, pod, slot, rules) = match opened {
         Opened::Rejection { answer, body } => {
             return response_head(answer, Outgoing::Rejection(body));
         }
-        Opened::Tunnel { answer, pod, slot } => (answer, pod, slot),
+        Opened::Tunnel { answer, pod, slot, rules } => (answer, pod, slot, rules),
     };
     let mut answer = response_head(answer, Outgoing::Text(Bytes::new()));
     let upgrade_field = hyper::header::HeaderValue::from_static("upgrade");
@@ -113,7 +113,7 @@ fn switch(worker: &Rc<Worker>, opened: Opened, address: IpAddr, upgrade: OnUpgra
         let (io, unread) = parts.io.into_inner().into_parts();
         let mut early = BytesMut::from(parts.read_buf);
         early.unsplit(unread);
-        Established { client: Peer::new(io, early), pod, slot }.start(&worker, address);
+        Established { client: Peer::new(io, early), pod, slot, rules }.start(&worker, address);
     });
     answer
 }

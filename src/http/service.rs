@@ -1,6 +1,6 @@
 //! What the balancer does for one service: its rules, and each worker's way to its pods.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use actix_http::header::{self, HeaderMap, HeaderValue};
 
@@ -8,6 +8,7 @@ use super::{
     dial::Dialer, forward::Changes, headers::shown, queue::Queue, refusal::Refusal, reuse::Idle,
 };
 use crate::{
+    actors::session::Rules,
     config::{self, Affinity},
     domain::origin::OriginPattern,
     net::connect::ConnectSettings,
@@ -33,6 +34,8 @@ pub struct Service {
     pub reuse_connections: bool,
     /// Where clients wait for a pod with room.
     pub queue: Queue,
+    /// What holds for its sessions.
+    pub rules: Arc<Rules>,
     connect: ConnectSettings,
     read_timeout: Duration,
     allowed_origins: Vec<OriginPattern>,
@@ -57,6 +60,7 @@ impl Service {
             handshake_timeout: balancer.handshake_timeout,
             reuse_connections: balancer.reuse_connections,
             queue: Queue::new(balancer.queue_timeout, balancer.queue_limit),
+            rules: Arc::new(Rules { life: balancer.life, tunnel: balancer.tunnel }),
             connect: balancer.connect_settings(),
             read_timeout: balancer.read_timeout,
             allowed_origins: balancer.allowed_origins.clone(),

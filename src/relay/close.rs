@@ -12,6 +12,10 @@ pub struct CloseCode(u16);
 impl CloseCode {
     /// 1001: an endpoint is going away.
     pub const GOING_AWAY: Self = Self(1001);
+    /// 1008: a rule was broken.
+    pub const POLICY_VIOLATION: Self = Self(1008);
+    /// 1009: a message is larger than can be taken.
+    pub const MESSAGE_TOO_BIG: Self = Self(1009);
     /// 1012: the service restarts; the client should come back.
     pub const SERVICE_RESTART: Self = Self(1012);
 

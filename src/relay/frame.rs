@@ -17,6 +17,10 @@ const MASKED: u8 = 0x80;
 pub mod opcode {
     /// A Close frame.
     pub const CLOSE: u8 = 0x8;
+    /// A Ping frame.
+    pub const PING: u8 = 0x9;
+    /// A Pong frame.
+    pub const PONG: u8 = 0xa;
     /// Opcodes from here on are control frames, which may stand between the fragments of a message.
     pub const FIRST_CONTROL: u8 = 0x8;
 }
@@ -83,17 +87,29 @@ pub fn close(code: CloseCode, reason: &str, mask: Option<[u8; 4]>) -> Vec<u8> {
     let reason = &reason[..reason.floor_char_boundary(room)];
     let mut payload = code.get().to_be_bytes().to_vec();
     payload.extend_from_slice(reason.as_bytes());
+    control(opcode::CLOSE, &payload, mask)
+}
 
+/// A whole Ping frame (RFC 6455 §5.5.2).
+pub fn ping(payload: &PingPayload, mask: Option<[u8; 4]>) -> Vec<u8> {
+    control(opcode::PING, payload, mask)
+}
+
+/// What our Pings carry, and so the Pongs that answer them.
+pub type PingPayload = [u8; 8];
+
+fn control(opcode: u8, payload: &[u8], mask: Option<[u8; 4]>) -> Vec<u8> {
     let masked = if mask.is_some() { MASKED } else { 0 };
-    let mut frame = vec![FIN | opcode::CLOSE, masked | payload.len() as u8];
-    if let Some(key) = mask {
-        frame.extend_from_slice(&key);
-        for (byte, key) in payload.iter_mut().zip(key.iter().cycle()) {
-            *byte ^= key;
-        }
-    }
-    frame.extend_from_slice(&payload);
+    let mut frame = vec![FIN | opcode, masked | payload.len() as u8];
+    frame.extend(mask.iter().flatten());
+    frame.extend(unmasked(payload, mask));
     frame
+}
+
+/// `payload` without its mask, or with it: the same operation (RFC 6455 §5.3).
+pub fn unmasked(payload: &[u8], mask: Option<[u8; 4]>) -> impl Iterator<Item = u8> {
+    let key = mask.unwrap_or_default();
+    payload.iter().enumerate().map(move |(at, byte)| byte ^ key[at % 4])
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@
 pub mod close;
 pub mod frame;
 mod pump;
+pub mod sieve;
 mod stats;
 pub mod tracker;
 
@@ -26,7 +27,11 @@ use std::{
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use self::close::CloseCode;
+use self::{
+    close::CloseCode,
+    frame::PingPayload,
+    sieve::{Allowance, Awaited, Limits, Sieve},
+};
 pub use self::{
     pump::{End, Pump},
     stats::{Direction, DirectionStats, TunnelStats},
@@ -55,6 +60,25 @@ impl Peer {
     }
 }
 
+/// What holds in a tunnel beside passing on everything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TunnelRules {
+    /// What clients may send.
+    pub limits: Limits,
+    /// Whether clients are sent Pings, and whether pods are.
+    pub pings: [bool; 2],
+    /// What a client is told whose pod is gone.
+    pub pod_lost: CloseCode,
+}
+
+impl Default for TunnelRules {
+    /// Everything passes.
+    fn default() -> Self {
+        let pod_lost = CloseCode::SERVICE_RESTART;
+        Self { limits: Limits::default(), pings: [false; 2], pod_lost }
+    }
+}
+
 /// A started tunnel: two pumps to drive and the handle that steers them.
 pub struct Tunnel {
     /// From the client to the pod.
@@ -67,22 +91,36 @@ pub struct Tunnel {
 
 impl Tunnel {
     /// Joins two sockets. Nothing moves until the pumps are polled.
-    pub fn new(client: Peer, pod: Peer, stats: &Arc<TunnelStats>) -> Self {
-        let control = Control { up: Rc::default(), down: Rc::default() };
-        let pump = |direction, from: &Socket, to: &Socket, early, switch: &Rc<Switch>| {
-            Pump::new(direction, from.clone(), to.clone(), early, stats.clone(), switch.clone())
+    pub fn new(client: Peer, pod: Peer, stats: &Arc<TunnelStats>, rules: &TunnelRules) -> Self {
+        let [pings_client, pings_pod] = rules.pings;
+        let payload = fastrand::u64(..).to_be_bytes();
+        let sieve = |limits: Limits, pings: bool| {
+            (pings || limits != Limits::default()).then(|| Box::new(Sieve::new(limits, payload)))
         };
-        let up = pump(Direction::Up, &client.socket, &pod.socket, client.early, &control.up);
-        let down = pump(Direction::Down, &pod.socket, &client.socket, pod.early, &control.down);
-        Self { up, down, control }
+        let sieves = [sieve(rules.limits, pings_client), sieve(Limits::default(), pings_pod)];
+        let allowance = sieves[0].as_ref().and_then(|sieve| sieve.allowance.clone());
+        let pulse = Pulse { up: Rc::default(), down: Rc::default(), allowance, payload };
+        let [up_sieve, down_sieve] = sieves;
+        let up = Pump::new(
+            Direction::Up,
+            (client.socket.clone(), client.early, up_sieve),
+            (pod.socket.clone(), CloseCode::GOING_AWAY),
+            stats.clone(),
+            &pulse,
+        );
+        let down = Pump::new(
+            Direction::Down,
+            (pod.socket, pod.early, down_sieve),
+            (client.socket, rules.pod_lost),
+            stats.clone(),
+            &pulse,
+        );
+        Self { up, down, control: Control(pulse) }
     }
 }
 
 /// Ends a tunnel from outside, on the tunnel's own thread.
-pub struct Control {
-    up: Rc<Switch>,
-    down: Rc<Switch>,
-}
+pub struct Control(Pulse);
 
 impl Control {
     /// Sends a Close frame each way at the next frame boundary, then lets both sides answer.
@@ -91,15 +129,43 @@ impl Control {
     /// has already sent its own Close is left alone. There is no deadline here: a side that never
     /// reaches a boundary or never answers is cut by [`abort`](Self::abort).
     pub fn close(&self, to_client: CloseCode, to_pod: CloseCode, reason: &str) {
-        let key = fastrand::u32(..).to_be_bytes();
-        self.up.set(Command::Close(frame::close(to_pod, reason, Some(key))));
-        self.down.set(Command::Close(frame::close(to_client, reason, None)));
+        let Pulse { up, down, .. } = &self.0;
+        up.set(Command::Close(frame::close(to_pod, reason, Some(masking_key()))));
+        down.set(Command::Close(frame::close(to_client, reason, None)));
+    }
+
+    /// Gives the peer up from which `direction` comes: its bytes end here, nothing more is written
+    /// to it, and the other side is told as if it had vanished.
+    pub fn give_up(&self, direction: Direction) {
+        let Pulse { up, down, .. } = &self.0;
+        let (source, sink) = match direction {
+            Direction::Up => (up, down),
+            Direction::Down => (down, up),
+        };
+        source.set(Command::SourceLost);
+        sink.set(Command::SinkLost);
+    }
+
+    /// Sends a Ping against `direction`, to the peer from which it comes, at the next frame
+    /// boundary. Its answer is swallowed.
+    pub fn ping(&self, direction: Direction) {
+        let Pulse { up, down, payload, .. } = &self.0;
+        match direction {
+            Direction::Up => down.offer(Command::Ping(frame::ping(payload, None))),
+            Direction::Down => up.offer(Command::Ping(frame::ping(payload, Some(masking_key())))),
+        }
+    }
+
+    /// What can be seen of the pumps from outside.
+    pub fn pulse(&self) -> Pulse {
+        self.0.clone()
     }
 
     /// Ends both pumps at once; what they still hold is lost.
     pub fn abort(&self) {
-        self.up.set(Command::Abort);
-        self.down.set(Command::Abort);
+        let Pulse { up, down, .. } = &self.0;
+        up.set(Command::Abort);
+        down.set(Command::Abort);
     }
 }
 
@@ -109,26 +175,109 @@ impl Drop for Control {
     }
 }
 
+fn masking_key() -> [u8; 4] {
+    fastrand::u32(..).to_be_bytes()
+}
+
+/// Live figures of a tunnel's pumps, on the tunnel's own thread.
+#[derive(Clone)]
+pub struct Pulse {
+    up: Rc<Switch>,
+    down: Rc<Switch>,
+    allowance: Option<Rc<Allowance>>,
+    payload: PingPayload,
+}
+
+impl Pulse {
+    /// Bytes of `direction` that its sink has yet to take.
+    pub fn waiting(&self, direction: Direction) -> usize {
+        self.of(direction).kept.get()
+    }
+
+    /// Pings that have gone along with `direction`.
+    pub fn pings(&self, direction: Direction) -> u32 {
+        self.of(direction).pings.get()
+    }
+
+    /// Bytes of `direction` that answered our Pings; the tunnel's figures are without them.
+    pub fn swallowed(&self, direction: Direction) -> u64 {
+        self.of(direction).awaited.swallowed.get()
+    }
+
+    /// A Close of ours is on its way, or a peer is dead.
+    pub fn is_closing(&self) -> bool {
+        self.up.is_closing.get() || self.down.is_closing.get()
+    }
+
+    /// A direction has ended.
+    pub fn is_half_closed(&self) -> bool {
+        self.up.is_over.get() || self.down.is_over.get()
+    }
+
+    /// What the client may send, to be filled as time passes.
+    pub fn refill(&self, time: std::time::Duration) {
+        if let Some(allowance) = &self.allowance
+            && allowance.refill(time)
+        {
+            self.up.wake();
+        }
+    }
+
+    fn of(&self, direction: Direction) -> &Switch {
+        match direction {
+            Direction::Up => &self.up,
+            Direction::Down => &self.down,
+        }
+    }
+}
+
 /// What a pump is told to do beside relaying.
 #[derive(Default)]
 enum Command {
     #[default]
     Relay,
     /// Inject this frame at the next boundary.
+    Ping(Vec<u8>),
+    /// Inject this frame at the next boundary, and nothing after it.
     Close(Vec<u8>),
+    /// Nothing more comes from the source.
+    SourceLost,
+    /// The sink takes nothing more.
+    SinkLost,
     Abort,
 }
 
-/// A pump's mailbox of one: the latest command and the pump's waker.
+/// A pump's mailbox of one, the latest command and the pump's waker; and what it shows of itself.
 #[derive(Default)]
 struct Switch {
     command: Cell<Command>,
     waker: RefCell<Option<Waker>>,
+    /// Bytes that wait for the sink.
+    kept: Cell<usize>,
+    /// Pings that have gone to the sink.
+    pings: Cell<u32>,
+    /// Answers that the source owes to the Pings of the other direction.
+    awaited: Awaited,
+    /// See [`Pulse::is_closing`].
+    is_closing: Cell<bool>,
+    is_over: Cell<bool>,
 }
 
 impl Switch {
     fn set(&self, command: Command) {
         self.command.set(command);
+        self.wake();
+    }
+
+    /// Sets `command` unless there is a greater one.
+    fn offer(&self, command: Command) {
+        match self.command.take() {
+            Command::Relay | Command::Ping(_) => self.set(command),
+            greater => self.command.set(greater),
+        }
+    }
+
+    fn wake(&self) {
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }

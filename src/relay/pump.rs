@@ -23,7 +23,13 @@ use std::{
 use bytes::BytesMut;
 use tokio::io::ReadBuf;
 
-use super::{Command, Direction, Socket, Switch, TunnelStats, tracker::Tracker};
+use super::{
+    Command, Direction, Pulse, Socket, Switch, TunnelStats,
+    close::CloseCode,
+    frame, masking_key,
+    sieve::{Sieve, Sifted, Violation},
+    tracker::{Progress, Tracker},
+};
 
 /// Bytes per read at most. 32 to 256 KiB measure equal; 16 KiB costs 60 % more CPU on large
 /// messages.
@@ -51,6 +57,8 @@ pub enum End {
     WriteFailed(io::Error),
     /// Our own Close frame was sent, and the source has closed too.
     Closed,
+    /// The source sent what it may not, and both sides were told to close.
+    Violated(Violation),
     /// Cut by [`Control::abort`](super::Control::abort).
     Aborted,
 }
@@ -65,11 +73,24 @@ pub struct Pump {
     unflushed: bool,
     read_len: usize,
     tracker: Tracker,
+    /// Stands before the tracker, in sessions that need one.
+    sieve: Option<Box<Sieve>>,
     direction: Direction,
     stats: Arc<TunnelStats>,
     switch: Rc<Switch>,
-    /// A Close frame that waits for a boundary.
-    injection: Option<Vec<u8>>,
+    /// The other direction's.
+    other: Rc<Switch>,
+    /// What the sink is told when the source vanishes.
+    farewell: CloseCode,
+    /// What waits for a boundary.
+    injection: Option<Injection>,
+}
+
+/// A frame of our own.
+enum Injection {
+    Ping(Vec<u8>),
+    /// Nothing follows it.
+    Close(Vec<u8>),
 }
 
 enum State {
@@ -106,14 +127,19 @@ impl Kept {
 }
 
 impl Pump {
+    /// From a source, with what came early and what it may send, to a sink, with what that is told
+    /// when the source vanishes.
     pub(super) fn new(
         direction: Direction,
-        source: Socket,
-        sink: Socket,
-        early: BytesMut,
+        (source, early, sieve): (Socket, BytesMut, Option<Box<Sieve>>),
+        (sink, farewell): (Socket, CloseCode),
         stats: Arc<TunnelStats>,
-        switch: Rc<Switch>,
+        pulse: &Pulse,
     ) -> Self {
+        let (switch, other) = match direction {
+            Direction::Up => (pulse.up.clone(), pulse.down.clone()),
+            Direction::Down => (pulse.down.clone(), pulse.up.clone()),
+        };
         let mut pump = Self {
             source,
             sink,
@@ -122,15 +148,21 @@ impl Pump {
             unflushed: false,
             read_len: SCRATCH_LEN,
             tracker: Tracker::default(),
+            sieve,
             direction,
             stats,
             switch,
+            other,
+            farewell,
             injection: None,
         };
-        if !early.is_empty() {
-            let progress = pump.tracker.feed(&early);
-            pump.stats.record(direction, early.len(), progress, &pump.tracker);
-            pump.kept.push(&early);
+        match &mut pump.sieve {
+            Some(sieve) => sieve.feed(&early),
+            None if early.is_empty() => {}
+            None => {
+                pump.follow(&early);
+                pump.kept.push(&early);
+            }
         }
         pump
     }
@@ -138,10 +170,15 @@ impl Pump {
     fn turn(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         for _ in 0..READS_PER_TURN {
             match self.switch.take() {
+                Command::Relay => {}
                 Command::Abort => return Poll::Ready(End::Aborted),
-                // After the source's own Close nothing may follow, not even ours.
-                Command::Close(frame) if !self.tracker.closed() => self.injection = Some(frame),
-                Command::Close(_) | Command::Relay => {}
+                Command::SourceLost => self.source_ended(End::ReadFailed(timed_out())),
+                Command::SinkLost => self.sink_failed(timed_out()),
+                Command::Ping(frame) => self.inject_later(Injection::Ping(frame)),
+                Command::Close(frame) => {
+                    self.switch.is_closing.set(true);
+                    self.inject_later(Injection::Close(frame));
+                }
             }
             if let Err(error) = ready!(self.poll_flush_kept(cx)) {
                 self.sink_failed(error);
@@ -151,12 +188,19 @@ impl Pump {
                 let _ = ready!(Pin::new(&mut *self.sink.borrow_mut()).poll_shutdown(cx));
                 return Poll::Ready(std::mem::replace(end, End::Eof));
             }
+            if self.injection.is_some() && self.relaying() && self.tracker.at_boundary() {
+                self.inject();
+                continue;
+            }
             if self.relaying()
-                && self.tracker.at_boundary()
-                && let Some(frame) = self.injection.take()
+                && let Some(sifted) = self.sift()
             {
-                self.kept.push(&frame);
-                self.state = State::Discarding(End::Closed);
+                match sifted {
+                    Sifted::Passes(bytes) => self.pass(&bytes, cx),
+                    Sifted::Violates(violation) => self.violated(violation),
+                    // The switch wakes us when there is something to do.
+                    Sifted::Waits => return Poll::Pending,
+                }
                 continue;
             }
             ready!(self.poll_read_write(cx));
@@ -169,24 +213,107 @@ impl Pump {
         matches!(self.state, State::Relaying)
     }
 
-    /// The sink takes nothing any more. A client is still read to its end, because closing with
-    /// its bytes unread would reset the connection and take our last words to it along; what a pod
-    /// still says to a client that is gone is of no use to anyone.
-    fn sink_failed(&mut self, error: io::Error) {
-        self.kept = Kept::default();
-        let end = End::WriteFailed(error);
-        self.state = match self.direction {
-            Direction::Up if self.relaying() => State::Discarding(end),
-            _ => State::Finishing(end),
+    /// After the source's own Close nothing may follow, not even ours.
+    fn inject_later(&mut self, injection: Injection) {
+        let is_greater = |known: &Injection| matches!(known, Injection::Close(_));
+        if self.relaying()
+            && !self.tracker.closed()
+            && !self.injection.as_ref().is_some_and(is_greater)
+        {
+            self.injection = Some(injection);
+        }
+    }
+
+    /// Sends what waits for a boundary, of which this is one.
+    fn inject(&mut self) {
+        match self.injection.take() {
+            Some(Injection::Close(frame)) => {
+                self.kept.push(&frame);
+                self.discard(End::Closed);
+            }
+            Some(Injection::Ping(frame)) => {
+                self.kept.push(&frame);
+                self.switch.pings.set(self.switch.pings.get() + 1);
+                let awaited = &self.other.awaited.count;
+                awaited.set(awaited.get() + 1);
+            }
+            None => {}
+        }
+    }
+
+    /// What the sieve says to what it holds; `None` when it wants more from the source.
+    fn sift(&mut self) -> Option<Sifted> {
+        let sieve = self.sieve.as_mut().filter(|sieve| !sieve.is_empty())?;
+        match sieve.sift(&self.tracker, &self.switch.awaited) {
+            Sifted::Waits if !sieve.is_paused() => None,
+            sifted => Some(sifted),
+        }
+    }
+
+    /// The source has sent what it may not: both sides are told, and nothing more is passed on.
+    fn violated(&mut self, violation: Violation) {
+        let reason = violation.to_string();
+        let (mask, other_mask) = match self.direction {
+            Direction::Up => (Some(masking_key()), None),
+            Direction::Down => (None, Some(masking_key())),
+        };
+        self.other.set(Command::Close(frame::close(violation.code(), &reason, other_mask)));
+        self.kept.push(&frame::close(CloseCode::GOING_AWAY, &reason, mask));
+        self.switch.is_closing.set(true);
+        self.discard(End::Violated(violation));
+    }
+
+    /// From here on the source is read in vain, up to its Close or its end, because closing with
+    /// its bytes unread would reset the connection and take our last words to it along.
+    fn discard(&mut self, end: End) {
+        let held = self.sieve.as_mut().map(|sieve| sieve.give_up()).unwrap_or_default();
+        self.follow(&held);
+        self.state = match self.tracker.closed() {
+            true => State::Finishing(end),
+            false => State::Discarding(end),
         };
     }
 
-    /// The source sends nothing any more.
+    /// The sink takes nothing any more.
+    fn sink_failed(&mut self, error: io::Error) {
+        self.kept = Kept::default();
+        self.switch.is_closing.set(true);
+        let end = End::WriteFailed(error);
+        match self.relaying() {
+            true => self.discard(end),
+            false => self.state = State::Finishing(end),
+        }
+    }
+
+    /// The source sends nothing any more. If it has vanished without a word, the sink gets one.
     fn source_ended(&mut self, end: End) {
+        if matches!(end, End::ReadFailed(_)) {
+            self.switch.is_closing.set(true);
+        }
+        self.switch.is_over.set(true);
         self.state = State::Finishing(match std::mem::replace(&mut self.state, State::Relaying) {
-            State::Relaying => end,
+            State::Relaying => {
+                self.say_farewell();
+                end
+            }
             State::Discarding(end) | State::Finishing(end) => end,
         });
+    }
+
+    /// Not into a frame that was cut, and not when somebody has said Close already.
+    fn say_farewell(&mut self) {
+        if let Some(sieve) = &mut self.sieve {
+            let held = sieve.give_up();
+            self.follow(&held);
+            self.kept.push(&held);
+        }
+        if self.tracker.at_boundary() && self.stats.first_close().is_none() {
+            let (reason, mask) = match self.direction {
+                Direction::Up => ("the client is gone", Some(masking_key())),
+                Direction::Down => ("the pod is gone", None),
+            };
+            self.kept.push(&frame::close(self.farewell, reason, mask));
+        }
     }
 
     /// Nothing is kept, and the sink keeps nothing either.
@@ -221,21 +348,37 @@ impl Pump {
         })
     }
 
-    /// What the source has sent: follow it, pass it on.
+    /// What the source has sent.
     fn take(&mut self, chunk: &[u8], cx: &mut Context<'_>) {
-        let progress = self.tracker.feed(chunk);
-        self.stats.record(self.direction, chunk.len(), progress, &self.tracker);
         if !self.relaying() {
+            self.follow(chunk);
             if self.tracker.closed() {
                 self.source_ended(End::Closed);
             }
             return;
         }
+        match &mut self.sieve {
+            Some(sieve) if !sieve.is_open(&self.switch.awaited) => sieve.feed(chunk),
+            _ => self.pass(chunk, cx),
+        }
+    }
+
+    fn follow(&mut self, chunk: &[u8]) -> Progress {
+        let progress = self.tracker.feed(chunk);
+        self.stats.record(self.direction, chunk.len(), progress, &self.tracker);
+        progress
+    }
+
+    /// Follows what is relayed and writes it, with our own frame between where one waits.
+    fn pass(&mut self, chunk: &[u8], cx: &mut Context<'_>) {
+        let progress = self.follow(chunk);
         let written = match progress.boundary {
             Some(boundary) if self.injection.is_some() => {
                 let written = self.write_or_keep(&chunk[..boundary], cx);
-                self.kept.push(&self.injection.take().unwrap_or_default());
-                self.state = State::Discarding(End::Closed);
+                self.inject();
+                if self.relaying() {
+                    self.kept.push(&chunk[boundary..]);
+                }
                 written
             }
             _ => self.write_or_keep(chunk, cx),
@@ -275,11 +418,16 @@ impl Future for Pump {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End> {
         let pump = self.get_mut();
         let polled = pump.turn(cx);
+        pump.switch.kept.set(pump.kept.rest().len());
         if polled.is_pending() {
             pump.switch.listen(cx.waker());
         }
         polled
     }
+}
+
+fn timed_out() -> io::Error {
+    io::ErrorKind::TimedOut.into()
 }
 
 #[cfg(test)]
@@ -291,13 +439,22 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 
     use super::*;
-    use crate::relay::{Peer, Tunnel, close::CloseCode, frame};
+    use crate::relay::{Peer, Tunnel, TunnelRules, close::CloseCode, frame, sieve::Limits};
 
     /// A tunnel over in-memory pipes of `room` bytes: the far ends, the tunnel, its figures.
     fn tunnel(
         room: usize,
         early_up: &[u8],
         early_down: &[u8],
+    ) -> (DuplexStream, DuplexStream, Tunnel, Arc<TunnelStats>) {
+        tunnel_with(room, early_up, early_down, TunnelRules::default())
+    }
+
+    fn tunnel_with(
+        room: usize,
+        early_up: &[u8],
+        early_down: &[u8],
+        rules: TunnelRules,
     ) -> (DuplexStream, DuplexStream, Tunnel, Arc<TunnelStats>) {
         let (client, client_side) = duplex(room);
         let (pod, pod_side) = duplex(room);
@@ -306,6 +463,7 @@ mod tests {
             Peer { socket: Rc::new(RefCell::new(client_side)), early: BytesMut::from(early_up) },
             Peer { socket: Rc::new(RefCell::new(pod_side)), early: BytesMut::from(early_down) },
             &stats,
+            &rules,
         );
         (client, pod, tunnel, stats)
     }
@@ -326,13 +484,14 @@ mod tests {
             let (mut client, mut pod, Tunnel { up, down, control: _control }, stats) =
                 tunnel(1024, &text(b"early"), &text(b"bird"));
             let relay = actix_rt::spawn(async move { tokio::join!(up, down) });
-            client.write_all(&text(b"then")).await.unwrap();
+            let goodbye = [0x88, 0x80, 0, 0, 0, 0];
+            client.write_all(&[&text(b"then")[..], &goodbye].concat()).await.unwrap();
             client.shutdown().await.unwrap();
             pod.shutdown().await.unwrap();
             let (mut at_pod, mut at_client) = (Vec::new(), Vec::new());
             pod.read_to_end(&mut at_pod).await.unwrap();
             client.read_to_end(&mut at_client).await.unwrap();
-            assert_eq!(at_pod, [text(b"early"), text(b"then")].concat());
+            assert_eq!(at_pod, [&text(b"early")[..], &text(b"then"), &goodbye].concat());
             assert_eq!(at_client, text(b"bird"));
             assert!(matches!(relay.await.unwrap(), (End::Eof, End::Eof)));
             assert_eq!((stats.up.messages(), stats.down.messages()), (2, 1));
@@ -351,6 +510,7 @@ mod tests {
                 Peer { socket: Rc::new(RefCell::new(client_side)), early: BytesMut::new() },
                 Peer { socket: Rc::new(RefCell::new(buffering)), early: BytesMut::new() },
                 &stats,
+                &TunnelRules::default(),
             );
             actix_rt::spawn(async move { tokio::join!(up, down) });
             // Smaller than the pipe, larger than the pipe, larger than the buffer.
@@ -453,6 +613,258 @@ mod tests {
             client.write_all(&[0; 32]).await.unwrap();
             control.abort();
             assert!(matches!(relay.await.unwrap(), End::Aborted));
+        })
+        .await;
+    }
+
+    /// What a side gets to the end of its connection.
+    async fn all(stream: &mut DuplexStream) -> Vec<u8> {
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).await.unwrap();
+        all
+    }
+
+    /// A whole control frame, without its mask: opcode and payload.
+    fn control_frame(frame: &[u8]) -> (u8, Vec<u8>) {
+        let header = frame::FrameHeader::parse(frame).expect("a whole header");
+        let payload = &frame[header.header_len..];
+        assert_eq!(payload.len() as u64, header.payload_len, "one whole frame");
+        (header.opcode, frame::unmasked(payload, header.mask).collect())
+    }
+
+    fn close_payload(code: u16, reason: &str) -> (u8, Vec<u8>) {
+        (frame::opcode::CLOSE, [&code.to_be_bytes()[..], reason.as_bytes()].concat())
+    }
+
+    #[actix_rt::test]
+    async fn who_is_left_is_told_but_not_in_the_middle_of_a_frame() {
+        in_time(async {
+            let message = text(b"whole");
+            let fragment = [&[0x01, 3][..], b"one"].concat();
+            let cases: [(&[u8], bool); 5] = [
+                (b"", true),
+                (&message, true),
+                (&fragment, true),
+                (&message[..4], false),
+                (&message[..1], false),
+            ];
+            for (said, at_boundary) in cases {
+                for pod_leaves in [true, false] {
+                    let (client, pod, Tunnel { up, down, control: _control }, _) =
+                        tunnel(1024, b"", b"");
+                    actix_rt::spawn(async move { tokio::join!(up, down) });
+                    let (mut leaves, mut stays) =
+                        if pod_leaves { (pod, client) } else { (client, pod) };
+                    leaves.write_all(said).await.unwrap();
+                    drop(leaves);
+                    let got = all(&mut stays).await;
+                    let (before, farewell) = got.split_at(said.len());
+                    assert_eq!(before, said);
+                    let expected = match pod_leaves {
+                        true => close_payload(1012, "the pod is gone"),
+                        false => close_payload(1001, "the client is gone"),
+                    };
+                    match at_boundary {
+                        true => assert_eq!(control_frame(farewell), expected),
+                        false => assert!(farewell.is_empty(), "{farewell:?} after {said:?}"),
+                    }
+                }
+            }
+        })
+        .await;
+    }
+
+    #[actix_rt::test]
+    async fn no_farewell_once_somebody_has_said_close() {
+        in_time(async {
+            let own = [0x88, 2, 0x03, 0xe8];
+            let (mut client, mut pod, Tunnel { up, down, control: _control }, _) =
+                tunnel(1024, b"", b"");
+            actix_rt::spawn(async move { tokio::join!(up, down) });
+            pod.write_all(&own).await.unwrap();
+            drop(pod);
+            assert_eq!(all(&mut client).await, own);
+
+            let (mut client, mut pod, Tunnel { up, down, control: _control }, _) =
+                tunnel(1024, &own, b"");
+            actix_rt::spawn(async move { tokio::join!(up, down) });
+            let mut at_pod = [0; 4];
+            pod.read_exact(&mut at_pod).await.unwrap();
+            drop(pod);
+            assert!(all(&mut client).await.is_empty(), "the pod went because it was told to");
+        })
+        .await;
+    }
+
+    #[actix_rt::test]
+    async fn a_peer_that_is_given_up_is_as_good_as_gone() {
+        in_time(async {
+            let (mut client, mut pod, Tunnel { up, down, control }, _) = tunnel(64, b"", b"");
+            let relay = actix_rt::spawn(async move { tokio::join!(up, down) });
+            // The client takes nothing of this.
+            pod.write_all(&text(&[b'x'; 120])).await.unwrap();
+            control.give_up(Direction::Up);
+            let at_pod = all(&mut pod).await;
+            assert_eq!(control_frame(&at_pod), close_payload(1001, "the client is gone"));
+            pod.write_all(&[0x88, 2, 0x03, 0xe9]).await.unwrap();
+            let ends = relay.await.unwrap();
+            assert!(matches!(ends, (End::ReadFailed(_), End::WriteFailed(_))), "{ends:?}");
+            drop(control);
+            let at_client = all(&mut client).await;
+            assert_eq!(
+                at_client,
+                &text(&[b'x'; 120])[..at_client.len()],
+                "no Close inside a frame"
+            );
+        })
+        .await;
+    }
+
+    fn with_pings() -> TunnelRules {
+        TunnelRules { pings: [true; 2], ..TunnelRules::default() }
+    }
+
+    #[actix_rt::test]
+    async fn pings_go_between_frames_and_their_pongs_no_further() {
+        in_time(async {
+            let (mut client, mut pod, Tunnel { up, down, control }, stats) =
+                tunnel_with(4096, b"", b"", with_pings());
+            let pulse = control.pulse();
+            actix_rt::spawn(async move { tokio::join!(up, down) });
+            let message = text(b"between whose bytes no Ping goes");
+            pod.write_all(&message[..9]).await.unwrap();
+            let mut first = [0; 9];
+            client.read_exact(&mut first).await.unwrap();
+            control.ping(Direction::Up);
+            pod.write_all(&[&message[9..], &text(b"next")].concat()).await.unwrap();
+            let mut rest = vec![0; message.len() - 9 + 6 + 10];
+            client.read_exact(&mut rest).await.unwrap();
+            assert_eq!(rest[..message.len() - 9], message[9..]);
+            // Behind the last whole frame of what came with the boundary.
+            assert_eq!(rest[message.len() - 9..][..6], text(b"next"));
+            let (opcode, payload) = control_frame(&rest[message.len() + 6 - 9..]);
+            assert_eq!((opcode, payload.len()), (frame::opcode::PING, 8));
+            assert_eq!(pulse.pings(Direction::Down), 1);
+
+            // The same payload in another frame, a Pong of the application's, and ours.
+            let mut pong = frame::ping(&payload.clone().try_into().unwrap(), Some([5, 6, 7, 8]));
+            pong[0] = 0x8a;
+            let not_ours = [&[0x82, 8][..], &payload].concat();
+            let applications = [0x8a, 0x80 | 8, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
+            let parts: [&[u8]; 4] = [&not_ours, &applications, &pong, &text(b"after")];
+            for byte in parts.concat() {
+                client.write_all(&[byte]).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+            let expected = [&not_ours[..], &applications, &text(b"after")].concat();
+            let mut at_pod = vec![0; expected.len()];
+            pod.read_exact(&mut at_pod).await.unwrap();
+            assert_eq!(at_pod, expected);
+            assert_eq!(pulse.swallowed(Direction::Up), pong.len() as u64);
+            assert_eq!(stats.up.bytes(), expected.len() as u64);
+            // Nobody has asked again: such a Pong is the application's.
+            client.write_all(&pong).await.unwrap();
+            let mut unasked = vec![0; pong.len()];
+            pod.read_exact(&mut unasked).await.unwrap();
+            assert_eq!(unasked, pong);
+
+            control.ping(Direction::Down);
+            let mut ping = [0; 14];
+            pod.read_exact(&mut ping).await.unwrap();
+            assert_eq!(control_frame(&ping), (frame::opcode::PING, payload.clone()));
+            assert_ne!(ping[1] & 0x80, 0, "masked towards a pod");
+            pod.write_all(&[&[0x8a, 8][..], &payload, &text(b"end")].concat()).await.unwrap();
+            let mut at_client = [0; 5];
+            client.read_exact(&mut at_client).await.unwrap();
+            assert_eq!(at_client[..], text(b"end"));
+        })
+        .await;
+    }
+
+    #[actix_rt::test]
+    async fn what_is_too_large_ends_the_session_before_a_byte_of_it_passes() {
+        in_time(async {
+            let limits = |frame_size, message_size| Limits { frame_size, message_size, rate: None };
+            let fits =
+                [&[0x01, 0x83][..], &[0; 4], b"abc", &[0x80, 0x83], &[0; 4], b"def"].concat();
+            let frame = [&[0x82, 0xfe, 0x01, 0x01][..], &[0; 4]].concat();
+            let ping = [0x89, 0x80, 0, 0, 0, 0];
+            let third = [0x80, 0x81, 0, 0, 0, 0, b'x'];
+            let fragments = [&fits[..9], &[0x00, 0x83], &[0; 4], b"def", &ping].concat();
+            let cases = [
+                (limits(Some(256), None), [&fits[..], &ping, &frame].concat(), fits.len() + 6),
+                (limits(None, Some(256)), [&fits[..], &ping, &frame].concat(), fits.len() + 6),
+                (limits(None, Some(6)), [&fragments[..], &third].concat(), fragments.len()),
+            ];
+            for (limits, said, passes) in cases {
+                for split in [1, 3, 10, said.len()] {
+                    let rules = TunnelRules { limits, ..TunnelRules::default() };
+                    let (mut client, mut pod, Tunnel { up, down, control: _control }, _) =
+                        tunnel_with(4096, b"", b"", rules);
+                    let relay = actix_rt::spawn(async move { tokio::join!(up, down) });
+                    for chunk in said.chunks(split) {
+                        client.write_all(chunk).await.unwrap();
+                        tokio::task::yield_now().await;
+                    }
+                    let mut told = [0; 4];
+                    client.read_exact(&mut told).await.unwrap();
+                    assert_eq!((told[0], &told[2..]), (0x88, &1009u16.to_be_bytes()[..]));
+                    // It goes on sending what it has begun, and then answers.
+                    let rest = match said.ends_with(&third) {
+                        true => vec![],
+                        false => vec![0; 257],
+                    };
+                    client.write_all(&rest).await.unwrap();
+                    client.write_all(&[0x88, 0x80, 0, 0, 0, 0]).await.unwrap();
+                    let at_pod = all(&mut pod).await;
+                    assert_eq!(at_pod[..passes], said[..passes]);
+                    assert_eq!(control_frame(&at_pod[passes..]).1[..2], 1001u16.to_be_bytes());
+                    pod.write_all(&[0x88, 0]).await.unwrap();
+                    let ends = relay.await.unwrap();
+                    assert!(matches!(ends, (End::Violated(_), End::Closed)), "{ends:?}");
+                }
+            }
+        })
+        .await;
+    }
+
+    #[actix_rt::test]
+    async fn who_sends_too_fast_waits_or_is_closed() {
+        use crate::relay::sieve::Rate;
+        in_time(async {
+            let message = [&[0x81, 0x81][..], &[0; 4], b"m"].concat();
+            let rules = |closes| {
+                let rate = Some(Rate { per_second: 10, burst: 3, closes });
+                let limits = Limits { rate, ..Limits::default() };
+                TunnelRules { limits, ..TunnelRules::default() }
+            };
+            let (mut client, mut pod, Tunnel { up, down, control }, stats) =
+                tunnel_with(65_536, b"", b"", rules(false));
+            let pulse = control.pulse();
+            actix_rt::spawn(async move { tokio::join!(up, down) });
+            client.write_all(&message.repeat(10)).await.unwrap();
+            let mut got = message.repeat(3);
+            pod.read_exact(&mut got).await.unwrap();
+            for passed in [4, 5] {
+                pulse.refill(std::time::Duration::from_millis(100));
+                pod.read_exact(&mut got[..message.len()]).await.unwrap();
+                assert_eq!(stats.up.messages(), passed);
+            }
+            pulse.refill(std::time::Duration::from_secs(60));
+            pod.read_exact(&mut got).await.unwrap();
+            assert_eq!(stats.up.messages(), 8, "no more at once after a long pause");
+
+            let (mut client, mut pod, Tunnel { up, down, control: _control }, _) =
+                tunnel_with(65_536, b"", b"", rules(true));
+            actix_rt::spawn(async move { tokio::join!(up, down) });
+            client.write_all(&message.repeat(4)).await.unwrap();
+            let mut told = [0; 4];
+            client.read_exact(&mut told).await.unwrap();
+            assert_eq!((told[0], &told[2..]), (0x88, &1008u16.to_be_bytes()[..]));
+            pod.read_exact(&mut got).await.unwrap();
+            let mut told = [0; 2];
+            pod.read_exact(&mut told).await.unwrap();
+            assert_eq!(told[0], 0x88, "a Close instead of the fourth");
         })
         .await;
     }

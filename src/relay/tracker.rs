@@ -7,7 +7,7 @@
 use super::frame::{FrameHeader, MAX_HEADER_LEN, opcode};
 
 /// The state between two chunks of one direction.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Tracker {
     /// A header that the last chunk cut.
     partial: [u8; MAX_HEADER_LEN],
@@ -45,32 +45,52 @@ pub struct Progress {
     pub boundary: Option<usize>,
 }
 
+/// How far one frame has come.
+pub(super) struct Step {
+    /// Bytes that were followed.
+    pub used: usize,
+    /// The frame ended with the last of them.
+    pub ended: bool,
+}
+
 impl Tracker {
     /// Follows the next bytes of the direction.
     pub fn feed(&mut self, chunk: &[u8]) -> Progress {
         let mut progress = Progress::default();
         let mut at = 0;
         while at < chunk.len() {
-            if self.payload_left > 0 {
-                let left = usize::try_from(self.payload_left).unwrap_or(usize::MAX);
-                let step = left.min(chunk.len() - at);
-                self.read_close_code(&chunk[at..at + step]);
-                self.payload_left -= step as u64;
-                at += step;
-            } else {
-                let Some((header, used)) = self.next_header(&chunk[at..]) else { break };
-                at += used;
-                self.begin(header);
-            }
-            if self.payload_left == 0 {
+            let step = self.feed_frame(&chunk[at..]);
+            at += step.used;
+            if step.ended {
                 progress.frames += 1;
                 progress.messages += u64::from(self.ends_message);
                 progress.boundary = Some(at);
-                // The first frame to end after a Close began is that Close.
-                self.closed |= self.close != Close::None;
             }
         }
         progress
+    }
+
+    /// Follows the next bytes up to the end of a frame, or as far as they go.
+    pub(super) fn feed_frame(&mut self, bytes: &[u8]) -> Step {
+        let mut used = 0;
+        if self.payload_left == 0 {
+            let Some((header, header_len)) = self.next_header(bytes) else {
+                return Step { used: bytes.len(), ended: false };
+            };
+            self.begin(header);
+            used = header_len;
+        }
+        if self.payload_left > 0 {
+            let left = usize::try_from(self.payload_left).unwrap_or(usize::MAX);
+            let payload = &bytes[used..][..left.min(bytes.len() - used)];
+            self.read_close_code(payload);
+            self.payload_left -= payload.len() as u64;
+            used += payload.len();
+        }
+        let ended = self.payload_left == 0;
+        // The first frame to end after a Close began is that Close.
+        self.closed |= ended && self.close != Close::None;
+        Step { used, ended }
     }
 
     /// Whether everything fed so far ended with a whole frame (true before the first byte).

@@ -2,11 +2,16 @@
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use socket2::SockRef;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 use tokio_tungstenite::tungstenite::{
     Message,
     protocol::{CloseFrame, frame::coding::CloseCode},
 };
+
+use wsbalancer::relay::frame::{FrameHeader, unmasked as unmasked_payload};
 
 use crate::support::{
     Balancer,
@@ -18,6 +23,25 @@ use crate::support::{
 
 fn close(code: u16, reason: &str) -> Option<CloseFrame> {
     Some(CloseFrame { code: CloseCode::from(code), reason: reason.into() })
+}
+
+/// Code and reason of one whole Close frame.
+fn close_of(bytes: &[u8]) -> (u16, String) {
+    let header = FrameHeader::parse(bytes).expect("a whole header");
+    let payload = &bytes[header.header_len..];
+    assert_eq!((header.opcode, header.payload_len), (CLOSE, payload.len() as u64));
+    let payload: Vec<u8> = unmasked_payload(payload, header.mask).collect();
+    let (code, reason) = payload.split_first_chunk().expect("a code");
+    (u16::from_be_bytes(*code), String::from_utf8(reason.to_vec()).unwrap())
+}
+
+/// The pod's last words, our own for it, and the end.
+async fn until_pod_is_gone(client: &mut TcpStream, last: &[u8]) {
+    let mut at_client = Vec::new();
+    within("the end", client.read_to_end(&mut at_client)).await.unwrap();
+    let (words, farewell) = at_client.split_at(last.len());
+    assert!(words == last, "{} bytes", last.len());
+    assert_eq!(close_of(farewell), (1012, "the pod is gone".to_owned()));
 }
 
 #[actix_rt::test]
@@ -67,7 +91,9 @@ async fn a_half_close_is_passed_on_and_the_other_half_lives() {
     client.shutdown().await.unwrap();
     let mut at_pod = Vec::new();
     within("the client's end", session.stream.read_to_end(&mut at_pod)).await.unwrap();
-    assert_eq!(at_pod, last);
+    let (words, farewell) = at_pod.split_at(last.len());
+    assert_eq!(words, last);
+    assert_eq!(close_of(farewell), (1001, "the client is gone".to_owned()));
 
     let answer = unmasked(FIN | TEXT, b"but I still talk");
     session.stream.write_all(&answer).await.unwrap();
@@ -87,7 +113,7 @@ async fn a_pod_that_half_closes_still_hears_the_client() {
     let (mut client, _) = raw(balancer.address(), "", b"").await;
     let mut session = pod.accept().await;
     session.stream.shutdown().await.unwrap();
-    assert_eq!(within("the pod's end", client.read(&mut [0])).await.unwrap(), 0);
+    until_pod_is_gone(&mut client, b"").await;
     let words = masked(FIN | TEXT, b"are you there?");
     client.write_all(&words).await.unwrap();
     let mut at_pod = vec![0; words.len()];
@@ -104,9 +130,7 @@ async fn the_last_words_of_a_pod_that_dies_arrive() {
     let words = unmasked(FIN | TEXT, &[b'x'; 300_000]);
     session.stream.write_all(&words).await.unwrap();
     drop(session);
-    let mut at_client = Vec::new();
-    within("the end", client.read_to_end(&mut at_client)).await.unwrap();
-    assert!(at_client == words, "{} of {} bytes", at_client.len(), words.len());
+    until_pod_is_gone(&mut client, &words).await;
     drop(client);
     balancer.until_sessions(0).await;
 }
@@ -123,16 +147,18 @@ async fn a_reset_on_one_side_ends_the_other() {
     let session = pod.accept().await;
     reset(&session.stream);
     drop(session);
-    let end = within("the end of the client", client.read(&mut [0])).await;
-    assert!(matches!(end, Ok(0)), "the client is not reset with the pod: {end:?}");
+    // It is not reset with the pod.
+    until_pod_is_gone(&mut client, b"").await;
     drop(client);
 
     let (client, _) = raw(balancer.address(), "", b"").await;
     let mut session = pod.accept().await;
     reset(&client);
     drop(client);
-    let end = within("the end of the pod", session.stream.read(&mut [0])).await;
-    assert!(matches!(end, Ok(0) | Err(_)));
+    let mut farewell = Vec::new();
+    within("the end of the pod", session.stream.read_to_end(&mut farewell)).await.unwrap();
+    assert_eq!(close_of(&farewell), (1001, "the client is gone".to_owned()));
+    drop(session);
     balancer.until_sessions(0).await;
     assert_eq!(balancer.metrics().await["services"][0]["own"], 0, "leases are returned");
 }

@@ -39,7 +39,7 @@ const RULES: [(&str, &[&str]); 6] = [
     ("net", &["crate::actors", "crate::app", "crate::config", "crate::demo", "crate::http"]),
     ("actors", &["crate::app", "crate::config", "crate::demo", "crate::http"]),
     ("http", &["crate::app", "crate::demo"]),
-    ("config", &["crate::actors", "crate::app", "crate::demo", "crate::http", "crate::relay"]),
+    ("config", &["crate::actors", "crate::app", "crate::demo", "crate::http"]),
 ];
 
 #[test]

@@ -1,0 +1,126 @@
+//! Looks after all sessions of one thread: time-outs, Pings, how fast clients may send.
+//!
+//! One task per worker thread looks at what the pumps show of themselves, a few times in the
+//! shortest time-out. So no session has a timer, and relaying a message touches no clock.
+
+use std::{
+    cell::RefCell,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use actix::{Message, WeakAddr};
+use actix_rt::task::JoinHandle;
+
+use super::{
+    registry::SessionInfo,
+    session::{Rules, SessionActor},
+};
+use crate::{
+    domain::life::{Action, Life, Peer, Seen},
+    relay::{Direction, Pulse},
+};
+
+/// Tells a session what the rules of its life want.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct Act(pub Action);
+
+thread_local! {
+    static SWEEPER: RefCell<Sweeper> = RefCell::default();
+}
+
+/// The sessions of this thread, and who looks at them.
+#[derive(Default)]
+struct Sweeper {
+    sessions: Vec<Watched>,
+    /// The shortest of their ticks.
+    tick: Duration,
+    task: Option<JoinHandle<()>>,
+}
+
+struct Watched {
+    session: WeakAddr<SessionActor>,
+    info: Arc<SessionInfo>,
+    pulse: Pulse,
+    rules: Arc<Rules>,
+    life: Life,
+}
+
+/// Looks after `session` until it is gone.
+pub fn watch(
+    session: WeakAddr<SessionActor>,
+    info: Arc<SessionInfo>,
+    pulse: Pulse,
+    rules: Arc<Rules>,
+) {
+    SWEEPER.with_borrow_mut(|sweeper| {
+        let life = Life::new(&rules.life, fastrand::f64(), since_start());
+        let tick = rules.life.tick();
+        sweeper.tick = if sweeper.sessions.is_empty() { tick } else { sweeper.tick.min(tick) };
+        sweeper.sessions.push(Watched { session, info, pulse, rules, life });
+        if sweeper.task.as_ref().is_none_or(JoinHandle::is_finished) {
+            sweeper.task = Some(actix_rt::spawn(sweep()));
+        }
+    });
+}
+
+/// Ends with the last session.
+async fn sweep() {
+    let mut last = Instant::now();
+    while let Some(tick) = SWEEPER.with_borrow(Sweeper::next_tick) {
+        actix_rt::time::sleep(tick).await;
+        let passed = last.elapsed();
+        last += passed;
+        SWEEPER.with_borrow_mut(|sweeper| sweeper.look(passed));
+    }
+}
+
+impl Sweeper {
+    fn next_tick(&self) -> Option<Duration> {
+        (!self.sessions.is_empty()).then_some(self.tick)
+    }
+
+    fn look(&mut self, passed: Duration) {
+        let now = since_start();
+        self.sessions.retain_mut(|watched| {
+            let Some(session) = watched.session.upgrade() else { return false };
+            watched.pulse.refill(passed);
+            if let Some(action) = watched.life.look(watched.seen(), &watched.rules.life, now) {
+                session.do_send(Act(action));
+            }
+            true
+        });
+        if self.sessions.len() < self.sessions.capacity() / 4 {
+            self.sessions.shrink_to(self.sessions.capacity() / 2);
+        }
+    }
+}
+
+impl Watched {
+    fn seen(&self) -> Seen {
+        let Self { info, pulse, .. } = self;
+        let peer = |from: Direction, to: Direction| {
+            let relayed = info.stats.of(from).bytes();
+            Peer {
+                relayed,
+                heard: relayed + pulse.swallowed(from),
+                waiting: pulse.waiting(to),
+                pings: pulse.pings(to),
+            }
+        };
+        Seen {
+            peers: [peer(Direction::Up, Direction::Down), peer(Direction::Down, Direction::Up)],
+            is_half_closed: pulse.is_half_closed() || info.stats.first_close().is_some(),
+            is_closing: pulse.is_closing(),
+        }
+    }
+}
+
+/// Moments of one thread, small enough to keep many of.
+fn since_start() -> Duration {
+    thread_local! {
+        static START: Instant = Instant::now();
+    }
+    START.with(Instant::elapsed)
+}

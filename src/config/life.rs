@@ -1,0 +1,64 @@
+//! How long sessions live, and what may pass in them.
+
+use std::time::Duration;
+
+use super::{read::Reader, services::close_code};
+use crate::{
+    domain::life::LifeRules,
+    relay::{
+        TunnelRules,
+        sieve::{Limits, Rate},
+    },
+};
+
+pub(super) fn life(read: &mut Reader) -> LifeRules {
+    let day = Duration::from_secs(86_400);
+    let mut or_never = |key, most| {
+        let duration = read.duration(key, Duration::ZERO..=most);
+        (!duration.is_zero()).then_some(duration)
+    };
+    let (idle_timeout, write_timeout, max_age, client_ping_interval, pod_ping_interval) = (
+        or_never("balancer.idle_timeout", 365 * day),
+        or_never("balancer.write_timeout", day),
+        or_never("balancer.max_session_age", 365 * day),
+        or_never("balancer.client_ping_interval", day),
+        or_never("balancer.pod_ping_interval", day),
+    );
+    let ends = Duration::from_millis(10)..=day;
+    LifeRules {
+        idle_timeout,
+        write_timeout,
+        half_closed_timeout: read.duration("balancer.half_closed_timeout", ends.clone()),
+        close_timeout: read.duration("balancer.close_timeout", ends.clone()),
+        max_age,
+        client_ping_interval,
+        pod_ping_interval,
+        ping_timeout: read.duration("balancer.ping_timeout", ends),
+    }
+}
+
+pub(super) fn tunnel(read: &mut Reader, life: &LifeRules) -> TunnelRules {
+    let mut size = |key| {
+        let size = read.number(key, 0..=u64::MAX);
+        (size > 0).then_some(size)
+    };
+    let frame_size = size("balancer.max_frame_size");
+    let message_size = size("balancer.max_message_size");
+    let per_second = read.limit("balancer.messages_per_second");
+    let burst = read.limit("balancer.message_burst");
+    let closes = read.choice("balancer.over_message_rate", &[("pause", false), ("close", true)]);
+    if per_second.is_none() && burst.is_some() {
+        let advice = "counts for nothing without messages_per_second";
+        read.complain("balancer.message_burst", advice);
+    }
+    let rate = per_second.map(|per_second| Rate {
+        per_second: per_second.get(),
+        burst: burst.unwrap_or(per_second).get(),
+        closes,
+    });
+    TunnelRules {
+        limits: Limits { frame_size, message_size, rate },
+        pings: [life.client_ping_interval.is_some(), life.pod_ping_interval.is_some()],
+        pod_lost: close_code(read, "balancer.close_code_pod_lost"),
+    }
+}

@@ -1,0 +1,418 @@
+//! When a session ends because of time, when its peers are asked whether they still live, and what
+//! ends it if they do not.
+//!
+//! Sessions are looked at now and then, and nothing is done in between: what has changed since the
+//! last look has happened by now. So a time-out is late by at most one [tick](LifeRules::tick).
+
+use std::{fmt, time::Duration};
+
+/// How often sessions are looked at, at least and at most.
+const TICKS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
+/// Ticks in the shortest time-out.
+const TICKS_PER_TIMEOUT: u32 = 8;
+
+/// The rules of a session's life; `None` is never.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LifeRules {
+    /// No byte either way.
+    pub idle_timeout: Option<Duration>,
+    /// A peer that takes nothing while there is something for it.
+    pub write_timeout: Option<Duration>,
+    /// No byte either way after one side has ended, or said Close.
+    pub half_closed_timeout: Duration,
+    /// From our own Close, or a peer's death, to the end of everything.
+    pub close_timeout: Duration,
+    /// How old it may get.
+    pub max_age: Option<Duration>,
+    /// How long the client may be silent until it gets a Ping.
+    pub client_ping_interval: Option<Duration>,
+    /// The same for the pod.
+    pub pod_ping_interval: Option<Duration>,
+    /// From a Ping to whatever the peer says next.
+    pub ping_timeout: Duration,
+}
+
+impl LifeRules {
+    /// How often a session must be looked at.
+    pub fn tick(&self) -> Duration {
+        let or_never = [
+            self.idle_timeout,
+            self.write_timeout,
+            self.max_age,
+            self.client_ping_interval,
+            self.pod_ping_interval,
+        ];
+        let pings = self.client_ping_interval.or(self.pod_ping_interval);
+        let always = [Some(self.half_closed_timeout), Some(self.close_timeout)];
+        let all = or_never.into_iter().chain(always).chain([pings.map(|_| self.ping_timeout)]);
+        let shortest = all.flatten().min().unwrap_or(TICKS.1);
+        (shortest / TICKS_PER_TIMEOUT).clamp(TICKS.0, TICKS.1)
+    }
+
+    fn ping_interval(&self, leg: Leg) -> Option<Duration> {
+        match leg {
+            Leg::Client => self.client_ping_interval,
+            Leg::Pod => self.pod_ping_interval,
+        }
+    }
+}
+
+/// One of the two connections of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leg {
+    /// To the client.
+    Client,
+    /// To the pod.
+    Pod,
+}
+
+/// What can be seen of a session at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Of the client, then of the pod.
+    pub peers: [Peer; 2],
+    /// One side has ended, or a Close frame has passed.
+    pub is_half_closed: bool,
+    /// A Close frame of ours is on its way, or one side is dead.
+    pub is_closing: bool,
+}
+
+/// What can be seen of one peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Peer {
+    /// Bytes from it so far, except for answers to our Pings.
+    pub relayed: u64,
+    /// All bytes from it.
+    pub heard: u64,
+    /// Bytes that it has yet to take.
+    pub waiting: usize,
+    /// Pings that it has got from us.
+    pub pings: u32,
+}
+
+/// What is to be done about a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Send a Ping to this peer.
+    Ping(Leg),
+    /// Close both sides in good order.
+    Close(Cause),
+    /// This peer is as good as dead: close the other side in good order.
+    GiveUp(Leg, Loss),
+    /// There has been time enough for good order.
+    Cut,
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ping(Leg::Client) => "its client is asked whether it lives",
+            Self::Ping(Leg::Pod) => "its pod is asked whether it lives",
+            Self::Close(Cause::Idle) => "has been idle for too long",
+            Self::Close(Cause::Age) => "has reached its greatest age",
+            Self::GiveUp(Leg::Client, Loss::Stalled) => "its client takes nothing",
+            Self::GiveUp(Leg::Client, Loss::Silent) => "its client does not answer a Ping",
+            Self::GiveUp(Leg::Pod, Loss::Stalled) => "its pod takes nothing",
+            Self::GiveUp(Leg::Pod, Loss::Silent) => "its pod does not answer a Ping",
+            Self::Cut => "is cut, because it did not close in time",
+        })
+    }
+}
+
+/// Why a session is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Nothing has passed for long.
+    Idle,
+    /// It has lived for as long as it may.
+    Age,
+}
+
+/// Why a peer is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// It takes nothing.
+    Stalled,
+    /// It has not answered a Ping.
+    Silent,
+}
+
+/// What has been seen of one session, and when. Moments are counted from any fixed one.
+#[derive(Debug)]
+pub struct Life {
+    seen: Seen,
+    active_at: Duration,
+    closing_at: Option<Duration>,
+    ends_at: Option<Duration>,
+    peers: [Watched; 2],
+}
+
+#[derive(Debug)]
+struct Watched {
+    heard_at: Duration,
+    taken_at: Duration,
+    ping: Ping,
+}
+
+/// How far our question has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ping {
+    /// Nothing is asked.
+    None,
+    /// It waits for the end of a frame, or for its turn.
+    Asked,
+    /// The peer has it since then.
+    Sent(Duration),
+}
+
+impl Life {
+    /// A session that begins `now`. `luck`, from 0 to 1, shortens its greatest age by up to a
+    /// tenth, so that sessions which began together do not end together.
+    pub fn new(rules: &LifeRules, luck: f64, now: Duration) -> Self {
+        let watched = || Watched { heard_at: now, taken_at: now, ping: Ping::None };
+        Self {
+            seen: Seen::default(),
+            active_at: now,
+            closing_at: None,
+            ends_at: rules.max_age.map(|age| now + age.mul_f64(1.0 - luck / 10.0)),
+            peers: [watched(), watched()],
+        }
+    }
+
+    /// What is to be done, now that this is `seen`.
+    pub fn look(&mut self, seen: Seen, rules: &LifeRules, now: Duration) -> Option<Action> {
+        self.take_in(seen, now);
+        let over = |since: Duration, limit: Duration| now.saturating_sub(since) >= limit;
+        if let Some(closing_at) = self.closing_at {
+            return over(closing_at, rules.close_timeout).then_some(Action::Cut);
+        }
+        for leg in [Leg::Client, Leg::Pod] {
+            let stalls = |limit| over(self.peers[leg as usize].taken_at, limit);
+            if rules.write_timeout.is_some_and(stalls) {
+                return Some(Action::GiveUp(leg, Loss::Stalled));
+            }
+        }
+        if seen.is_half_closed {
+            return over(self.active_at, rules.half_closed_timeout).then_some(Action::Cut);
+        }
+        if rules.idle_timeout.is_some_and(|limit| over(self.active_at, limit)) {
+            return Some(Action::Close(Cause::Idle));
+        }
+        if self.ends_at.is_some_and(|end| now >= end) {
+            return Some(Action::Close(Cause::Age));
+        }
+        [Leg::Client, Leg::Pod].into_iter().find_map(|leg| self.question(leg, rules, now))
+    }
+
+    fn take_in(&mut self, seen: Seen, now: Duration) {
+        for (at, other) in [(0, 1), (1, 0)] {
+            let (before, peer, source) =
+                (&self.seen.peers[at], &seen.peers[at], &seen.peers[other]);
+            let watched = &mut self.peers[at];
+            // While the other side has yet to take what this one has said, it is not listened to.
+            if peer.heard != before.heard || source.waiting > 0 {
+                watched.heard_at = now;
+                watched.ping = Ping::None;
+            }
+            let source_went_on = source.relayed != self.seen.peers[other].relayed;
+            if peer.waiting == 0 || peer.waiting != before.waiting || source_went_on {
+                watched.taken_at = now;
+            }
+            if peer.pings != before.pings && watched.ping == Ping::Asked {
+                watched.ping = Ping::Sent(now);
+            }
+            if peer.relayed != before.relayed || peer.waiting != before.waiting {
+                self.active_at = now;
+            }
+        }
+        if seen.is_closing && self.closing_at.is_none() {
+            self.closing_at = Some(now);
+        }
+        self.seen = seen;
+    }
+
+    fn question(&mut self, leg: Leg, rules: &LifeRules, now: Duration) -> Option<Action> {
+        let interval = rules.ping_interval(leg)?;
+        let peer = &mut self.peers[leg as usize];
+        match peer.ping {
+            Ping::None if now.saturating_sub(peer.heard_at) >= interval => {
+                peer.ping = Ping::Asked;
+                Some(Action::Ping(leg))
+            }
+            Ping::Sent(at) if now.saturating_sub(at) >= rules.ping_timeout => {
+                Some(Action::GiveUp(leg, Loss::Silent))
+            }
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RULES: LifeRules = LifeRules {
+        idle_timeout: Some(Duration::from_secs(100)),
+        write_timeout: Some(Duration::from_secs(10)),
+        half_closed_timeout: Duration::from_secs(30),
+        close_timeout: Duration::from_secs(5),
+        max_age: None,
+        client_ping_interval: None,
+        pod_ping_interval: None,
+        ping_timeout: Duration::from_secs(8),
+    };
+
+    /// A session that is looked at once a second.
+    struct Session {
+        life: Life,
+        rules: LifeRules,
+        seen: Seen,
+        now: Duration,
+    }
+
+    impl Session {
+        fn new(rules: LifeRules) -> Self {
+            let now = Duration::from_secs(1_000);
+            Self { life: Life::new(&rules, 0.5, now), rules, seen: Seen::default(), now }
+        }
+
+        /// The first thing to be done, and after how many seconds, if that is within `seconds`.
+        fn wait(&mut self, seconds: u64) -> Option<(u64, Action)> {
+            (1..=seconds).find_map(|second| {
+                self.now += Duration::from_secs(1);
+                let action = self.life.look(self.seen, &self.rules, self.now)?;
+                Some((second, action))
+            })
+        }
+
+        fn peer(&mut self, leg: Leg) -> &mut Peer {
+            &mut self.seen.peers[leg as usize]
+        }
+
+        fn says(&mut self, leg: Leg) {
+            let peer = self.peer(leg);
+            (peer.relayed, peer.heard) = (peer.relayed + 1, peer.heard + 1);
+        }
+    }
+
+    #[test]
+    fn idle_is_when_neither_says_anything() {
+        let mut session = Session::new(RULES);
+        for leg in [Leg::Client, Leg::Pod, Leg::Client] {
+            assert_eq!(session.wait(90), None);
+            session.says(leg);
+        }
+        assert_eq!(session.wait(200), Some((101, Action::Close(Cause::Idle))));
+        session.seen.is_closing = true;
+        assert_eq!(session.wait(200), Some((6, Action::Cut)), "not closed in time");
+        let mut endless = Session::new(LifeRules { idle_timeout: None, ..RULES });
+        assert_eq!(endless.wait(1_000), None);
+    }
+
+    #[test]
+    fn a_peer_that_takes_nothing_is_given_up_and_a_slow_one_is_not() {
+        for leg in [Leg::Client, Leg::Pod] {
+            let mut session = Session::new(RULES);
+            session.peer(leg).waiting = 5_000;
+            for _ in 0..20 {
+                assert_eq!(session.wait(9), None);
+                session.peer(leg).waiting -= 1;
+            }
+            // All is taken and as much waits again between two looks.
+            session.says([Leg::Pod, Leg::Client][leg as usize]);
+            assert_eq!(session.wait(9), None);
+            let stalled = Action::GiveUp(leg, Loss::Stalled);
+            assert_eq!(session.wait(100), Some((2, stalled)));
+        }
+        let mut patient = Session::new(LifeRules { write_timeout: None, ..RULES });
+        patient.peer(Leg::Pod).waiting = 1;
+        assert_eq!(patient.wait(99), None);
+    }
+
+    #[test]
+    fn what_is_half_closed_ends_when_nothing_more_comes() {
+        let mut session = Session::new(RULES);
+        session.seen.is_half_closed = true;
+        for _ in 0..10 {
+            assert_eq!(session.wait(29), None);
+            session.says(Leg::Pod);
+        }
+        assert_eq!(session.wait(100), Some((31, Action::Cut)));
+    }
+
+    #[test]
+    fn age_is_spread_over_a_tenth() {
+        let rules = LifeRules { max_age: Some(Duration::from_secs(50)), ..RULES };
+        let end = |luck| {
+            let life = Life::new(&rules, luck, Duration::ZERO);
+            let mut session = Session { life, rules, seen: Seen::default(), now: Duration::ZERO };
+            session.wait(100)
+        };
+        assert_eq!(end(0.0), Some((50, Action::Close(Cause::Age))));
+        assert_eq!(end(1.0), Some((45, Action::Close(Cause::Age))));
+    }
+
+    #[test]
+    fn the_silent_are_asked_and_given_up_without_an_answer() {
+        let rules = LifeRules { client_ping_interval: Some(Duration::from_secs(20)), ..RULES };
+        let mut session = Session::new(rules);
+        assert_eq!(session.wait(15), None);
+        session.says(Leg::Pod);
+        assert_eq!(session.wait(100), Some((5, Action::Ping(Leg::Client))), "the pod is not it");
+        assert_eq!(session.wait(15), None, "it has not got it yet");
+        session.peer(Leg::Client).pings += 1;
+        assert_eq!(session.wait(7), None);
+        // Only our own business: not a byte that was relayed.
+        session.peer(Leg::Client).heard += 14;
+        assert_eq!(session.wait(100), Some((21, Action::Ping(Leg::Client))));
+        session.peer(Leg::Client).pings += 1;
+        let silent = Action::GiveUp(Leg::Client, Loss::Silent);
+        assert_eq!(session.wait(100), Some((9, silent)));
+    }
+
+    #[test]
+    fn pongs_do_not_keep_an_idle_session() {
+        let rules = LifeRules { pod_ping_interval: Some(Duration::from_secs(20)), ..RULES };
+        let mut session = Session::new(rules);
+        let mut pings = 0;
+        let end = loop {
+            match session.wait(1_000).expect("an end") {
+                (_, Action::Ping(Leg::Pod)) => {
+                    pings += 1;
+                    session.peer(Leg::Pod).pings += 1;
+                    session.peer(Leg::Pod).heard += 10;
+                }
+                (_, end) => break end,
+            }
+        };
+        assert_eq!((pings, end), (4, Action::Close(Cause::Idle)));
+    }
+
+    #[test]
+    fn who_is_not_listened_to_is_not_asked() {
+        let rules = LifeRules {
+            client_ping_interval: Some(Duration::from_secs(2)),
+            write_timeout: None,
+            ..RULES
+        };
+        let mut session = Session::new(rules);
+        session.peer(Leg::Pod).waiting = 700;
+        assert_eq!(session.wait(50), None);
+        session.peer(Leg::Pod).waiting = 0;
+        assert_eq!(session.wait(50), Some((2, Action::Ping(Leg::Client))));
+    }
+
+    #[test]
+    fn looks_are_as_frequent_as_the_shortest_time_out_needs() {
+        assert_eq!(RULES.tick(), Duration::from_millis(625));
+        let quick = LifeRules { write_timeout: Some(Duration::from_millis(200)), ..RULES };
+        assert_eq!(quick.tick(), Duration::from_millis(25));
+        let hurried = LifeRules { close_timeout: Duration::from_millis(1), ..RULES };
+        assert_eq!(hurried.tick(), Duration::from_millis(10));
+        let ping = LifeRules { ping_timeout: Duration::from_millis(80), ..RULES };
+        assert_eq!(ping.tick(), Duration::from_millis(625), "nobody is asked");
+        let asks = LifeRules { pod_ping_interval: Some(Duration::from_secs(60)), ..ping };
+        assert_eq!(asks.tick(), Duration::from_millis(10));
+    }
+}
