@@ -21,7 +21,7 @@ use crate::{
         lease::Lease,
         life::{Action, Cause, Leg, LifeRules},
     },
-    relay::{Control, Direction, End, Peer, Tunnel, TunnelRules, close::CloseCode},
+    relay::{Control, Direction, End, FirstEnd, Peer, Tunnel, TunnelRules, close::CloseCode},
 };
 
 /// Close codes of a pod that is not well: going away, internal error, service restart, try again
@@ -144,19 +144,16 @@ impl SessionActor {
     /// application's.
     fn judge_pod(&self) {
         let SessionInfo { opened_at, stats, .. } = &*self.info;
-        let client_went_first = match stats.first_close() {
-            Some(first) => first == Direction::Up,
-            None => self.ends[Direction::Up as usize].is_some(),
-        };
-        if client_went_first || self.closed_by_us || opened_at.elapsed() >= EARLY_DEATH {
+        if self.closed_by_us || opened_at.elapsed() >= EARLY_DEATH {
             return;
         }
-        let is_well = stats.first_close().is_some()
-            && !stats.down.close_code().is_some_and(|code| UNWELL.contains(&code));
-        if is_well {
-            self.slot.lease.ended_early();
-        } else {
-            self.slot.lease.died_early();
+        let is_unwell = || stats.down.close_code().is_some_and(|code| UNWELL.contains(&code));
+        match stats.first_end() {
+            Some(FirstEnd::Close(Direction::Down)) if !is_unwell() => self.slot.lease.ended_early(),
+            Some(FirstEnd::Close(Direction::Down) | FirstEnd::Vanished(Direction::Down)) => {
+                self.slot.lease.died_early();
+            }
+            _ => {}
         }
     }
 }

@@ -111,7 +111,7 @@ impl Watched {
         };
         Seen {
             peers: [peer(Direction::Up, Direction::Down), peer(Direction::Down, Direction::Up)],
-            is_half_closed: pulse.is_half_closed() || info.stats.first_close().is_some(),
+            is_half_closed: info.stats.first_end().is_some(),
             is_closing: pulse.is_closing(),
         }
     }

@@ -34,7 +34,7 @@ use self::{
 };
 pub use self::{
     pump::{End, Pump},
-    stats::{Direction, DirectionStats, TunnelStats},
+    stats::{Direction, DirectionStats, FirstEnd, TunnelStats},
 };
 
 /// A byte stream that can stand at either end of a tunnel.
@@ -209,11 +209,6 @@ impl Pulse {
         self.up.is_closing.get() || self.down.is_closing.get()
     }
 
-    /// A direction has ended.
-    pub fn is_half_closed(&self) -> bool {
-        self.up.is_over.get() || self.down.is_over.get()
-    }
-
     /// What the client may send, to be filled as time passes.
     pub fn refill(&self, time: std::time::Duration) {
         if let Some(allowance) = &self.allowance
@@ -260,7 +255,6 @@ struct Switch {
     awaited: Awaited,
     /// See [`Pulse::is_closing`].
     is_closing: Cell<bool>,
-    is_over: Cell<bool>,
 }
 
 impl Switch {

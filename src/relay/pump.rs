@@ -24,7 +24,7 @@ use bytes::BytesMut;
 use tokio::io::ReadBuf;
 
 use super::{
-    Command, Direction, Pulse, Socket, Switch, TunnelStats,
+    Command, Direction, FirstEnd, Pulse, Socket, Switch, TunnelStats,
     close::CloseCode,
     frame, masking_key,
     sieve::{Sieve, Sifted, Violation},
@@ -290,7 +290,6 @@ impl Pump {
         if matches!(end, End::ReadFailed(_)) {
             self.switch.is_closing.set(true);
         }
-        self.switch.is_over.set(true);
         self.state = State::Finishing(match std::mem::replace(&mut self.state, State::Relaying) {
             State::Relaying => {
                 self.say_farewell();
@@ -300,14 +299,16 @@ impl Pump {
         });
     }
 
-    /// Not into a frame that was cut, and not when somebody has said Close already.
+    /// Not into a frame that was cut, and not when somebody has said Close already, or has gone.
     fn say_farewell(&mut self) {
         if let Some(sieve) = &mut self.sieve {
             let held = sieve.give_up();
             self.follow(&held);
             self.kept.push(&held);
         }
-        if self.tracker.at_boundary() && self.stats.first_close().is_none() {
+        let is_first = self.stats.first_end().is_none();
+        self.stats.end(FirstEnd::Vanished(self.direction));
+        if is_first && self.tracker.at_boundary() {
             let (reason, mask) = match self.direction {
                 Direction::Up => ("the client is gone", Some(masking_key())),
                 Direction::Down => ("the pod is gone", None),

@@ -14,6 +14,15 @@ pub enum Direction {
     Down,
 }
 
+/// What has begun the end of a tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FirstEnd {
+    /// This direction brought a Close frame.
+    Close(Direction),
+    /// This direction ended without one.
+    Vanished(Direction),
+}
+
 /// Both directions of one tunnel.
 #[derive(Debug, Default)]
 pub struct TunnelStats {
@@ -21,8 +30,8 @@ pub struct TunnelStats {
     pub up: DirectionStats,
     /// From the pod to the client.
     pub down: DirectionStats,
-    /// Whose Close frame came first, as a direction's number and one.
-    first_close: AtomicU8,
+    /// See [`FirstEnd`], as a number from 1 on.
+    first_end: AtomicU8,
 }
 
 impl TunnelStats {
@@ -31,12 +40,26 @@ impl TunnelStats {
         self.up.bytes() + self.down.bytes()
     }
 
-    /// The direction of the first Close frame, if there was one.
-    pub fn first_close(&self) -> Option<Direction> {
-        match self.first_close.load(Relaxed) {
+    /// What began the end, if it has begun.
+    pub fn first_end(&self) -> Option<FirstEnd> {
+        match self.first_end.load(Relaxed) {
             0 => None,
-            1 => Some(Direction::Up),
-            _ => Some(Direction::Down),
+            1 => Some(FirstEnd::Close(Direction::Up)),
+            2 => Some(FirstEnd::Close(Direction::Down)),
+            3 => Some(FirstEnd::Vanished(Direction::Up)),
+            _ => Some(FirstEnd::Vanished(Direction::Down)),
+        }
+    }
+
+    /// Takes in how a direction ends, unless another end has come before.
+    pub(super) fn end(&self, end: FirstEnd) {
+        let number = match end {
+            FirstEnd::Close(direction) => direction as u8 + 1,
+            FirstEnd::Vanished(direction) => direction as u8 + 3,
+        };
+        // Both pumps are on one thread.
+        if self.first_end.load(Relaxed) == 0 {
+            self.first_end.store(number, Relaxed);
         }
     }
 
@@ -48,9 +71,8 @@ impl TunnelStats {
         tracker: &Tracker,
     ) {
         self.of(direction).record(len, progress, tracker);
-        // Both pumps are on one thread.
-        if tracker.closed() && self.first_close.load(Relaxed) == 0 {
-            self.first_close.store(direction as u8 + 1, Relaxed);
+        if tracker.closed() {
+            self.end(FirstEnd::Close(direction));
         }
     }
 
