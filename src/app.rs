@@ -9,6 +9,7 @@ use std::{
 
 use actix::{Actor as _, Addr, Arbiter};
 use actix_server::{Server, ServerHandle};
+use socket2::SockRef;
 use tokio::{
     net::{TcpStream, UnixStream},
     time::timeout,
@@ -203,6 +204,7 @@ impl App {
         let server = Server::build().workers(config.server.workers).disable_signals();
         let (server, socket_file) = match listeners.traffic {
             Listener::Tcp(listener) => {
+                config.server.tcp.apply(SockRef::from(&listener))?;
                 let factory = move || traffic::service::<TcpStream>(traffic.clone());
                 (server.listen("traffic", listener, factory)?, None)
             }

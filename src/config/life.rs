@@ -5,26 +5,28 @@ use std::time::Duration;
 use super::{read::Reader, services::close_code};
 use crate::{
     domain::life::LifeRules,
+    net::tcp::TcpSettings,
     relay::{
         TunnelRules,
         sieve::{Limits, Rate},
     },
 };
 
+const DAY: Duration = Duration::from_secs(86_400);
+
 pub(super) fn life(read: &mut Reader) -> LifeRules {
-    let day = Duration::from_secs(86_400);
     let mut or_never = |key, most| {
         let duration = read.duration(key, Duration::ZERO..=most);
         (!duration.is_zero()).then_some(duration)
     };
     let (idle_timeout, write_timeout, max_age, client_ping_interval, pod_ping_interval) = (
-        or_never("balancer.idle_timeout", 365 * day),
-        or_never("balancer.write_timeout", day),
-        or_never("balancer.max_session_age", 365 * day),
-        or_never("balancer.client_ping_interval", day),
-        or_never("balancer.pod_ping_interval", day),
+        or_never("balancer.idle_timeout", 365 * DAY),
+        or_never("balancer.write_timeout", DAY),
+        or_never("balancer.max_session_age", 365 * DAY),
+        or_never("balancer.client_ping_interval", DAY),
+        or_never("balancer.pod_ping_interval", DAY),
     );
-    let ends = Duration::from_millis(10)..=day;
+    let ends = Duration::from_millis(10)..=DAY;
     LifeRules {
         idle_timeout,
         write_timeout,
@@ -35,6 +37,15 @@ pub(super) fn life(read: &mut Reader) -> LifeRules {
         pod_ping_interval,
         ping_timeout: read.duration("balancer.ping_timeout", ends),
     }
+}
+
+/// Of the connections that `section` is about.
+pub(super) fn tcp(read: &mut Reader, section: &str) -> TcpSettings {
+    let mut or_never = |key| {
+        let duration = read.duration(&format!("{section}.{key}"), Duration::ZERO..=DAY);
+        (!duration.is_zero()).then_some(duration)
+    };
+    TcpSettings { keepalive: or_never("tcp_keepalive"), user_timeout: or_never("tcp_user_timeout") }
 }
 
 pub(super) fn tunnel(read: &mut Reader, life: &LifeRules) -> TunnelRules {

@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use log::LevelFilter;
 
 use super::{
+    life::tcp,
     load::{Layers, Problems, Setting, is_secret},
     read::Reader,
     routes::routes,
@@ -19,7 +20,7 @@ use super::{
 };
 use crate::{
     domain::route::Router,
-    net::{listen::ListenAddress, tls::ServerTls},
+    net::{listen::ListenAddress, tcp::TcpSettings, tls::ServerTls},
 };
 
 /// The settings of one process.
@@ -50,6 +51,8 @@ pub struct Server {
     pub tls: Option<ServerTls>,
     /// Who begins connections with a PROXY protocol header.
     pub proxy_protocol: Vec<IpNet>,
+    /// When TCP gives a client up.
+    pub tcp: TcpSettings,
     /// Worker threads, at least 1.
     pub workers: usize,
     /// Who is believed about clients' addresses.
@@ -114,6 +117,7 @@ impl Config {
                 loaded.map_err(|error| complain_of_file(&mut read, "server", &error)).ok()
             }),
             proxy_protocol: read.networks("server.proxy_protocol"),
+            tcp: tcp(&mut read, "server"),
             workers: match read.number("server.workers", 0..=1024) {
                 0 => std::thread::available_parallelism().map_or(1, usize::from),
                 workers => workers as usize,

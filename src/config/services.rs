@@ -10,7 +10,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::{
     discovery::{Discovery, Replicas, discovery, name_server},
-    life::{life, tunnel},
+    life::{life, tcp, tunnel},
     read::{self, Pods, Reader, SWITCH, field, field_name},
 };
 use crate::{
@@ -30,6 +30,7 @@ use crate::{
     net::{
         connect::ConnectSettings,
         resolve::{HostName, NameServers, ResolverSettings},
+        tcp::TcpSettings,
         tls::{ClientSettings, ClientTls, FileError, KeyPair},
     },
     relay::{TunnelRules, close::CloseCode},
@@ -125,6 +126,8 @@ pub struct Balancer {
     pub affinity: Affinity,
     /// For pods that speak TLS; `None` where none does.
     pub tls: Option<Arc<ClientTls>>,
+    /// When TCP gives a pod up.
+    pub tcp: TcpSettings,
     /// To reach a pod, TLS included.
     pub connect_timeout: Duration,
     /// From the request to the head of the pod's answer.
@@ -140,7 +143,7 @@ pub struct Balancer {
 impl Balancer {
     /// How pods are reached, by sessions and by polls.
     pub fn connect_settings(&self) -> ConnectSettings {
-        ConnectSettings { timeout: self.connect_timeout, tls: self.tls.clone() }
+        ConnectSettings { timeout: self.connect_timeout, tls: self.tls.clone(), tcp: self.tcp }
     }
 
     /// How names are looked up. Configured name servers know nothing of the system's search list.
@@ -304,6 +307,7 @@ fn balancer(read: &mut Reader, backends: &[Backend], discovery: Option<&Discover
         allowed_origins: read.list("balancer.allowed_origins", OriginPattern::parse),
         affinity: affinity(read),
         tls: tls(read, backends, discovery),
+        tcp: tcp(read, "balancer"),
         connect_timeout: read.duration("balancer.connect_timeout", handshake.clone()),
         read_timeout: read.duration("balancer.read_timeout", handshake.clone()),
         handshake_timeout: read.duration("balancer.handshake_timeout", handshake),

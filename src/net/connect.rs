@@ -6,13 +6,14 @@ use actix_http::Uri;
 use actix_service::{Service as _, ServiceExt as _};
 use awc::Connect;
 use futures_util::{FutureExt as _, future::LocalBoxFuture};
+use socket2::SockRef;
 use thiserror::Error;
 use tokio::{
     net::{TcpStream, UnixStream},
     time::timeout,
 };
 
-use super::tls::ClientTls;
+use super::{tcp::TcpSettings, tls::ClientTls};
 use crate::{
     domain::lease::{Backend, Transport},
     relay::Io,
@@ -42,6 +43,8 @@ pub struct ConnectSettings {
     pub timeout: Duration,
     /// For pods that speak TLS; `None` where none does.
     pub tls: Option<Arc<ClientTls>>,
+    /// When TCP gives a pod up.
+    pub tcp: TcpSettings,
 }
 
 type Connecting = LocalBoxFuture<'static, Result<Box<dyn Io>, awc::error::ConnectError>>;
@@ -56,10 +59,13 @@ pub struct Connector {
 impl Connector {
     /// A connector for the current thread.
     pub fn new(settings: ConnectSettings) -> Self {
+        let tcp = settings.tcp;
         let tcp = actix_tls::connect::Connector::default().service().map(
-            |connection: actix_tls::connect::Connection<Uri, _>| {
+            move |connection: actix_tls::connect::Connection<Uri, TcpStream>| {
                 // Small frames must not wait for the acknowledgement of earlier ones.
                 let _ = TcpStream::set_nodelay(connection.io_ref(), true);
+                // A connection that is dead already shows so when it is written to.
+                let _ = tcp.apply(SockRef::from(connection.io_ref()));
                 connection
             },
         );

@@ -8,6 +8,7 @@ pub mod listen;
 pub mod proxy_protocol;
 pub mod resolve;
 pub mod rewind;
+pub mod tcp;
 pub mod tls;
 
 use crate::relay::Io;

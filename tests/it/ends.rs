@@ -11,28 +11,16 @@ use tokio_tungstenite::tungstenite::{
     protocol::{CloseFrame, frame::coding::CloseCode},
 };
 
-use wsbalancer::relay::frame::{FrameHeader, unmasked as unmasked_payload};
-
 use crate::support::{
     Balancer,
     client::{connect, raw},
-    frames::{CLOSE, FIN, TEXT, masked, unmasked},
+    frames::{CLOSE, FIN, TEXT, close_of, masked, unmasked},
     pod::{Pod, Script},
     within,
 };
 
 fn close(code: u16, reason: &str) -> Option<CloseFrame> {
     Some(CloseFrame { code: CloseCode::from(code), reason: reason.into() })
-}
-
-/// Code and reason of one whole Close frame.
-fn close_of(bytes: &[u8]) -> (u16, String) {
-    let header = FrameHeader::parse(bytes).expect("a whole header");
-    let payload = &bytes[header.header_len..];
-    assert_eq!((header.opcode, header.payload_len), (CLOSE, payload.len() as u64));
-    let payload: Vec<u8> = unmasked_payload(payload, header.mask).collect();
-    let (code, reason) = payload.split_first_chunk().expect("a code");
-    (u16::from_be_bytes(*code), String::from_utf8(reason.to_vec()).unwrap())
 }
 
 /// The pod's last words, our own for it, and the end.

@@ -10,6 +10,7 @@ mod echo;
 mod ends;
 mod handshake;
 mod layering;
+mod life;
 mod metrics;
 mod plain;
 mod process;

@@ -1,6 +1,9 @@
 //! Frames written by hand (RFC 6455 §5.2), for what a library would not send.
 
+use wsbalancer::relay::frame::{FrameHeader, unmasked as unmasked_payload};
+
 pub const TEXT: u8 = 0x1;
+pub const BINARY: u8 = 0x2;
 pub const CLOSE: u8 = 0x8;
 pub const FIN: u8 = 0x80;
 /// Reserved for permessage-deflate (RFC 7692 §6).
@@ -36,4 +39,14 @@ fn push_len(frame: &mut Vec<u8>, len: usize, masked: u8) {
             frame.extend((len as u64).to_be_bytes());
         }
     }
+}
+
+/// Code and reason of one whole Close frame.
+pub fn close_of(bytes: &[u8]) -> (u16, String) {
+    let header = FrameHeader::parse(bytes).expect("a whole header");
+    let payload = &bytes[header.header_len..];
+    assert_eq!((header.opcode, header.payload_len), (CLOSE, payload.len() as u64));
+    let payload: Vec<u8> = unmasked_payload(payload, header.mask).collect();
+    let (code, reason) = payload.split_first_chunk().expect("a code");
+    (u16::from_be_bytes(*code), String::from_utf8(reason.to_vec()).unwrap())
 }

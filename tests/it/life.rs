@@ -1,0 +1,240 @@
+//! What ends a session that would go on: time-outs, silence, limits.
+
+use futures_util::{SinkExt as _, StreamExt as _};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+use tokio_tungstenite::tungstenite::{
+    Message,
+    protocol::{CloseFrame, frame::coding::CloseCode},
+};
+
+use crate::support::{
+    Balancer,
+    client::{Client, connect, raw},
+    frames::{BINARY, CLOSE, FIN, close_of, masked, unmasked},
+    pod::{Pod, Script},
+    within,
+};
+
+/// The next Close that a library hears of.
+async fn close_code(client: &mut Client) -> u16 {
+    loop {
+        match within("a Close", client.next()).await.expect("a Close").expect("a Close") {
+            Message::Close(Some(CloseFrame { code, .. })) => return code.into(),
+            Message::Close(None) => panic!("a Close without code"),
+            _ => {}
+        }
+    }
+}
+
+/// Everything up to the end of a connection.
+async fn all(stream: &mut TcpStream) -> Vec<u8> {
+    let mut all = Vec::new();
+    within("the end", stream.read_to_end(&mut all)).await.unwrap();
+    all
+}
+
+/// A whole Close frame from the start of what comes.
+async fn close_frame(stream: &mut TcpStream) -> (u16, String) {
+    let mut frame = vec![0; 2];
+    within("a Close", stream.read_exact(&mut frame)).await.unwrap();
+    let rest = usize::from(frame[1] & 0x7f) + if frame[1] & 0x80 == 0 { 0 } else { 4 };
+    frame.resize(2 + rest, 0);
+    within("a whole Close", stream.read_exact(&mut frame[2..])).await.unwrap();
+    close_of(&frame)
+}
+
+#[actix_rt::test]
+async fn idle_and_old_sessions_are_closed_on_both_sides() {
+    for (key, code, reason) in [
+        ("balancer.idle_timeout", 1001, "idle for long"),
+        ("balancer.max_session_age", 1012, "lived for long"),
+    ] {
+        let pod = Pod::scripted(Script::default()).await;
+        let settings = [(key, "200ms"), ("balancer.close_timeout", "1h")];
+        let balancer = Balancer::with([&pod], &settings).await;
+        let (mut client, _) = raw(balancer.address(), "", b"").await;
+        let mut session = pod.accept().await;
+        let expected = (code, reason.to_owned());
+        assert_eq!(close_frame(&mut client).await, expected);
+        assert_eq!(close_frame(&mut session.stream).await, expected);
+        assert_eq!(balancer.sessions().await, 1, "until they answer");
+        client.write_all(&masked(FIN | CLOSE, &code.to_be_bytes())).await.unwrap();
+        session.stream.write_all(&unmasked(FIN | CLOSE, &code.to_be_bytes())).await.unwrap();
+        assert!(all(&mut client).await.is_empty());
+        assert!(all(&mut session.stream).await.is_empty());
+        balancer.until_sessions(0).await;
+    }
+}
+
+#[actix_rt::test]
+async fn who_does_not_answer_a_close_is_cut() {
+    let pod = Pod::scripted(Script::default()).await;
+    let settings = [("balancer.idle_timeout", "100ms"), ("balancer.close_timeout", "100ms")];
+    let balancer = Balancer::with([&pod], &settings).await;
+    let (mut client, _) = raw(balancer.address(), "", b"").await;
+    let mut session = pod.accept().await;
+    assert_eq!(close_of(&all(&mut client).await).0, 1001);
+    assert_eq!(close_of(&all(&mut session.stream).await).0, 1001);
+    balancer.until_sessions(0).await;
+}
+
+#[actix_rt::test]
+async fn what_talks_is_not_idle_and_a_short_idle_time_out_is_not_others() {
+    let pod = Pod::echo().await;
+    let balancer = Balancer::with([&pod], &[("balancer.idle_timeout", "400ms")]).await;
+    let mut silent = connect(balancer.address()).await;
+    let mut talking = connect(balancer.address()).await;
+    // As long as it takes until the silent one is closed, and as often again.
+    let mut rounds = 0;
+    let mut closed_at = None;
+    while closed_at.is_none_or(|at| rounds < 2 * at) {
+        talking.send(Message::text("on and on")).await.unwrap();
+        within("the echo", talking.next()).await.unwrap().unwrap();
+        rounds += 1;
+        let event = tokio::time::timeout(std::time::Duration::from_millis(20), silent.next()).await;
+        if let (Ok(Some(Ok(Message::Close(_)))), None) = (event, closed_at) {
+            closed_at = Some(rounds);
+        }
+    }
+    assert_eq!(balancer.sessions().await, 1);
+}
+
+#[actix_rt::test]
+async fn a_peer_that_takes_nothing_is_given_up() {
+    let flood = [0; 1 << 16];
+    let settings = [("balancer.write_timeout", "300ms")];
+
+    let pod = Pod::scripted(Script::default()).await;
+    let balancer = Balancer::with([&pod], &settings).await;
+    let (client, _) = raw(balancer.address(), "", b"").await;
+    let mut session = pod.accept().await;
+    let (mut read, mut write) = session.stream.split();
+    let message = unmasked(FIN | BINARY, &flood);
+    let mut told = Vec::new();
+    let flooding = async { while write.write_all(&message).await.is_ok() {} };
+    tokio::select! {
+        () = flooding => {}
+        _ = within("the pod is told", read.read_to_end(&mut told)) => {}
+    }
+    assert_eq!(close_of(&told), (1001, "the client is gone".to_owned()));
+    drop(session);
+    balancer.until_sessions(0).await;
+    drop(client);
+
+    let (mut client, _) = raw(balancer.address(), "", b"").await;
+    let session = pod.accept().await;
+    let (mut read, mut write) = client.split();
+    let message = masked(FIN | BINARY, &flood);
+    let mut told = Vec::new();
+    let flooding = async { while write.write_all(&message).await.is_ok() {} };
+    tokio::select! {
+        () = flooding => {}
+        _ = within("the client is told", read.read_to_end(&mut told)) => {}
+    }
+    assert_eq!(close_of(&told), (1012, "the pod is gone".to_owned()));
+    drop(client);
+    balancer.until_sessions(0).await;
+    drop(session);
+}
+
+#[actix_rt::test]
+async fn half_a_session_ends_when_nothing_more_comes() {
+    let pod = Pod::scripted(Script::default()).await;
+    let balancer = Balancer::with([&pod], &[("balancer.half_closed_timeout", "200ms")]).await;
+    let (mut client, _) = raw(balancer.address(), "", b"").await;
+    let _session = pod.accept().await;
+    client.shutdown().await.unwrap();
+    balancer.until_sessions(0).await;
+}
+
+#[actix_rt::test]
+async fn the_silent_live_and_the_dead_are_found_out() {
+    let pod = Pod::scripted(Script::default()).await;
+    let settings = [("balancer.client_ping_interval", "60ms"), ("balancer.ping_timeout", "1s")];
+    let balancer = Balancer::with([&pod], &settings).await;
+    // Its library answers Pings, and it says nothing of its own.
+    let mut silent = connect(balancer.address()).await;
+    let mut silent_at_pod = pod.accept().await;
+    let listening = tokio::spawn(async move {
+        loop {
+            match silent.next().await {
+                Some(Ok(Message::Ping(_))) => {}
+                other => return (other, silent),
+            }
+        }
+    });
+    let (_dead, _) = raw(balancer.address(), "", b"").await;
+    let mut dead_at_pod = pod.accept().await;
+    let told = all(&mut dead_at_pod.stream).await;
+    assert_eq!(close_of(&told), (1001, "the client is gone".to_owned()));
+    drop(dead_at_pod);
+    balancer.until_sessions(1).await;
+    assert!(!listening.is_finished(), "it has heard nothing but Pings");
+    let word = unmasked(FIN | BINARY, b"still there?");
+    silent_at_pod.stream.write_all(&word).await.unwrap();
+    let (heard, mut client) = within("the word", listening).await.unwrap();
+    assert_eq!(heard.unwrap().unwrap(), Message::binary(&b"still there?"[..]));
+    let answer = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+    client.close(Some(answer)).await.unwrap();
+    let goodbye = close_frame(&mut silent_at_pod.stream).await;
+    assert_eq!(goodbye.0, 1000, "the pod has heard of no Pong");
+}
+
+#[actix_rt::test]
+async fn a_pod_that_answers_no_ping_is_given_up() {
+    let pod = Pod::scripted(Script::default()).await;
+    let settings = [("balancer.pod_ping_interval", "60ms"), ("balancer.ping_timeout", "200ms")];
+    let balancer = Balancer::with([&pod], &settings).await;
+    let mut client = connect(balancer.address()).await;
+    let mut session = pod.accept().await;
+    let mut ping = [0; 14];
+    within("a Ping", session.stream.read_exact(&mut ping)).await.unwrap();
+    assert_eq!(ping[..2], [0x89, 0x88]);
+    assert_eq!(close_code(&mut client).await, 1012);
+}
+
+#[actix_rt::test]
+async fn too_large_a_message_is_answered_with_1009() {
+    let pod = Pod::echo().await;
+    let balancer = Balancer::with([&pod], &[("balancer.max_message_size", "1000")]).await;
+    let mut client = connect(balancer.address()).await;
+    client.send(Message::binary(vec![1; 1000])).await.unwrap();
+    let echo = within("the echo", client.next()).await.unwrap().unwrap();
+    assert_eq!(echo.len(), 1000);
+    client.send(Message::binary(vec![1; 1001])).await.unwrap();
+    assert_eq!(close_code(&mut client).await, 1009);
+    balancer.until_sessions(0).await;
+}
+
+#[actix_rt::test]
+async fn who_sends_too_fast_is_slowed_down_or_closed() {
+    let pod = Pod::echo().await;
+    let rate = [("balancer.messages_per_second", "200"), ("balancer.message_burst", "20")];
+    let balancer = Balancer::with([&pod], &rate).await;
+    let (mut write, mut read) = connect(balancer.address()).await.split();
+    let sending = async {
+        for number in 0..100 {
+            write.feed(Message::text(number.to_string())).await.unwrap();
+        }
+        write.flush().await.unwrap();
+    };
+    let receiving = async {
+        for number in 0..100 {
+            let echo = within("the echo", read.next()).await.unwrap().unwrap();
+            assert_eq!(echo, Message::text(number.to_string()));
+        }
+    };
+    tokio::join!(sending, receiving);
+
+    let close = [rate[0], rate[1], ("balancer.over_message_rate", "close")];
+    let balancer = Balancer::with([&pod], &close).await;
+    let mut client = connect(balancer.address()).await;
+    for number in 0..100 {
+        client.feed(Message::text(number.to_string())).await.unwrap();
+    }
+    client.flush().await.unwrap();
+    assert_eq!(close_code(&mut client).await, 1008);
+}
