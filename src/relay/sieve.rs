@@ -243,3 +243,129 @@ enum Pong {
     Perhaps,
     No,
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const PAYLOAD: PingPayload = *b"payload!";
+
+    /// A frame of up to 125 bytes.
+    fn encode(first: u8, payload: &[u8], mask: Option<[u8; 4]>) -> Vec<u8> {
+        let mut frame = vec![first, payload.len() as u8 | if mask.is_some() { 0x80 } else { 0 }];
+        frame.extend(mask.iter().flatten());
+        frame.extend(unmasked(payload, mask));
+        frame
+    }
+
+    fn frame() -> impl Strategy<Value = Vec<u8>> {
+        let first = prop::sample::select(vec![0x01u8, 0x81, 0x00, 0x80, 0x89, 0x8a, 0x82]);
+        let payload = prop_oneof![
+            prop::collection::vec(any::<u8>(), 0..40),
+            // Almost our own.
+            Just(PAYLOAD.to_vec()),
+            Just(b"payload?".to_vec()),
+        ];
+        (first, payload, any::<Option<[u8; 4]>>()).prop_map(|(first, payload, mask)| {
+            // Unasked Pongs are told apart by their payload alone.
+            let first = if payload == PAYLOAD { 0x82 } else { first };
+            encode(first, &payload, mask)
+        })
+    }
+
+    proptest! {
+        /// Whatever else there is, and however it is cut: it comes through, and our Pongs do not.
+        #[test]
+        fn only_our_pongs_are_swallowed(
+            frames in prop::collection::vec((frame(), any::<bool>(), any::<Option<[u8; 4]>>()), 0..12),
+            sizes in prop::collection::vec(1usize..60, 1..6),
+        ) {
+            let mut sieve = Sieve::new(Limits::default(), PAYLOAD);
+            let awaited = Awaited::default();
+            let (mut stream, mut expected, mut pongs) = (Vec::new(), Vec::new(), 0);
+            for (frame, has_pong, mask) in frames {
+                if has_pong {
+                    stream.extend(encode(0x8a, &PAYLOAD, mask));
+                    pongs += 1;
+                }
+                stream.extend(&frame);
+                expected.extend(frame);
+            }
+            awaited.count.set(pongs);
+            let mut tracker = Tracker::default();
+            let mut passed = Vec::new();
+            let mut rest = &stream[..];
+            for size in sizes.iter().cycle() {
+                if rest.is_empty() { break }
+                let (chunk, left) = rest.split_at((*size).min(rest.len()));
+                rest = left;
+                sieve.feed(chunk);
+                while let Sifted::Passes(bytes) = sieve.sift(&tracker, &awaited) {
+                    tracker.feed(&bytes);
+                    passed.extend(bytes);
+                }
+            }
+            let passed_len = passed.len();
+            prop_assert_eq!(passed, expected);
+            prop_assert_eq!(awaited.count.get(), 0);
+            prop_assert_eq!(awaited.swallowed.get() as usize, stream.len() - passed_len);
+            prop_assert!(sieve.is_empty());
+        }
+
+        /// What passes is within the limits, and what is within the limits passes.
+        #[test]
+        fn limits_are_kept(
+            frames in prop::collection::vec(frame(), 1..12),
+            frame_size in 1u64..40,
+            message_size in 1u64..60,
+            split in 1usize..30,
+        ) {
+            let (frame_size, message_size) = (Some(frame_size), Some(message_size));
+            let limits = Limits { frame_size, message_size, rate: None };
+            let mut sieve = Sieve::new(limits, PAYLOAD);
+            let (awaited, mut tracker) = (Awaited::default(), Tracker::default());
+            let mut passed = Vec::new();
+            let mut violation = None;
+            for chunk in frames.concat().chunks(split) {
+                sieve.feed(chunk);
+                loop {
+                    match sieve.sift(&tracker, &awaited) {
+                        Sifted::Passes(bytes) => { tracker.feed(&bytes); passed.extend(bytes); }
+                        Sifted::Waits => break,
+                        Sifted::Violates(found) => { violation = violation.or(Some(found)); break }
+                    }
+                }
+                if violation.is_some() { break }
+            }
+            // The reference: frame by frame.
+            let (mut expected, mut message) = (Vec::new(), 0);
+            let mut wrong = false;
+            for frame in &frames {
+                let header = FrameHeader::parse(frame).unwrap();
+                if !header.is_control() {
+                    message += header.payload_len;
+                    wrong = Some(header.payload_len) > frame_size || Some(message) > message_size;
+                    if wrong { break }
+                    if header.fin { message = 0 }
+                }
+                expected.extend_from_slice(frame);
+            }
+            prop_assert_eq!(violation.is_some(), wrong);
+            prop_assert_eq!(passed, expected);
+        }
+    }
+
+    #[test]
+    fn who_pauses_may_send_a_burst_and_then_as_many_as_there_is_time_for() {
+        let allowance = Allowance::new(Rate { per_second: 10, burst: 3, closes: false });
+        assert!((0..3).all(|_| allowance.take()));
+        assert!(!allowance.take());
+        assert!(!allowance.refill(Duration::from_millis(60)), "not yet a whole one");
+        assert!(allowance.refill(Duration::from_millis(60)));
+        assert!(allowance.take() && !allowance.take());
+        allowance.refill(Duration::from_secs(3600));
+        assert!((0..3).all(|_| allowance.take()) && !allowance.take());
+    }
+}
