@@ -7,11 +7,12 @@ use std::{
     time::Duration,
 };
 
-use actix::{Actor as _, Addr, Arbiter};
+use actix::{Addr, Arbiter};
 use actix_server::{Server, ServerHandle};
 use socket2::SockRef;
 use tokio::{
     net::{TcpStream, UnixStream},
+    sync::mpsc::{UnboundedReceiver, unbounded_channel},
     time::timeout,
 };
 
@@ -22,6 +23,7 @@ use crate::{
         poll::PollSettings,
         registry::{AwaitEmpty, CloseAll, CountSessions, RegistryActor},
         session::CloseSession,
+        supervision::Supervisor,
     },
     config::{Affinity, Config, Service},
     domain::{
@@ -49,6 +51,8 @@ pub struct Control {
     pub registry: Arc<Addr<RegistryActor>>,
     /// Who asks DNS, where there is something to ask.
     pub discovery: Option<Addr<DiscoveryActor>>,
+    /// Why an actor was given up.
+    failures: UnboundedReceiver<String>,
 }
 
 impl Control {
@@ -56,19 +60,17 @@ impl Control {
     pub fn start(config: &Config) -> Self {
         let arbiter = Arbiter::new();
         let watches: Vec<Watch> = config.services.iter().map(watch).collect();
-        let handle = arbiter.handle();
-        let registry = RegistryActor::start_in_arbiter(&handle, |_| RegistryActor::default());
+        let (failed, failures) = unbounded_channel();
+        let supervisor = Supervisor::new(arbiter.handle(), failed);
+        let registry = supervisor.start("RegistryActor", |_| RegistryActor::default());
         let mover = registry.clone().recipient();
-        let metrics =
-            MetricsActor::start_in_arbiter(&handle, |_| MetricsActor::new(watches, mover));
+        let metrics = supervisor.start("MetricsActor", |_| MetricsActor::new(watches, mover));
         let lookups = lookups(&config.services);
         let discovery = (!lookups.is_empty()).then(|| {
             let (backends, replicas) = (metrics.clone().recipient(), metrics.clone().recipient());
-            DiscoveryActor::start_in_arbiter(&handle, |_| {
-                DiscoveryActor::new(lookups, backends, replicas)
-            })
+            supervisor.start("DiscoveryActor", |_| DiscoveryActor::new(lookups, backends, replicas))
         });
-        Self { arbiter, metrics, registry: Arc::new(registry), discovery }
+        Self { arbiter, metrics, registry: Arc::new(registry), discovery, failures }
     }
 }
 
@@ -235,6 +237,14 @@ impl App {
         warn(config);
         log::info!("traffic on {}, admin on {admin_address}", app.traffic_address);
         Ok(app)
+    }
+
+    /// Why the process cannot go on; resolves when that is so.
+    pub async fn failed(&mut self) -> String {
+        match self.control.failures.recv().await {
+            Some(reason) => reason,
+            None => std::future::pending().await,
+        }
     }
 
     /// Refuses new connections, closes all sessions, waits for them at most the shutdown time-out,

@@ -67,8 +67,11 @@ async fn execute(command: Command) -> Result<(), Box<dyn Error>> {
 async fn run(config: &Config) -> Result<(), Box<dyn Error>> {
     logging::init(config.log);
     let shutdown = shutdown_signal()?;
-    let app = App::start(config, Listeners::bind(config)?)?;
-    shutdown.await;
+    let mut app = App::start(config, Listeners::bind(config)?)?;
+    tokio::select! {
+        () = shutdown => {}
+        reason = app.failed() => return Err(reason.into()),
+    }
     log::info!("shutting down");
     let summary = app.stop().await;
     log::info!("stopped: {} sessions were open, {} were cut", summary.sessions, summary.cut);

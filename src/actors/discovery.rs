@@ -7,7 +7,7 @@ use std::{
 
 use actix::{
     Actor, ActorFutureExt as _, AsyncContext as _, Context, Handler, Message, MessageResponse,
-    Recipient, fut::wrap_future,
+    Recipient, Supervised, fut::wrap_future,
 };
 
 use crate::{
@@ -218,6 +218,8 @@ impl Actor for DiscoveryActor {
         (0..self.watched.len()).for_each(|index| self.look_up(index, ctx));
     }
 }
+
+impl Supervised for DiscoveryActor {}
 
 impl Handler<Discovered> for DiscoveryActor {
     type Result = Discoveries;

@@ -5,7 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use actix::{Actor, AsyncContext as _, Context, Handler, Message, MessageResponse, Recipient};
+use actix::{
+    Actor, AsyncContext as _, Context, Handler, Message, MessageResponse, Recipient, Supervised,
+};
 
 use super::{
     discovery::{BackendsChanged, ReplicasChanged},
@@ -126,11 +128,21 @@ impl Actor for MetricsActor {
         let pollers = |(service, watch): (usize, &Watch)| {
             Pollers::new(service, watch.polls.as_ref(), reports.clone())
         };
-        self.pollers = self.services.iter().enumerate().map(pollers).collect();
+        // After a panic there are some, which go on.
+        let known = self.pollers.len();
+        self.pollers.extend(self.services.iter().enumerate().skip(known).map(pollers));
         for service in 0..self.services.len() {
             self.poll_what_is_there(service);
         }
         ctx.run_interval(FORGET_EVERY, |metrics, _| metrics.forget());
+    }
+}
+
+impl Supervised for MetricsActor {
+    fn restarting(&mut self, _: &mut Self::Context) {
+        for Watch { pool, .. } in &mut self.services {
+            pool.mend();
+        }
     }
 }
 
@@ -197,6 +209,15 @@ impl Handler<ReplicasChanged> for MetricsActor {
         if let Some(Watch { pool, .. }) = self.services.get_mut(changed.service) {
             pool.set_replicas(changed.replicas);
         }
+    }
+}
+
+#[cfg(feature = "fault-hooks")]
+impl Handler<super::supervision::Panic> for MetricsActor {
+    type Result = ();
+
+    fn handle(&mut self, _: super::supervision::Panic, _: &mut Self::Context) {
+        panic!("as it was told to");
     }
 }
 

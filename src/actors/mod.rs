@@ -15,7 +15,8 @@
 //! | [`session::PodSideEnded`] | [`BackendActor`] → [`SessionActor`] | – |
 //!
 //! [`MetricsActor`], [`DiscoveryActor`] and [`RegistryActor`] live on a control thread of their own,
-//! so that health and metrics answer while the workers are busy. A [`SessionActor`] and its [`BackendActor`] live
+//! so that health and metrics answer while the workers are busy; [`supervision`] keeps them going
+//! when a handler panics. A [`SessionActor`] and its [`BackendActor`] live
 //! on the worker that accepted the client; the bytes between them cross no mailbox.
 //!
 //! [`DiscoveryActor`]: discovery::DiscoveryActor
@@ -30,4 +31,5 @@ pub mod metrics;
 pub mod poll;
 pub mod registry;
 pub mod session;
+pub mod supervision;
 mod sweep;

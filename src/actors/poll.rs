@@ -71,7 +71,10 @@ impl Pollers {
     /// Polls `targets` and nobody else, those that were polled before without interruption.
     pub fn poll(&mut self, targets: Vec<PollTarget>) {
         let Some((settings, connector)) = &self.way else { return };
-        self.running.retain(|(known, _)| targets.iter().any(|target| target.backend() == known));
+        // One that has ended panicked: it is begun anew.
+        self.running.retain(|(known, Poller(task))| {
+            !task.is_finished() && targets.iter().any(|target| target.backend() == known)
+        });
         for target in targets {
             if self.running.iter().any(|(known, _)| known == target.backend()) {
                 continue;

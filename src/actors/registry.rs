@@ -12,7 +12,7 @@ use std::{
 
 use actix::{
     Actor, Addr, AsyncContext as _, Context, Handler, Message, MessageResult, ResponseFuture,
-    WeakRecipient,
+    Supervised, WeakRecipient,
 };
 use futures_util::FutureExt as _;
 use tokio::sync::oneshot;
@@ -105,6 +105,8 @@ impl Actor for RegistryActor {
     type Context = Context<Self>;
 }
 
+impl Supervised for RegistryActor {}
+
 impl Handler<SessionOpened> for RegistryActor {
     type Result = ();
 
@@ -178,6 +180,15 @@ impl Handler<MoveSessions> for RegistryActor {
         let candidates: Vec<(u64, u64)> =
             youngest.iter().map(|info| (info.id, info.stats.bytes())).collect();
         ctx.run_later(IDLE_FOR, move |registry, _| registry.move_idle(&candidates, &moves));
+    }
+}
+
+#[cfg(feature = "fault-hooks")]
+impl Handler<super::supervision::Panic> for RegistryActor {
+    type Result = ();
+
+    fn handle(&mut self, _: super::supervision::Panic, _: &mut Self::Context) {
+        panic!("as it was told to");
     }
 }
 

@@ -382,6 +382,15 @@ impl Pool {
         self.take_stock();
     }
 
+    /// To be called when something else may have been interrupted anywhere: works out anew what is
+    /// only derived.
+    pub fn mend(&mut self) {
+        self.glances_until = None;
+        self.glances.clear();
+        self.candidates = Candidates::default();
+        self.take_stock();
+    }
+
     fn glance_over(&mut self, now: Instant) {
         let settings = &self.settings;
         self.glances = self.entries.iter().map(|entry| entry.glance(settings, now)).collect();
@@ -786,6 +795,21 @@ mod tests {
         });
         let _held: Vec<Lease> = (0..57).map(|_| open(&mut pool, now)).collect();
         assert_eq!(opens(&mut pool), [15, 10, 2, 30]);
+    }
+
+    #[test]
+    fn what_was_interrupted_anywhere_is_whole_once_mended() {
+        let now = Instant::now();
+        let mut pool = pool(4);
+        poll_all(&mut pool, now, |_| report(0));
+        let _held = open(&mut pool, now);
+        pool.glances.truncate(2);
+        (pool.there, pool.weights) = (0, 0.0);
+        pool.candidates = Candidates::default();
+        pool.mend();
+        let leases: Vec<Lease> = (0..39).map(|_| open(&mut pool, now)).collect();
+        assert_eq!(counts(&leases).len(), 4, "{:?}", counts(&leases));
+        assert!(counts(&leases).values().all(|count| [9, 10].contains(count)), "as if nothing was");
     }
 
     #[test]

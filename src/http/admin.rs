@@ -74,11 +74,34 @@ pub fn server(
             .route(LIVEZ, web::get().to(|| async { "ok\n" }))
             .route(READYZ, web::get().to(readyz))
             .route(TELEMETRY, web::get().to(telemetry))
+            .configure(fault_hooks)
     })
     .workers(1)
     .disable_signals()
     .listen(listener)?;
     Ok(server.run())
+}
+
+/// Nothing, in a build that serves anybody.
+#[cfg(not(feature = "fault-hooks"))]
+fn fault_hooks(_: &mut web::ServiceConfig) {}
+
+/// `POST /api/fault/metrics` and `/api/fault/registry` make these actors panic.
+#[cfg(feature = "fault-hooks")]
+fn fault_hooks(routes: &mut web::ServiceConfig) {
+    use crate::actors::supervision::Panic;
+
+    async fn metrics(state: web::Data<AdminState>) -> HttpResponse {
+        state.metrics.do_send(Panic);
+        HttpResponse::Accepted().finish()
+    }
+    async fn registry(state: web::Data<AdminState>) -> HttpResponse {
+        state.registry.do_send(Panic);
+        HttpResponse::Accepted().finish()
+    }
+    routes
+        .route("/api/fault/metrics", web::post().to(metrics))
+        .route("/api/fault/registry", web::post().to(registry));
 }
 
 async fn distribution(state: web::Data<AdminState>) -> actix_web::Result<HttpResponse> {

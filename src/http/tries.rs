@@ -63,13 +63,17 @@ impl<'a> Tries<'a> {
 
     async fn pick(&self) -> Result<Result<Lease, NoBackend>, Refusal> {
         let Routed { traffic, service, wish, .. } = self.routed;
-        let pick = PickBackend {
+        let pick = || PickBackend {
             service: service.index,
             purpose: self.purpose,
             preference: wish.preference,
             tried: self.tried.clone(),
         };
-        traffic.metrics.send(pick).await.map_err(|_| Refusal::Internal)
+        // The first question may have been lost to a panic.
+        match traffic.metrics.send(pick()).await {
+            Ok(picked) => Ok(picked),
+            Err(_) => traffic.metrics.send(pick()).await.map_err(|_| Refusal::Internal),
+        }
     }
 
     /// The pod of `slot` did not take the client.

@@ -16,5 +16,7 @@ mod plain;
 mod process;
 mod routes;
 mod selection;
+#[cfg(feature = "fault-hooks")]
+mod supervision;
 mod support;
 mod tls;
