@@ -25,17 +25,19 @@ use crate::{
         session::CloseSession,
         supervision::Supervisor,
     },
-    config::{Affinity, Config, Service},
+    config::{self, Affinity, Config, Service},
     domain::{
         pool::{Pool, PoolSettings},
         rebalance::Rebalancer,
     },
     http::{
         admin::{self, AdminState},
+        arrivals::Arrivals,
         health::Health,
         traffic::{self, Traffic},
     },
     net::{
+        activation::{self, Handed},
         listen::{ListenAddress, Listener, SocketFile, bind_tcp},
         resolve::Source,
     },
@@ -146,25 +148,84 @@ pub struct Listeners {
     pub traffic: Listener,
     /// For operators.
     pub admin: TcpListener,
+    /// Those that are not ours alone: another process may accept from them after us.
+    pub inherited: Inherited,
+}
+
+/// Which listeners were handed over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Inherited {
+    /// For clients.
+    pub traffic: bool,
+    /// For operators.
+    pub admin: bool,
 }
 
 impl Listeners {
+    /// Takes over the listeners that were handed to this process and binds the others as
+    /// configured.
+    ///
+    /// # Errors
+    /// One cannot be taken over or bound; the error names its key and address.
+    pub fn take(config: &Config) -> io::Result<Self> {
+        let handed = Handed::take(&config::socket_names())?;
+        let inherited =
+            Inherited { traffic: handed.traffic.is_some(), admin: handed.admin.is_some() };
+        let traffic = match handed.traffic {
+            Some(listener) => {
+                activation::tell("server.listen", &config.server.listen, &listener.address()?);
+                listener
+            }
+            None => bind_traffic(config)?,
+        };
+        let admin = match handed.admin {
+            Some(listener) => {
+                let configured = ListenAddress::Tcp(config.admin.listen);
+                activation::tell("admin.listen", &configured, &listener.address()?);
+                match listener {
+                    Listener::Tcp(listener) => listener,
+                    Listener::Unix(..) => {
+                        let told = "admin.listen: expected a TCP socket to be handed over";
+                        return Err(io::Error::new(io::ErrorKind::InvalidInput, told));
+                    }
+                }
+            }
+            None => bind_admin(config)?,
+        };
+        Ok(Self { traffic, admin, inherited })
+    }
+
     /// Binds both listeners as configured.
     ///
     /// # Errors
     /// One cannot be bound; the error names its key and address.
     pub fn bind(config: &Config) -> io::Result<Self> {
-        let named = |key, address: &dyn fmt::Display, error: io::Error| {
-            io::Error::new(error.kind(), format!("{key} = \"{address}\": {error}"))
-        };
-        let (traffic, admin) = (&config.server.listen, config.admin.listen);
         Ok(Self {
-            traffic: Listener::bind(traffic)
-                .map_err(|error| named("server.listen", traffic, error))?,
-            admin: bind_tcp(admin).map_err(|error| named("admin.listen", &admin, error))?,
+            traffic: bind_traffic(config)?,
+            admin: bind_admin(config)?,
+            inherited: Inherited::default(),
         })
     }
 }
+
+fn bind_traffic(config: &Config) -> io::Result<Listener> {
+    let address = &config.server.listen;
+    Listener::bind(address).map_err(|error| not_bound("server.listen", address, &error))
+}
+
+fn bind_admin(config: &Config) -> io::Result<TcpListener> {
+    let address = config.admin.listen;
+    bind_tcp(address).map_err(|error| not_bound("admin.listen", &address, &error))
+}
+
+fn not_bound(key: &str, address: &dyn fmt::Display, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{key} = \"{address}\": {error}"))
+}
+
+/// How long a connection that is being accepted takes to reach its worker, at most: actix-server
+/// does not tell when its accepting thread has heard of a pause, and drops what a worker has not
+/// begun with when it is stopped.
+const PAUSED_WITHIN: Duration = Duration::from_millis(250);
 
 /// A running balancer.
 pub struct App {
@@ -177,6 +238,10 @@ pub struct App {
     traffic_server: ServerHandle,
     admin_server: ServerHandle,
     shutdown_timeout: Duration,
+    inherited: Inherited,
+    arrivals: Arc<Arrivals>,
+    /// For a client that was accepted to say what it wants.
+    request_timeout: Duration,
     /// Goes with the listener.
     _socket_file: Option<SocketFile>,
 }
@@ -200,7 +265,7 @@ impl App {
         let admin_address = listeners.admin.local_addr()?;
         let control = Control::start(config);
         let traffic = Traffic::new(config, control.metrics.clone(), control.registry.clone());
-        let health = traffic.health.clone();
+        let (health, arrivals) = (traffic.health.clone(), traffic.arrivals.clone());
         let state = AdminState::new(&traffic, control.discovery.clone());
         // Sessions outlive the server's own idea of a connection, so the drain is ours.
         let server = Server::build().workers(config.server.workers).disable_signals();
@@ -212,7 +277,7 @@ impl App {
             }
             Listener::Unix(listener, file) => {
                 let factory = move || traffic::service::<UnixStream>(traffic.clone());
-                (server.listen_uds("traffic", listener, factory)?, Some(file))
+                (server.listen_uds("traffic", listener, factory)?, file)
             }
         };
         let traffic_server = server.run();
@@ -230,6 +295,9 @@ impl App {
             traffic_server: traffic_server.handle(),
             admin_server: admin_server.handle(),
             shutdown_timeout: config.server.shutdown_timeout,
+            inherited: listeners.inherited,
+            arrivals,
+            request_timeout: config.server.request_timeout,
             _socket_file: socket_file,
         };
         actix_rt::spawn(traffic_server);
@@ -250,6 +318,7 @@ impl App {
     /// Refuses new connections, closes all sessions, waits for them at most the shutdown time-out,
     /// and stops.
     pub async fn stop(self) -> Summary {
+        self.hand_over().await;
         self.health.drain();
         let registry = &self.control.registry;
         let sessions = registry.send(CountSessions).await.unwrap_or_default();
@@ -263,6 +332,23 @@ impl App {
         self.traffic_server.stop(false).await;
         self.admin_server.stop(false).await;
         Summary { sessions, cut }
+    }
+}
+
+impl App {
+    /// Accepts nothing more from sockets that others share, so that the next process gets what waits
+    /// in them, and answers those who have been accepted. The sockets stay open.
+    async fn hand_over(&self) {
+        let Inherited { traffic, admin } = self.inherited;
+        if admin {
+            self.admin_server.pause().await;
+        }
+        if traffic {
+            self.traffic_server.pause().await;
+            tokio::time::sleep(PAUSED_WITHIN).await;
+            log::info!("accepts nothing more: what comes is for the next process");
+            let _ = timeout(self.request_timeout, self.arrivals.none_left()).await;
+        }
     }
 }
 

@@ -67,7 +67,7 @@ async fn execute(command: Command) -> Result<(), Box<dyn Error>> {
 async fn run(config: &Config) -> Result<(), Box<dyn Error>> {
     logging::init(config.log);
     let shutdown = shutdown_signal()?;
-    let mut app = App::start(config, Listeners::bind(config)?)?;
+    let mut app = App::start(config, Listeners::take(config)?)?;
     tokio::select! {
         () = shutdown => {}
         reason = app.failed() => return Err(reason.into()),

@@ -28,6 +28,13 @@ pub fn is_secret(key: &str) -> bool {
     key.ends_with("cookie_key")
 }
 
+/// What the sockets are called that were opened for this process (LISTEN_FDNAMES of
+/// sd_listen_fds(3)).
+pub fn socket_names() -> Vec<String> {
+    let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+    names.split(':').map(ToOwned::to_owned).collect()
+}
+
 /// One mistake: which key, which value, from where, what would be right.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {

@@ -17,7 +17,7 @@ use std::{net::SocketAddr, path::Path};
 
 pub use self::{
     discovery::Discovery,
-    load::{Layers, Problems},
+    load::{Layers, Problems, socket_names},
     resolve::{Admin, Config, Log, LogFormat, Server},
     services::{Affinity, Balancer, Cookie, Secure, Service},
 };

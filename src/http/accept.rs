@@ -12,6 +12,7 @@ use tokio::{
 };
 
 use super::{
+    arrivals::Arrival,
     forward::Hop,
     front,
     handshake::Worker,
@@ -54,7 +55,7 @@ impl Accepted for UnixStream {
 ///
 /// # Errors
 /// The client vanished before it had its answer.
-pub async fn serve(worker: Rc<Worker>, io: impl Accepted) -> io::Result<()> {
+pub async fn serve(worker: Rc<Worker>, io: impl Accepted, arrival: Arrival) -> io::Result<()> {
     let peer = io.peer()?;
     let settings = worker.traffic.settings.clone();
     let deadline = Instant::now() + settings.head.timeout;
@@ -86,5 +87,5 @@ pub async fn serve(worker: Rc<Worker>, io: impl Accepted) -> io::Result<()> {
         };
         hop.tls = true;
     }
-    front::serve(worker, io, hop).await
+    front::serve(worker, io, hop, arrival).await
 }

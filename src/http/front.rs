@@ -20,6 +20,7 @@ use tokio::{
 };
 
 use super::{
+    arrivals::Arrival,
     client::Client,
     forward::Hop,
     handshake::{self, Worker},
@@ -82,7 +83,12 @@ enum First {
 ///
 /// # Errors
 /// The client vanished before it had its answer.
-pub async fn serve(worker: Rc<Worker>, mut io: Stream, hop: Hop) -> io::Result<()> {
+pub async fn serve(
+    worker: Rc<Worker>,
+    mut io: Stream,
+    hop: Hop,
+    arrival: Arrival,
+) -> io::Result<()> {
     let limits = worker.traffic.settings.head;
     match read_first(&mut io, &limits).await? {
         First::Handshake(request, codec, rest) => {
@@ -92,7 +98,7 @@ pub async fn serve(worker: Rc<Worker>, mut io: Stream, hop: Hop) -> io::Result<(
             handshake::serve(&worker, request.head(), client).await
         }
         First::Plain(read) => {
-            plain::serve(worker, Rewind::new(read, io), hop).await;
+            plain::serve(worker, Rewind::new(read, io), hop, arrival).await;
             Ok(())
         }
         First::Nothing => Ok(()),

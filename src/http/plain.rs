@@ -6,6 +6,7 @@
 //! §6.5.1), which is why `TE` is not forwarded.
 
 use std::{
+    cell::Cell,
     convert::Infallible,
     net::IpAddr,
     rc::Rc,
@@ -23,6 +24,7 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::{
+    arrivals::Arrival,
     bodies::{Download, Outgoing, Upload},
     convert::{from_hyper, request_head, response_head, to_hyper},
     exchange::{self, Exchange, describe},
@@ -46,16 +48,21 @@ const MAX_FIELDS: usize = 256;
 type Answer = hyper::Response<Outgoing>;
 
 /// Serves the requests of one connection, one after the other, until it ends or becomes a tunnel.
-pub async fn serve(worker: Rc<Worker>, io: Rewind<Stream>, hop: Hop) {
+/// `arrival` ends with the first answer.
+pub async fn serve(worker: Rc<Worker>, io: Rewind<Stream>, hop: Hop, arrival: Arrival) {
     let head_timeout = worker.traffic.settings.head.timeout;
+    let arrival = Cell::new(Some(arrival));
     let service = service_fn(move |request| {
         let worker = worker.clone();
+        let arrival = arrival.take();
         async move {
             let refused = |refusal: Refusal| {
                 worker.traffic.refused(&refusal, hop.address);
                 refusal_answer(&refusal)
             };
-            Ok::<_, Infallible>(answer(&worker, request, hop).await.unwrap_or_else(refused))
+            let answer = answer(&worker, request, hop).await.unwrap_or_else(refused);
+            drop(arrival);
+            Ok::<_, Infallible>(answer)
         }
     });
     let connection = http1::Builder::new()

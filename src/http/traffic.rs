@@ -10,6 +10,7 @@ use tokio_rustls::TlsAcceptor;
 use super::{
     accept::{self, Accepted},
     affinity::{FOLLOWED, INVALID, REPLACED},
+    arrivals::Arrivals,
     forward::Forwarding,
     front::HeadLimits,
     handshake::Worker,
@@ -37,6 +38,8 @@ pub struct Traffic {
     pub registry: Arc<Addr<RegistryActor>>,
     /// Whether new connections are welcome.
     pub health: Arc<Health>,
+    /// Who has been accepted and not answered yet.
+    pub arrivals: Arc<Arrivals>,
     /// How many sessions there may be.
     pub admission: Arc<Admission>,
     /// Which requests are whose.
@@ -88,6 +91,7 @@ impl Traffic {
             metrics,
             registry,
             health: Arc::default(),
+            arrivals: Arc::default(),
             admission: Arc::new(Admission::new(limits)),
             router: Arc::new(config.router.clone()),
             services: services.map(|(index, service)| Service::new(index, service)).collect(),
@@ -117,11 +121,11 @@ pub fn service<S: Accepted>(
         let outlets = traffic.services.iter().map(Outlet::new).collect();
         let worker = Rc::new(Worker { traffic: traffic.clone(), outlets });
         ready(Ok::<_, ()>(fn_service(move |io: S| {
-            let worker = worker.clone();
+            let (worker, arrival) = (worker.clone(), worker.traffic.arrivals.begin());
             async move {
                 // Boxed, because glibc splits what it aligns for a task: tasks of this size leave
                 // holes that cost an idle session 0.9 kB.
-                if let Err(error) = Box::pin(accept::serve(worker, io)).await {
+                if let Err(error) = Box::pin(accept::serve(worker, io, arrival)).await {
                     log::debug!("a client left before its answer: {error}");
                 }
                 Ok::<_, Infallible>(())

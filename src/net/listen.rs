@@ -39,8 +39,8 @@ impl fmt::Display for ListenAddress {
 pub enum Listener {
     /// For TCP.
     Tcp(TcpListener),
-    /// Unix-domain, with the file that goes when the listener does.
-    Unix(UnixListener, SocketFile),
+    /// Unix-domain, with the file that goes when the listener does, if it is ours.
+    Unix(UnixListener, Option<SocketFile>),
 }
 
 /// The file of a Unix-domain socket, removed by being dropped.
@@ -65,7 +65,7 @@ impl Listener {
             ListenAddress::Unix(path) => {
                 remove_stale(path)?;
                 let listener = listen(Domain::UNIX, &SockAddr::unix(path)?)?;
-                Ok(Self::Unix(listener.into(), SocketFile(path.clone())))
+                Ok(Self::Unix(listener.into(), Some(SocketFile(path.clone()))))
             }
         }
     }
@@ -77,7 +77,10 @@ impl Listener {
     pub fn address(&self) -> io::Result<ListenAddress> {
         match self {
             Self::Tcp(listener) => listener.local_addr().map(ListenAddress::Tcp),
-            Self::Unix(_, SocketFile(path)) => Ok(ListenAddress::Unix(path.clone())),
+            Self::Unix(listener, _) => {
+                let address = listener.local_addr()?;
+                Ok(ListenAddress::Unix(address.as_pathname().unwrap_or(Path::new("")).to_owned()))
+            }
         }
     }
 }

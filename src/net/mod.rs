@@ -2,6 +2,7 @@
 //!
 //! Knows DNS, TCP, TLS, Unix-domain sockets and the PROXY protocol, and nothing of HTTP.
 
+pub mod activation;
 pub mod connect;
 mod dns;
 pub mod listen;

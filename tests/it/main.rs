@@ -2,6 +2,7 @@
 //!
 //! One binary, because each further one would link the whole dependency tree again.
 
+mod activation;
 mod affinity;
 mod backpressure;
 mod discovery;

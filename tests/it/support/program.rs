@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    os::fd::OwnedFd,
     process::{ExitStatus, Stdio},
 };
 
@@ -22,7 +23,26 @@ pub struct Program {
 
 /// The binary with a clean environment.
 pub fn command() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_wsbalancer"));
+    clean(Command::new(env!("CARGO_BIN_EXE_wsbalancer")))
+}
+
+/// The binary with `sockets` handed over to it as systemd does it, one or two; they go in by way of
+/// its standard input and output.
+pub fn activated(sockets: &[OwnedFd], names: &str) -> Command {
+    let mut shell = Command::new("sh");
+    let script = "exec 3<&0 4<&1 </dev/null >/dev/null; LISTEN_PID=$$ exec \"$0\" run";
+    shell.args(["-c", script, env!("CARGO_BIN_EXE_wsbalancer")]);
+    let mut shell = clean(shell);
+    shell.env("LISTEN_FDS", sockets.len().to_string()).env("LISTEN_FDNAMES", names);
+    let mut handles = sockets.iter().map(|socket| socket.try_clone().unwrap());
+    shell.stdin(Stdio::from(handles.next().unwrap()));
+    if let Some(second) = handles.next() {
+        shell.stdout(Stdio::from(second));
+    }
+    shell
+}
+
+fn clean(mut command: Command) -> Command {
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("WSBALANCER") {
             command.env_remove(name);
@@ -35,27 +55,54 @@ pub fn command() -> Command {
 impl Program {
     /// Starts it in front of `services`, with further `WSBALANCER__…` variables.
     pub async fn run(services: &str, variables: &[(&str, &str)]) -> Self {
-        let mut child = command()
-            .env("WSBALANCER_SERVICES", services)
-            .env("WSBALANCER__SERVER__LISTEN", "127.0.0.1:0")
-            .env("WSBALANCER__ADMIN__LISTEN", "127.0.0.1:0")
-            .env("WSBALANCER__SERVER__WORKERS", "1")
-            .envs(variables.iter().copied())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
-        let line = until(&mut log, "traffic on ").await;
+        let mut command = command();
+        command.arg("run").env("WSBALANCER_SERVICES", services).envs(variables.iter().copied());
+        Self::start(command).await
+    }
+
+    /// Starts `command`, on free ports unless it says otherwise, and waits until it listens.
+    pub async fn start(command: Command) -> Self {
+        let mut program = Self::spawn(command);
+        let line = program.logs("traffic on ").await;
         let addresses = line.split("traffic on ").nth(1).unwrap();
         let (traffic, admin) = addresses.split_once(", admin on ").unwrap();
-        let (traffic, admin) = (traffic.parse().unwrap(), admin.parse().unwrap());
-        Self { child, log, traffic, admin }
+        program.traffic = traffic.parse().unwrap();
+        program.admin = admin.parse().unwrap();
+        program
+    }
+
+    /// Starts `command` like [`start`](Self::start), but does not wait: its addresses are unknown.
+    pub fn spawn(mut command: Command) -> Self {
+        for (name, value) in [
+            ("WSBALANCER__SERVER__LISTEN", "127.0.0.1:0"),
+            ("WSBALANCER__ADMIN__LISTEN", "127.0.0.1:0"),
+            ("WSBALANCER__SERVER__WORKERS", "1"),
+        ] {
+            let is_set =
+                command.as_std().get_envs().any(|(known, set)| known == name && set.is_some());
+            if !is_set {
+                command.env(name, value);
+            }
+        }
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let log = BufReader::new(child.stderr.take().unwrap()).lines();
+        let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self { child, log, traffic: unknown, admin: unknown }
     }
 
     pub fn terminate(&self) {
+        self.signal("-TERM");
+    }
+
+    pub fn signal(&self, signal: &str) {
         let pid = self.child.id().expect("a running child").to_string();
-        let sent = std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap();
+        let sent = std::process::Command::new("kill").args([signal, &pid]).status().unwrap();
         assert!(sent.success());
+    }
+
+    /// The next line of its log that contains `text`.
+    pub async fn logs(&mut self, text: &str) -> String {
+        until(&mut self.log, text).await
     }
 
     /// Its exit status and everything it logged since the start.
