@@ -3,6 +3,7 @@
 use std::{
     fmt, io,
     net::{SocketAddr, TcpListener},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -18,30 +19,27 @@ use tokio::{
 
 use crate::{
     actors::{
-        discovery::{self, DiscoveryActor, Subject},
-        metrics::{MetricsActor, Watch},
-        poll::PollSettings,
+        discovery::DiscoveryActor,
+        metrics::MetricsActor,
         registry::{AwaitEmpty, CloseAll, CountSessions, RegistryActor},
         session::CloseSession,
         supervision::Supervisor,
     },
-    config::{self, Affinity, Config, Service},
-    domain::{
-        pool::{Pool, PoolSettings},
-        rebalance::Rebalancer,
-    },
+    config::{self, Config},
     http::{
         admin::{self, AdminState},
         arrivals::Arrivals,
         health::Health,
+        reloads::Reloads,
         traffic::{self, Traffic},
     },
     net::{
         activation::{self, Handed},
         listen::{ListenAddress, Listener, SocketFile, bind_tcp},
-        resolve::Source,
     },
+    plan::Slots,
     relay::close::CloseCode,
+    reload::{CertificateWatch, Reloader},
 };
 
 /// The control actors, on a thread of their own.
@@ -51,87 +49,29 @@ pub struct Control {
     pub metrics: Addr<MetricsActor>,
     /// Who knows the live sessions.
     pub registry: Arc<Addr<RegistryActor>>,
-    /// Who asks DNS, where there is something to ask.
-    pub discovery: Option<Addr<DiscoveryActor>>,
+    /// Who asks DNS.
+    pub discovery: Addr<DiscoveryActor>,
     /// Why an actor was given up.
     failures: UnboundedReceiver<String>,
+    slots: Slots,
 }
 
 impl Control {
     /// Starts the actors for the pods of `config`. Polls and look-ups begin at once.
     pub fn start(config: &Config) -> Self {
         let arbiter = Arbiter::new();
-        let watches: Vec<Watch> = config.services.iter().map(watch).collect();
+        let mut slots = Slots::default();
+        let rules = slots.rules(config).into_iter().map(|(_, rules)| rules).collect();
         let (failed, failures) = unbounded_channel();
         let supervisor = Supervisor::new(arbiter.handle(), failed);
         let registry = supervisor.start("RegistryActor", |_| RegistryActor::default());
         let mover = registry.clone().recipient();
-        let metrics = supervisor.start("MetricsActor", |_| MetricsActor::new(watches, mover));
-        let lookups = lookups(&config.services);
-        let discovery = (!lookups.is_empty()).then(|| {
-            let (backends, replicas) = (metrics.clone().recipient(), metrics.clone().recipient());
-            supervisor.start("DiscoveryActor", |_| DiscoveryActor::new(lookups, backends, replicas))
-        });
-        Self { arbiter, metrics, registry: Arc::new(registry), discovery, failures }
-    }
-}
-
-/// What is looked up for `services`: pods for each, replicas once for all that count them alike.
-fn lookups(services: &[Service]) -> Vec<discovery::Watch> {
-    let mut lookups: Vec<discovery::Watch> = Vec::new();
-    for (index, Service { discovery, balancer, .. }) in services.iter().enumerate() {
-        let resolver = balancer.resolver_settings();
-        if let Some(name) = &balancer.replicas_name {
-            let lookup = Source::Host { name: name.clone(), port: 0 };
-            let same = |watch: &&mut discovery::Watch| {
-                matches!(watch.subject, Subject::Replicas { .. })
-                    && watch.lookup == lookup
-                    && watch.resolver == resolver
-            };
-            match lookups.iter_mut().find(same).map(|watch| &mut watch.subject) {
-                Some(Subject::Replicas { services }) => services.push(index),
-                _ => lookups.push(discovery::Watch {
-                    source: format!("dns:{}", name.as_str()),
-                    lookup,
-                    resolver: resolver.clone(),
-                    subject: Subject::Replicas { services: vec![index] },
-                }),
-            }
-        }
-        if let Some(discovery) = discovery {
-            let (source, lookup) = (discovery.pod.url.clone(), discovery.source.clone());
-            let subject = Subject::Pods { service: index, pod: discovery.pod.clone() };
-            lookups.push(discovery::Watch { source, lookup, resolver, subject });
-        }
-    }
-    lookups
-}
-
-/// The pool of a service, and how its pods are polled.
-fn watch(service: &Service) -> Watch {
-    let balancer = &service.balancer;
-    let settings = PoolSettings {
-        strategy: balancer.strategy,
-        replicas: balancer.replicas,
-        stale_after: balancer.stale_after,
-        max_sessions: balancer.max_sessions,
-        max_sessions_per_pod: balancer.max_sessions_per_pod,
-        health: balancer.health,
-        grace: balancer.discovery_grace,
-        affinity_key: balancer.affinity_key().cloned(),
-        shares: service.shares.clone(),
-    };
-    let polls = balancer.question.clone().map(|question| PollSettings {
-        question,
-        port: balancer.metric_port,
-        interval: balancer.poll_interval,
-        timeout: balancer.poll_timeout,
-        connect: balancer.connect_settings(),
-    });
-    Watch {
-        pool: Pool::new(service.backends.clone(), settings, fastrand::u64(..)),
-        polls,
-        rebalancer: balancer.rebalance.map(Rebalancer::new),
+        let metrics = supervisor.start("MetricsActor", |_| MetricsActor::new(rules, mover));
+        let lookups = slots.lookups(config);
+        let (backends, replicas) = (metrics.clone().recipient(), metrics.clone().recipient());
+        let discovery = supervisor
+            .start("DiscoveryActor", |_| DiscoveryActor::new(lookups, backends, replicas));
+        Self { arbiter, metrics, registry: Arc::new(registry), discovery, failures, slots }
     }
 }
 
@@ -234,14 +174,14 @@ pub struct App {
     /// Where operators connect.
     pub admin_address: SocketAddr,
     control: Control,
+    reloads: Arc<Reloads>,
+    /// Until it runs.
+    reloader: Option<Reloader>,
     health: Arc<Health>,
     traffic_server: ServerHandle,
     admin_server: ServerHandle,
-    shutdown_timeout: Duration,
     inherited: Inherited,
     arrivals: Arc<Arrivals>,
-    /// For a client that was accepted to say what it wants.
-    request_timeout: Duration,
     /// Goes with the listener.
     _socket_file: Option<SocketFile>,
 }
@@ -266,24 +206,31 @@ impl App {
         let control = Control::start(config);
         let traffic = Traffic::new(config, control.metrics.clone(), control.registry.clone());
         let (health, arrivals) = (traffic.health.clone(), traffic.arrivals.clone());
-        let state = AdminState::new(&traffic, control.discovery.clone());
+        let reloads = Arc::new(Reloads::new(config.clone()));
+        let state = AdminState::new(&traffic, control.discovery.clone(), reloads.clone());
+        let live = traffic.live();
+        let reloader = Reloader {
+            reloads: reloads.clone(),
+            live: live.clone(),
+            metrics: control.metrics.clone(),
+            discovery: control.discovery.clone(),
+            slots: control.slots.clone(),
+            certificate: CertificateWatch::new(config.server.tls.as_ref()),
+        };
         // Sessions outlive the server's own idea of a connection, so the drain is ours.
         let server = Server::build().workers(config.server.workers).disable_signals();
         let (server, socket_file) = match listeners.traffic {
             Listener::Tcp(listener) => {
                 config.server.tcp.apply(SockRef::from(&listener))?;
-                let factory = move || traffic::service::<TcpStream>(traffic.clone());
+                let factory = move || traffic::service::<TcpStream>(live.clone());
                 (server.listen("traffic", listener, factory)?, None)
             }
             Listener::Unix(listener, file) => {
-                let factory = move || traffic::service::<UnixStream>(traffic.clone());
+                let factory = move || traffic::service::<UnixStream>(live.clone());
                 (server.listen_uds("traffic", listener, factory)?, file)
             }
         };
         let traffic_server = server.run();
-        if let Some(tls) = &config.server.tls {
-            actix_rt::spawn(tls.certificate.clone().watch());
-        }
         let path = config.admin.balancer_metric_path.clone();
         let admin_server = admin::server(listeners.admin, path, state)?;
 
@@ -291,20 +238,29 @@ impl App {
             traffic_address,
             admin_address,
             control,
+            reloads,
+            reloader: Some(reloader),
             health,
             traffic_server: traffic_server.handle(),
             admin_server: admin_server.handle(),
-            shutdown_timeout: config.server.shutdown_timeout,
             inherited: listeners.inherited,
             arrivals,
-            request_timeout: config.server.request_timeout,
             _socket_file: socket_file,
         };
         actix_rt::spawn(traffic_server);
         actix_rt::spawn(admin_server);
-        warn(config);
+        config.warn();
         log::info!("traffic on {}, admin on {admin_address}", app.traffic_address);
         Ok(app)
+    }
+
+    /// Reads `file` and the environment again when asked to, or when the file has changed; what is
+    /// returned asks. Where this is not called, the settings stay as they are.
+    pub fn reload_from(&mut self, file: Option<PathBuf>) -> Arc<Reloads> {
+        if let Some(reloader) = self.reloader.take() {
+            actix_rt::spawn(reloader.run(file));
+        }
+        self.reloads.clone()
     }
 
     /// Why the process cannot go on; resolves when that is so.
@@ -327,7 +283,8 @@ impl App {
             to_pod: CloseCode::GOING_AWAY,
             reason: "balancer is shutting down",
         }));
-        let _ = timeout(self.shutdown_timeout, registry.send(AwaitEmpty)).await;
+        let _ =
+            timeout(self.reloads.config().server.shutdown_timeout, registry.send(AwaitEmpty)).await;
         let cut = registry.send(CountSessions).await.unwrap_or_default();
         self.traffic_server.stop(false).await;
         self.admin_server.stop(false).await;
@@ -347,24 +304,9 @@ impl App {
             self.traffic_server.pause().await;
             tokio::time::sleep(PAUSED_WITHIN).await;
             log::info!("accepts nothing more: what comes is for the next process");
-            let _ = timeout(self.request_timeout, self.arrivals.none_left()).await;
-        }
-    }
-}
-
-/// Says what works and is yet seldom meant.
-fn warn(config: &Config) {
-    for Service { name, balancer, .. } in &config.services {
-        if let Affinity::Cookie(cookie) = &balancer.affinity
-            && !cookie.key_is_shared
-        {
-            log::warn!(
-                "service {name}: cookie_key is not set, so no other replica understands the \
-                 cookies of this one, nor this one after a restart"
-            );
-        }
-        if balancer.tls.as_ref().is_some_and(|tls| !tls.verifies) {
-            log::warn!("service {name}: tls_verify is off, so anybody can pass for its pods");
+            // For a client that was accepted to say what it wants.
+            let at_most = self.reloads.config().server.request_timeout;
+            let _ = timeout(at_most, self.arrivals.none_left()).await;
         }
     }
 }

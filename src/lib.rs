@@ -65,5 +65,7 @@ pub mod demo;
 pub mod domain;
 pub mod http;
 pub mod net;
+pub mod plan;
 pub mod relay;
+pub mod reload;
 pub mod telemetry;

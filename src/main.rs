@@ -1,6 +1,6 @@
 //! Arguments, settings, logging, app, signals, drain.
 
-use std::{error::Error, io, net::SocketAddr, process::ExitCode, time::Duration};
+use std::{error::Error, io, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Parser as _;
 use tokio::signal::unix::{SignalKind, signal};
@@ -36,7 +36,10 @@ fn main() -> ExitCode {
 
 async fn execute(command: Command) -> Result<(), Box<dyn Error>> {
     match command {
-        Command::Run(settings) => run(&config::from_process(settings.config.as_deref())?).await,
+        Command::Run(settings) => {
+            let config = config::from_process(settings.config.as_deref())?;
+            run(&config, settings.config).await
+        }
         Command::Check(settings) => {
             print!("{}", config::from_process(settings.config.as_deref())?);
             Ok(())
@@ -64,10 +67,17 @@ async fn execute(command: Command) -> Result<(), Box<dyn Error>> {
     }
 }
 
-async fn run(config: &Config) -> Result<(), Box<dyn Error>> {
+async fn run(config: &Config, file: Option<PathBuf>) -> Result<(), Box<dyn Error>> {
     logging::init(config.log);
     let shutdown = shutdown_signal()?;
+    let mut hangup = signal(SignalKind::hangup())?;
     let mut app = App::start(config, Listeners::take(config)?)?;
+    let reloads = app.reload_from(file);
+    actix_rt::spawn(async move {
+        while hangup.recv().await.is_some() {
+            reloads.reload().await;
+        }
+    });
     tokio::select! {
         () = shutdown => {}
         reason = app.failed() => return Err(reason.into()),

@@ -28,7 +28,7 @@ const MAX_REPLICAS: usize = 1000;
 #[derive(Clone, Debug, Message, PartialEq, Eq)]
 #[rtype(result = "()")]
 pub struct BackendsChanged {
-    /// Index of the service.
+    /// Slot of the service.
     pub service: usize,
     /// All of them, by address.
     pub backends: Vec<Backend>,
@@ -38,11 +38,16 @@ pub struct BackendsChanged {
 #[derive(Clone, Copy, Debug, Message, PartialEq, Eq)]
 #[rtype(result = "()")]
 pub struct ReplicasChanged {
-    /// Index of the service.
+    /// Slot of the service.
     pub service: usize,
     /// How many, 1 to 1000.
     pub replicas: u32,
 }
+
+/// Other names to look up from now on. Those that were looked up before, in the same way, go on.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct SetWatches(pub Vec<Watch>);
 
 /// Asks what DNS has said so far.
 #[derive(Debug, Message)]
@@ -71,14 +76,14 @@ pub struct Discovery {
 pub enum Subject {
     /// The pods of a service.
     Pods {
-        /// Index of the service.
+        /// Slot of the service.
         service: usize,
         /// What they have in common: all but the address.
         pod: Backend,
     },
     /// The number of replicas that share these services' pods.
     Replicas {
-        /// Indexes of the services.
+        /// Slots of the services.
         services: Vec<usize>,
     },
 }
@@ -96,18 +101,32 @@ pub struct Watch {
     pub subject: Subject,
 }
 
+impl Watch {
+    /// Whether it looks the same up as `other`, for pods of the same service or for replicas.
+    fn is_like(&self, other: &Self) -> bool {
+        let for_same = match (&self.subject, &other.subject) {
+            (Subject::Replicas { .. }, Subject::Replicas { .. }) => true,
+            (one, other) => one == other,
+        };
+        for_same && self.lookup == other.lookup && self.resolver == other.resolver
+    }
+}
+
 /// A name that is looked up.
 struct Watched {
+    /// Never another name's.
+    id: u64,
     watch: Watch,
     resolver: Rc<Resolver>,
     known: KnownAddresses,
     /// As they were sent last.
-    replicas: u32,
+    replicas: Option<u32>,
 }
 
 /// Looks names up for as long as it lives, each at its own pace, and tells what has changed.
 pub struct DiscoveryActor {
     watched: Vec<Watched>,
+    next_id: u64,
     backends: Recipient<BackendsChanged>,
     replicas: Recipient<ReplicasChanged>,
 }
@@ -120,25 +139,37 @@ impl DiscoveryActor {
         backends: Recipient<BackendsChanged>,
         replicas: Recipient<ReplicasChanged>,
     ) -> Self {
-        let watched = |watch: Watch| {
-            let resolver = Resolver::new(watch.lookup.clone(), watch.resolver.clone());
-            let known = KnownAddresses::new(watch.resolver.bounds);
-            Watched { watch, resolver: resolver.into(), known, replicas: 1 }
-        };
-        Self { watched: watches.into_iter().map(watched).collect(), backends, replicas }
+        let mut discovery = Self { watched: Vec::new(), next_id: 0, backends, replicas };
+        for watch in watches {
+            discovery.begin(watch);
+        }
+        discovery
     }
 
-    fn look_up(&self, index: usize, ctx: &mut Context<Self>) {
-        let resolver = self.watched[index].resolver.clone();
+    /// A name that has yet to be looked up, by its identifier.
+    fn begin(&mut self, watch: Watch) -> u64 {
+        let id = self.next_id;
+        self.next_id += 1;
+        let resolver = Resolver::new(watch.lookup.clone(), watch.resolver.clone()).into();
+        let known = KnownAddresses::new(watch.resolver.bounds);
+        self.watched.push(Watched { id, watch, resolver, known, replicas: None });
+        id
+    }
+
+    /// Looks up the name with this identifier, unless nobody wants to know any more.
+    fn look_up(&self, id: u64, ctx: &mut Context<Self>) {
+        let Some(watched) = self.watched.iter().find(|watched| watched.id == id) else { return };
+        let resolver = watched.resolver.clone();
         let looked_up = wrap_future(async move { resolver.resolve().await });
         ctx.spawn(looked_up.map(move |answer, discovery: &mut Self, ctx| {
-            discovery.take(index, answer, ctx);
+            discovery.take(id, answer, ctx);
         }));
     }
 
     /// Takes an answer in and sees to the next look-up.
-    fn take(&mut self, index: usize, answer: Result<Answer, LookupError>, ctx: &mut Context<Self>) {
-        let watched = &mut self.watched[index];
+    fn take(&mut self, id: u64, answer: Result<Answer, LookupError>, ctx: &mut Context<Self>) {
+        let mut all = self.watched.iter_mut();
+        let Some(watched) = all.find(|watched| watched.id == id) else { return };
         let step = watched.known.take(answer, Instant::now());
         if let Some(notice) = &step.notice {
             watched.say(notice);
@@ -150,7 +181,7 @@ impl DiscoveryActor {
             watched.tell(&self.backends, &self.replicas);
         }
         let wait = step.again_in.mul_f64(1.0 + JITTER * fastrand::f64());
-        ctx.run_later(wait, move |discovery, ctx| discovery.look_up(index, ctx));
+        ctx.run_later(wait, move |discovery, ctx| discovery.look_up(id, ctx));
     }
 }
 
@@ -197,15 +228,24 @@ impl Watched {
                 let all = addresses.iter().map(at).collect();
                 backends.do_send(BackendsChanged { service: *service, backends: all });
             }
-            Subject::Replicas { services } => {
+            Subject::Replicas { .. } => {
                 // A replica with an address of each kind is one.
                 let v4 = addresses.iter().filter(|address| address.is_ipv4()).count();
                 let replicas = v4.max(addresses.len() - v4).clamp(1, MAX_REPLICAS) as u32;
-                if replicas != std::mem::replace(&mut self.replicas, replicas) {
-                    for service in services.iter().copied() {
-                        to.do_send(ReplicasChanged { service, replicas });
-                    }
+                if self.replicas.replace(replicas) != Some(replicas) {
+                    self.tell_replicas(to);
                 }
+            }
+        }
+    }
+
+    /// Tells the services that share them how many replicas are known, if that is known.
+    fn tell_replicas(&self, to: &Recipient<ReplicasChanged>) {
+        if let (Subject::Replicas { services }, Some(replicas)) =
+            (&self.watch.subject, self.replicas)
+        {
+            for service in services.iter().copied() {
+                to.do_send(ReplicasChanged { service, replicas });
             }
         }
     }
@@ -215,11 +255,33 @@ impl Actor for DiscoveryActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        (0..self.watched.len()).for_each(|index| self.look_up(index, ctx));
+        self.watched.iter().for_each(|watched| self.look_up(watched.id, ctx));
     }
 }
 
 impl Supervised for DiscoveryActor {}
+
+impl Handler<SetWatches> for DiscoveryActor {
+    type Result = ();
+
+    fn handle(&mut self, SetWatches(watches): SetWatches, ctx: &mut Self::Context) {
+        let mut before = std::mem::take(&mut self.watched);
+        for watch in watches {
+            match before.iter().position(|known| known.watch.is_like(&watch)) {
+                Some(at) => {
+                    let mut known = before.swap_remove(at);
+                    known.watch = watch;
+                    known.tell_replicas(&self.replicas);
+                    self.watched.push(known);
+                }
+                None => {
+                    let id = self.begin(watch);
+                    self.look_up(id, ctx);
+                }
+            }
+        }
+    }
+}
 
 impl Handler<Discovered> for DiscoveryActor {
     type Result = Discoveries;

@@ -1,6 +1,7 @@
 //! Owns the pool: takes the pods' reports in, hands backends out.
 
 use std::{
+    collections::HashSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -17,8 +18,8 @@ use super::{
 use crate::domain::{
     affinity::Preference,
     lease::{Backend, Lease, Purpose},
-    pool::{BackendSnapshot, NoBackend, Poll, Pool},
-    rebalance::Rebalancer,
+    pool::{BackendSnapshot, NoBackend, Poll, Pool, PoolSettings},
+    rebalance::{RebalanceSettings, Rebalancer},
     report::{Report, ReportError},
 };
 
@@ -26,7 +27,7 @@ use crate::domain::{
 #[derive(Debug, Message)]
 #[rtype(result = "Result<Lease, NoBackend>")]
 pub struct PickBackend {
-    /// Index of the service.
+    /// Slot of the service.
     pub service: usize,
     /// What the slot is for.
     pub purpose: Purpose,
@@ -40,7 +41,7 @@ pub struct PickBackend {
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct Polled {
-    /// Index of the service.
+    /// Slot of the service.
     pub service: usize,
     /// The poll, begun when its request was sent.
     pub poll: Poll,
@@ -57,21 +58,72 @@ pub struct Snapshot;
 #[derive(Debug, MessageResponse)]
 pub struct Backends(pub Vec<BackendSnapshot>);
 
-/// The backends of one service, and how they are asked for their counts.
-pub struct Watch {
-    /// What is known of them.
-    pub pool: Pool,
+/// What one service is to be.
+#[derive(Clone, Debug)]
+pub struct ServiceRules {
+    /// How its backends are chosen.
+    pub settings: PoolSettings,
+    /// Whether its replicas are counted; then the number in `settings` is but the first.
+    pub counts_replicas: bool,
+    /// All of them, unless discovery says who they are.
+    pub backends: Option<Vec<Backend>>,
     /// `None` where pods have no metric route.
     pub polls: Option<PollSettings>,
     /// Where sessions may be moved.
-    pub rebalancer: Option<Rebalancer>,
+    pub rebalance: Option<RebalanceSettings>,
+}
+
+/// Other rules for all services, each with its slot: one that it has had before, or the next ones.
+/// Those that are not among them are no more: their backends drain. What is known of backends that
+/// stay is kept.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Reconfigure(pub Vec<(usize, ServiceRules)>);
+
+/// The backends of one service, and how they are asked for their counts.
+struct Watch {
+    pool: Pool,
+    is_discovered: bool,
+    polls: Option<PollSettings>,
+    rebalance: Option<RebalanceSettings>,
+    rebalancer: Option<Rebalancer>,
+}
+
+impl Watch {
+    fn new(rules: ServiceRules) -> Self {
+        let ServiceRules { settings, counts_replicas: _, backends, polls, rebalance } = rules;
+        Self {
+            is_discovered: backends.is_none(),
+            pool: Pool::new(backends.unwrap_or_default(), settings, fastrand::u64(..)),
+            polls,
+            rebalance,
+            rebalancer: rebalance.map(Rebalancer::new),
+        }
+    }
+
+    /// Takes `rules` over; polls are the caller's.
+    fn heed(&mut self, mut rules: ServiceRules, now: Instant) {
+        if rules.counts_replicas {
+            rules.settings.replicas = self.pool.replicas();
+        }
+        self.pool.set_settings(rules.settings);
+        self.is_discovered = rules.backends.is_none();
+        if let Some(backends) = rules.backends {
+            self.pool.set_backends(backends, now);
+        }
+        if self.rebalance != rules.rebalance {
+            self.rebalance = rules.rebalance;
+            self.rebalancer = rules.rebalance.map(Rebalancer::new);
+        }
+    }
 }
 
 /// Polls every backend and answers who gets the next connection.
 pub struct MetricsActor {
-    /// By index of the service.
+    /// By slot of the service. A slot is never another service's, so that whoever holds one for a
+    /// while always means the same.
     services: Vec<Watch>,
-    /// Who polls, by index of the service; they stop when the actor does.
+    /// Who polls, by slot of the service; they stop when the actor does.
     pollers: Vec<Pollers>,
     /// Who moves sessions.
     mover: Recipient<MoveSessions>,
@@ -84,10 +136,29 @@ const FORGET_EVERY: Duration = Duration::from_secs(10);
 const REBALANCE_EVERY: Duration = Duration::from_secs(1);
 
 impl MetricsActor {
-    /// An actor over the pools of `services`. It polls once started, where there is something to
-    /// ask.
-    pub fn new(services: Vec<Watch>, mover: Recipient<MoveSessions>) -> Self {
+    /// An actor for `services`, by slot. It polls once started, where there is something to ask.
+    pub fn new(services: Vec<ServiceRules>, mover: Recipient<MoveSessions>) -> Self {
+        let services = services.into_iter().map(Watch::new).collect();
         Self { services, pollers: Vec::new(), mover }
+    }
+
+    /// Gives the service in `slot` other rules, or begins it.
+    fn reconfigure(&mut self, slot: usize, rules: ServiceRules, reports: Recipient<Polled>) {
+        let polls = rules.polls.clone();
+        match self.services.get_mut(slot) {
+            Some(watch) => {
+                watch.heed(rules, Instant::now());
+                if watch.polls != polls {
+                    self.pollers[slot] = Pollers::new(slot, polls.as_ref(), reports);
+                    watch.polls = polls;
+                }
+            }
+            None => {
+                self.services.push(Watch::new(rules));
+                self.pollers.push(Pollers::new(slot, polls.as_ref(), reports));
+            }
+        }
+        self.poll_what_is_there(slot);
     }
 
     /// Starts pollers for backends that are new and stops those of backends that are forgotten.
@@ -122,9 +193,7 @@ impl Actor for MetricsActor {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         let reports = ctx.address().recipient();
-        if self.services.iter().any(|service| service.rebalancer.is_some()) {
-            ctx.run_interval(REBALANCE_EVERY, |metrics, _| metrics.rebalance());
-        }
+        ctx.run_interval(REBALANCE_EVERY, |metrics, _| metrics.rebalance());
         let pollers = |(service, watch): (usize, &Watch)| {
             Pollers::new(service, watch.polls.as_ref(), reports.clone())
         };
@@ -195,7 +264,8 @@ impl Handler<BackendsChanged> for MetricsActor {
 
     fn handle(&mut self, changed: BackendsChanged, _: &mut Self::Context) {
         let BackendsChanged { service, backends } = changed;
-        if let Some(Watch { pool, .. }) = self.services.get_mut(service) {
+        // One that has just ceased to be discovered may have been told of on the way.
+        if let Some(Watch { pool, is_discovered: true, .. }) = self.services.get_mut(service) {
             pool.set_backends(backends, Instant::now());
             self.poll_what_is_there(service);
         }
@@ -208,6 +278,24 @@ impl Handler<ReplicasChanged> for MetricsActor {
     fn handle(&mut self, changed: ReplicasChanged, _: &mut Self::Context) {
         if let Some(Watch { pool, .. }) = self.services.get_mut(changed.service) {
             pool.set_replicas(changed.replicas);
+        }
+    }
+}
+
+impl Handler<Reconfigure> for MetricsActor {
+    type Result = ();
+
+    fn handle(&mut self, Reconfigure(services): Reconfigure, ctx: &mut Self::Context) {
+        let reports = ctx.address().recipient();
+        let stay: HashSet<usize> = services.iter().map(|(slot, _)| *slot).collect();
+        for (slot, rules) in services {
+            self.reconfigure(slot, rules, reports.clone());
+        }
+        for (slot, watch) in self.services.iter_mut().enumerate() {
+            if !stay.contains(&slot) {
+                watch.is_discovered = false;
+                watch.pool.set_backends(Vec::new(), Instant::now());
+            }
         }
     }
 }

@@ -33,7 +33,7 @@ use crate::{
 const JITTER: f64 = 0.1;
 
 /// How pods are polled.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct PollSettings {
     /// What they are asked.
     pub question: Question,

@@ -2,16 +2,18 @@
 //!
 //! `config/default.toml` is compiled in and names every key; a file and the environment override
 //! it. [`load`] merges the layers and remembers where each value came from, [`resolve`] turns them
-//! into typed, checked settings. All mistakes are reported at once. The environment is read
+//! into typed, checked settings; [`reload`] tells what is different between two of them. All mistakes are reported at once. The environment is read
 //! nowhere else.
 
 mod discovery;
 mod life;
 pub mod load;
 mod read;
+pub mod reload;
 pub mod resolve;
 mod routes;
 pub mod services;
+mod watch;
 
 use std::{net::SocketAddr, path::Path};
 
@@ -20,6 +22,7 @@ pub use self::{
     load::{Layers, Problems, socket_names},
     resolve::{Admin, Config, Log, LogFormat, Server},
     services::{Affinity, Balancer, Cookie, Secure, Service},
+    watch::FileWatch,
 };
 
 /// Where the admin listener of a process with the same settings is.

@@ -5,6 +5,7 @@ use std::{
     fmt,
     net::SocketAddr,
     num::NonZeroU32,
+    path::PathBuf,
     time::Duration,
 };
 
@@ -14,9 +15,9 @@ use log::LevelFilter;
 use super::{
     life::tcp,
     load::{Layers, Problems, Setting, is_secret},
-    read::Reader,
+    read::{Reader, SWITCH},
     routes::routes,
-    services::{Service, complain_of_file, key_pair, services},
+    services::{Affinity, Service, complain_of_file, key_pair, services},
 };
 use crate::{
     domain::route::Router,
@@ -37,9 +38,9 @@ pub struct Config {
     /// Logging.
     pub log: Log,
     /// Every key as it was written, for `wsbalancer check`.
-    settings: BTreeMap<String, Setting>,
+    pub(super) settings: BTreeMap<String, Setting>,
     /// The keys among them that hold lists.
-    lists: HashSet<String>,
+    pub(super) lists: HashSet<String>,
 }
 
 /// `[server]`
@@ -78,6 +79,8 @@ pub struct Admin {
     pub listen: SocketAddr,
     /// Path of the distribution.
     pub balancer_metric_path: String,
+    /// Whether changed files are taken over.
+    pub watch_config: bool,
 }
 
 /// `[log]`
@@ -133,6 +136,7 @@ impl Config {
         let admin = Admin {
             listen: read.address("admin.listen"),
             balancer_metric_path: read.path("admin.balancer_metric_path"),
+            watch_config: read.choice("admin.watch_config", &SWITCH),
         };
         let services = services(&mut read);
         let router = routes(&mut read, &services);
@@ -159,6 +163,37 @@ impl Config {
         let lists = std::mem::take(&mut read.lists);
         read.finish()?;
         Ok(Self { services, router, server, admin, log, settings, lists })
+    }
+}
+
+impl Config {
+    /// The files that TLS with pods goes by.
+    pub fn pod_tls_files(&self) -> Vec<PathBuf> {
+        let is_file = |key: &str| {
+            let of_pods = key.starts_with("balancer.") || key.starts_with("services.");
+            let names = ["tls_ca_file", "tls_cert_file", "tls_key_file"];
+            of_pods && names.iter().any(|name| key.ends_with(name))
+        };
+        let named = self.settings.iter().filter(|(key, _)| is_file(key));
+        let texts = named.flat_map(|(_, setting)| &setting.texts);
+        texts.filter(|text| !text.is_empty()).map(PathBuf::from).collect()
+    }
+
+    /// Logs what works and is yet seldom meant.
+    pub fn warn(&self) {
+        for Service { name, balancer, .. } in &self.services {
+            if let Affinity::Cookie(cookie) = &balancer.affinity
+                && !cookie.key_is_shared
+            {
+                log::warn!(
+                    "service {name}: cookie_key is not set, so no other replica understands the \
+                     cookies of this one, nor this one after a restart"
+                );
+            }
+            if balancer.tls.as_ref().is_some_and(|tls| !tls.verifies) {
+                log::warn!("service {name}: tls_verify is off, so anybody can pass for its pods");
+            }
+        }
     }
 }
 

@@ -32,14 +32,15 @@ pub enum LimitReached {
 /// Counts the sessions that are let in.
 #[derive(Debug, Default)]
 pub struct Admission {
-    limits: Limits,
     counts: Mutex<Counts>,
 }
 
+/// Kept without limits too, because limits may come later.
 #[derive(Debug, Default)]
 struct Counts {
+    limits: Limits,
     sessions: u32,
-    /// Addresses with at least one session; empty without a limit per address.
+    /// Addresses with at least one session.
     addresses: HashMap<IpAddr, u32>,
 }
 
@@ -53,31 +54,31 @@ pub struct Ticket {
 impl Admission {
     /// Nobody is in yet.
     pub fn new(limits: Limits) -> Self {
-        Self { limits, counts: Mutex::default() }
+        Self { counts: Mutex::new(Counts { limits, ..Counts::default() }) }
     }
 
-    /// Lets a session of `address` in; `None` where nothing is limited, so nothing is counted.
+    /// From now on these hold. Those who are in stay in, and count.
+    pub fn set_limits(&self, limits: Limits) {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner).limits = limits;
+    }
+
+    /// Lets a session of `address` in.
     ///
     /// # Errors
     /// The limit that it would exceed.
-    pub fn admit(self: &Arc<Self>, address: IpAddr) -> Result<Option<Ticket>, LimitReached> {
-        let Limits { sessions, sessions_per_address } = self.limits;
-        if sessions.is_none() && sessions_per_address.is_none() {
-            return Ok(None);
-        }
+    pub fn admit(self: &Arc<Self>, address: IpAddr) -> Result<Ticket, LimitReached> {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let Limits { sessions, sessions_per_address } = counts.limits;
         if sessions.is_some_and(|limit| counts.sessions >= limit.get()) {
             return Err(LimitReached::Sessions);
         }
-        if let Some(limit) = sessions_per_address {
-            let held = counts.addresses.get(&address).copied().unwrap_or_default();
-            if held >= limit.get() {
-                return Err(LimitReached::SessionsPerAddress);
-            }
-            counts.addresses.insert(address, held + 1);
+        let held = counts.addresses.get(&address).copied().unwrap_or_default();
+        if sessions_per_address.is_some_and(|limit| held >= limit.get()) {
+            return Err(LimitReached::SessionsPerAddress);
         }
+        counts.addresses.insert(address, held + 1);
         counts.sessions += 1;
-        Ok(Some(Ticket { admission: self.clone(), address }))
+        Ok(Ticket { admission: self.clone(), address })
     }
 }
 
@@ -129,8 +130,18 @@ mod tests {
     }
 
     #[test]
-    fn without_limits_nothing_is_counted() {
+    fn limits_that_come_later_count_those_who_are_in() {
         let admission = admission(0, 0);
-        assert!(admission.admit(address(1)).unwrap().is_none());
+        let held = [1, 1, 2].map(|last| admission.admit(address(last)).unwrap());
+        let limits = |sessions, per_address| Limits {
+            sessions: NonZeroU32::new(sessions),
+            sessions_per_address: NonZeroU32::new(per_address),
+        };
+        admission.set_limits(limits(0, 2));
+        assert_eq!(admission.admit(address(1)).unwrap_err(), LimitReached::SessionsPerAddress);
+        admission.set_limits(limits(2, 0));
+        assert_eq!(admission.admit(address(3)).unwrap_err(), LimitReached::Sessions);
+        drop(held);
+        assert!(admission.admit(address(3)).is_ok());
     }
 }

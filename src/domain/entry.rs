@@ -93,6 +93,13 @@ impl Entry {
         }
     }
 
+    /// Takes over what `settings` say of it.
+    pub fn heed(&mut self, settings: &PoolSettings) {
+        let Backend { service, address, .. } = &*self.backend;
+        self.share = settings.shares.get(address).copied().unwrap_or_default();
+        self.tag = settings.affinity_key.as_ref().map(|key| key.tag(service, address));
+    }
+
     /// How much a client with `preference` wants this one rather than others, if it does.
     pub fn liked_by(&self, preference: Preference) -> Option<u64> {
         match preference {

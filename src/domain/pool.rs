@@ -416,6 +416,17 @@ impl Pool {
         }
     }
 
+    /// Goes by these settings from now on; what is known of the backends stays.
+    pub fn set_settings(&mut self, settings: PoolSettings) {
+        self.settings = settings;
+        for entry in &mut self.entries {
+            entry.heed(&self.settings);
+        }
+        self.glances_until = None;
+        self.glances.clear();
+        self.take_stock();
+    }
+
     /// How many replicas share the pods from now on, at least 1.
     pub fn set_replicas(&mut self, replicas: u32) {
         self.settings.replicas = replicas.max(1);

@@ -21,3 +21,18 @@ pub enum Question {
     /// Whether it takes a connection; its count stays unknown.
     Connect,
 }
+
+impl PartialEq for Question {
+    /// Readers are the same where they are one and the same.
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Metric { path, reader }, Self::Metric { path: other, reader: other_reader }) => {
+                path == other && Arc::ptr_eq(reader, other_reader)
+            }
+            (Self::Agent(one), Self::Agent(other)) => Arc::ptr_eq(one, other),
+            (Self::Health(one), Self::Health(other)) => one == other,
+            (Self::Connect, Self::Connect) => true,
+            _ => false,
+        }
+    }
+}

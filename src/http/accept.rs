@@ -15,8 +15,8 @@ use super::{
     arrivals::Arrival,
     forward::Hop,
     front,
-    handshake::Worker,
     refusal::{BAD_PROXY_HEADER, BAD_TLS},
+    thread::Thread,
 };
 use crate::{
     net::{
@@ -55,9 +55,10 @@ impl Accepted for UnixStream {
 ///
 /// # Errors
 /// The client vanished before it had its answer.
-pub async fn serve(worker: Rc<Worker>, io: impl Accepted, arrival: Arrival) -> io::Result<()> {
+pub async fn serve(thread: Rc<Thread>, io: impl Accepted, arrival: Arrival) -> io::Result<()> {
     let peer = io.peer()?;
-    let settings = worker.traffic.settings.clone();
+    let worker = thread.worker();
+    let settings = &worker.traffic.settings;
     let deadline = Instant::now() + settings.head.timeout;
     let mut hop = Hop { address: peer, tls: false };
     let mut io: Stream = Box::new(io);
@@ -87,5 +88,5 @@ pub async fn serve(worker: Rc<Worker>, io: impl Accepted, arrival: Arrival) -> i
         };
         hop.tls = true;
     }
-    front::serve(worker, io, hop, arrival).await
+    front::serve(&thread, &worker, io, hop, arrival).await
 }

@@ -11,7 +11,12 @@ use actix_web::{
     web,
 };
 
-use super::{distribution::Distribution, health::Health, traffic::Traffic};
+use super::{
+    distribution::Distribution,
+    health::Health,
+    reloads::{self, Reloads},
+    traffic::Traffic,
+};
 use crate::{
     actors::{
         discovery::{Discovered, DiscoveryActor},
@@ -35,25 +40,28 @@ pub const TELEMETRY: &str = "/telemetry";
 pub struct AdminState {
     /// Who knows the pods.
     pub metrics: Addr<MetricsActor>,
-    /// Who looks names up, where there are any.
-    pub discovery: Option<Addr<DiscoveryActor>>,
+    /// Who looks names up.
+    pub discovery: Addr<DiscoveryActor>,
     /// Who knows the sessions.
     pub registry: Arc<Addr<RegistryActor>>,
     /// Whether the process takes connections.
     pub health: Arc<Health>,
     /// What is counted.
     pub counters: Arc<Counters>,
+    /// Who reads settings again.
+    pub reloads: Arc<Reloads>,
 }
 
 impl AdminState {
-    /// What belongs to `traffic`, and who looks names up for it.
-    pub fn new(traffic: &Traffic, discovery: Option<Addr<DiscoveryActor>>) -> Self {
+    /// What belongs to `traffic`, who looks names up for it, and who reads settings again.
+    pub fn new(traffic: &Traffic, discovery: Addr<DiscoveryActor>, reloads: Arc<Reloads>) -> Self {
         Self {
             metrics: traffic.metrics.clone(),
             discovery,
             registry: traffic.registry.clone(),
             health: traffic.health.clone(),
             counters: traffic.counters.clone(),
+            reloads,
         }
     }
 }
@@ -74,6 +82,8 @@ pub fn server(
             .route(LIVEZ, web::get().to(|| async { "ok\n" }))
             .route(READYZ, web::get().to(readyz))
             .route(TELEMETRY, web::get().to(telemetry))
+            .route("/api/config", web::get().to(reloads::config))
+            .route("/api/reload", web::post().to(reloads::reload))
             .configure(fault_hooks)
     })
     .workers(1)
@@ -107,11 +117,10 @@ fn fault_hooks(routes: &mut web::ServiceConfig) {
 async fn distribution(state: web::Data<AdminState>) -> actix_web::Result<HttpResponse> {
     let backends = state.metrics.send(Snapshot).await.map_err(ErrorInternalServerError)?;
     let sessions = state.registry.send(CountSessions).await.map_err(ErrorInternalServerError)?;
-    let lookups = match &state.discovery {
-        Some(discovery) => discovery.send(Discovered).await.map_err(ErrorInternalServerError)?.0,
-        None => Vec::new(),
-    };
-    let distribution = Distribution::new(backends.0, lookups, sessions, SystemTime::now());
+    let lookups = state.discovery.send(Discovered).await.map_err(ErrorInternalServerError)?.0;
+    let reload = state.reloads.last();
+    let now = SystemTime::now();
+    let distribution = Distribution::new(backends.0, lookups, sessions, now).with_reload(reload);
     Ok(HttpResponse::Ok()
         .insert_header((CACHE_CONTROL, CacheControl(vec![CacheDirective::NoStore])))
         .json(distribution))

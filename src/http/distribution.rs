@@ -3,11 +3,13 @@
 
 use std::{
     collections::BTreeMap,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use serde::Serialize;
 
+use super::reloads::Outcome;
 use crate::{
     actors::discovery::{Discovery, Subject},
     domain::pool::{BackendSnapshot, State},
@@ -25,6 +27,9 @@ pub struct Distribution {
     own_sessions: usize,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     lookups: Vec<Lookup>,
+    /// What came of the last one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reload: Option<Outcome>,
 }
 
 #[derive(Debug, Serialize)]
@@ -128,7 +133,14 @@ impl Distribution {
             agents_connections: total,
             own_sessions,
             lookups: lookups.into_iter().map(Lookup::from).collect(),
+            reload: None,
         }
+    }
+
+    /// With what came of the last reload, if there was one.
+    pub fn with_reload(mut self, last: Option<Arc<Outcome>>) -> Self {
+        self.reload = last.map(Arc::unwrap_or_clone);
+        self
     }
 }
 
@@ -182,8 +194,6 @@ fn split(snapshot: BackendSnapshot) -> (Service, Pod) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::domain::{
         lease::{Backend, Load, Transport},

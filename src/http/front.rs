@@ -27,6 +27,7 @@ use super::{
     headers::has_token,
     plain,
     refusal::Refusal,
+    thread::Thread,
 };
 use crate::net::{Stream, rewind::Rewind};
 
@@ -84,7 +85,8 @@ enum First {
 /// # Errors
 /// The client vanished before it had its answer.
 pub async fn serve(
-    worker: Rc<Worker>,
+    thread: &Rc<Thread>,
+    worker: &Worker,
     mut io: Stream,
     hop: Hop,
     arrival: Arrival,
@@ -95,10 +97,10 @@ pub async fn serve(
             let io = Rewind::new(BytesMut::new(), io);
             let framed = Framed::from_parts(FramedParts::with_read_buf(io, codec, rest));
             let client = Client::new(framed, hop).await?;
-            handshake::serve(&worker, request.head(), client).await
+            handshake::serve(worker, request.head(), client).await
         }
         First::Plain(read) => {
-            plain::serve(worker, Rewind::new(read, io), hop, arrival).await;
+            plain::serve(thread.clone(), Rewind::new(read, io), hop, arrival).await;
             Ok(())
         }
         First::Nothing => Ok(()),

@@ -3,6 +3,7 @@
 use std::{
     io,
     net::IpAddr,
+    rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
@@ -22,7 +23,7 @@ use super::{
     refusal::Refusal,
     request,
     routing::Routed,
-    service::Outlet,
+    service::{Outlet, Service},
     traffic::Traffic,
     tries::Tries,
 };
@@ -35,12 +36,24 @@ use crate::{
     relay::Peer,
 };
 
-/// What the connections of one worker thread share.
+/// What the connections of one worker thread share that began under the same rules.
 pub struct Worker {
     /// What all workers share.
-    pub traffic: Traffic,
-    /// This thread's ways to the pods, by service.
-    pub outlets: Vec<Outlet>,
+    pub traffic: Arc<Traffic>,
+    /// This thread's ways to the pods, in the order of the services.
+    pub outlets: Vec<Rc<Outlet>>,
+}
+
+impl Worker {
+    /// The current thread's ways by the rules of `traffic`; those of `before` that lead to the same
+    /// pods in the same way go on, with the connections that they keep.
+    pub fn new(traffic: Arc<Traffic>, before: &[Rc<Outlet>]) -> Self {
+        let outlet = |service: &Arc<Service>| {
+            let known = before.iter().find(|outlet| outlet.leads_to(service));
+            known.cloned().unwrap_or_else(|| Rc::new(Outlet::new(service)))
+        };
+        Self { outlets: traffic.services.iter().map(outlet).collect(), traffic }
+    }
 }
 
 /// Takes a client over after its request head and either starts its session or refuses it.
@@ -173,7 +186,7 @@ pub enum Opened {
 /// Why there is no tunnel, where no pod has its own words for it.
 pub async fn open(worker: &Worker, request: &RequestHead, hop: Hop) -> Result<Opened, Refusal> {
     check(request)?;
-    let Traffic { health, admission, .. } = &worker.traffic;
+    let Traffic { health, admission, .. } = &*worker.traffic;
     if health.is_draining() {
         return Err(Refusal::ShuttingDown);
     }
@@ -183,7 +196,7 @@ pub async fn open(worker: &Worker, request: &RequestHead, hop: Hop) -> Result<Op
     let ticket = admission.admit(routed.forwarded.client)?;
     // Waiting in the queue has a time-out of its own.
     let deadline = service.handshake_timeout + service.queue.timeout();
-    timeout(deadline, try_pods(&routed, request, ticket))
+    timeout(deadline, try_pods(&routed, request, Some(ticket)))
         .await
         .map_err(|_| Refusal::Deadline(service.handshake_timeout))?
 }

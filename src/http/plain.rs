@@ -34,6 +34,7 @@ use super::{
     refusal::Refusal,
     request,
     routing::Routed,
+    thread::Thread,
     tries::Tries,
 };
 use crate::{
@@ -49,11 +50,12 @@ type Answer = hyper::Response<Outgoing>;
 
 /// Serves the requests of one connection, one after the other, until it ends or becomes a tunnel.
 /// `arrival` ends with the first answer.
-pub async fn serve(worker: Rc<Worker>, io: Rewind<Stream>, hop: Hop, arrival: Arrival) {
-    let head_timeout = worker.traffic.settings.head.timeout;
+pub async fn serve(thread: Rc<Thread>, io: Rewind<Stream>, hop: Hop, arrival: Arrival) {
+    let head_timeout = thread.worker().traffic.settings.head.timeout;
     let arrival = Cell::new(Some(arrival));
     let service = service_fn(move |request| {
-        let worker = worker.clone();
+        // A connection may outlive many rules.
+        let worker = thread.worker();
         let arrival = arrival.take();
         async move {
             let refused = |refusal: Refusal| {

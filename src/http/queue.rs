@@ -23,6 +23,12 @@ const LOOK_AGAIN: Duration = Duration::from_millis(250);
 pub struct Queue {
     timeout: Duration,
     limit: usize,
+    line: Arc<Line>,
+}
+
+/// Those who wait, whatever the rules are.
+#[derive(Debug, Default)]
+struct Line {
     waiting: AtomicUsize,
     /// Held by the first; tokio's mutex is fair, so the others stand in line for it.
     turn: Mutex<()>,
@@ -44,13 +50,12 @@ impl Queue {
     /// A queue for at most `limit` clients, each for at most `timeout`; zero means that nobody
     /// waits.
     pub fn new(timeout: Duration, limit: usize) -> Self {
-        Self {
-            timeout,
-            limit,
-            waiting: AtomicUsize::new(0),
-            turn: Mutex::new(()),
-            freed: Arc::default(),
-        }
+        Self { timeout, limit, line: Arc::default() }
+    }
+
+    /// The same queue by other rules; those who wait keep their places.
+    pub fn with(&self, timeout: Duration, limit: usize) -> Self {
+        Self { timeout, limit, line: self.line.clone() }
     }
 
     /// How long a client may wait.
@@ -60,12 +65,12 @@ impl Queue {
 
     /// Whether anyone waits, whom newcomers must not overtake.
     pub fn is_empty(&self) -> bool {
-        self.waiting.load(Relaxed) == 0
+        self.line.waiting.load(Relaxed) == 0
     }
 
     /// To be told when a place is free; `None` where nobody ever waits.
     pub fn bell(&self) -> Option<Arc<Notify>> {
-        (!self.timeout.is_zero()).then(|| self.freed.clone())
+        (!self.timeout.is_zero()).then(|| self.line.freed.clone())
     }
 
     /// Waits in line, then calls `look` whenever there may be room until it finds some.
@@ -78,9 +83,9 @@ impl Queue {
         }
         let _place = Place::take(self).ok_or(NoTurn::QueueFull)?;
         let found = async {
-            let _turn = self.turn.lock().await;
+            let _turn = self.line.turn.lock().await;
             loop {
-                let freed = self.freed.notified();
+                let freed = self.line.freed.notified();
                 if let Some(found) = look().await {
                     return found;
                 }
@@ -92,13 +97,13 @@ impl Queue {
 }
 
 /// One waiting client in the count.
-struct Place<'a>(&'a Queue);
+struct Place<'a>(&'a Line);
 
 impl<'a> Place<'a> {
     fn take(queue: &'a Queue) -> Option<Self> {
         let admit = |waiting| (waiting < queue.limit).then_some(waiting + 1);
-        queue.waiting.fetch_update(Relaxed, Relaxed, admit).ok()?;
-        Some(Self(queue))
+        queue.line.waiting.fetch_update(Relaxed, Relaxed, admit).ok()?;
+        Some(Self(&queue.line))
     }
 }
 
@@ -130,6 +135,9 @@ mod tests {
         queue.bell().unwrap().notify_one();
         assert!((&mut second).now_or_never().is_none(), "not its turn");
         assert_eq!(first.await, Ok(()));
+        let renewed = queue.with(Duration::from_secs(60), 1);
+        assert!(!renewed.is_empty(), "other rules, the same line");
+        assert_eq!(renewed.wait(take).now_or_never(), Some(Err(NoTurn::QueueFull)));
         room.set(1);
         assert_eq!(second.await, Ok(()));
         assert!(queue.is_empty());

@@ -16,8 +16,8 @@ use crate::{
 
 /// The rules of one service, shared by all workers.
 pub struct Service {
-    /// Its place among the services.
-    pub index: usize,
+    /// What control actors know it by, as long as the process lives.
+    pub slot: usize,
     /// Its name.
     pub name: String,
     /// How requests change on their way to its pods.
@@ -42,11 +42,12 @@ pub struct Service {
 }
 
 impl Service {
-    /// The service at `index` as configured.
-    pub fn new(index: usize, service: &config::Service) -> Self {
+    /// The service with this `slot` as configured. Who waits at the one `before` keeps the place.
+    pub fn new(slot: usize, service: &config::Service, before: Option<&Self>) -> Self {
         let config::Service { name, balancer, .. } = service;
+        let (queue_timeout, queue_limit) = (balancer.queue_timeout, balancer.queue_limit);
         Self {
-            index,
+            slot,
             name: name.clone(),
             changes: Changes {
                 pass_host_header: balancer.pass_host_header,
@@ -59,8 +60,11 @@ impl Service {
             retry_on: balancer.retry_on.clone(),
             handshake_timeout: balancer.handshake_timeout,
             reuse_connections: balancer.reuse_connections,
-            queue: Queue::new(balancer.queue_timeout, balancer.queue_limit),
             rules: Arc::new(Rules { life: balancer.life, tunnel: balancer.tunnel }),
+            queue: match before {
+                Some(before) => before.queue.with(queue_timeout, queue_limit),
+                None => Queue::new(queue_timeout, queue_limit),
+            },
             connect: balancer.connect_settings(),
             read_timeout: balancer.read_timeout,
             allowed_origins: balancer.allowed_origins.clone(),
@@ -89,6 +93,8 @@ impl Service {
 
 /// One worker's way to the pods of one service.
 pub struct Outlet {
+    service: String,
+    connect: ConnectSettings,
     /// Opens connections.
     pub dialer: Dialer,
     /// Connections that wait for the next plain request.
@@ -99,8 +105,17 @@ impl Outlet {
     /// The current thread's way to the pods of `service`.
     pub fn new(service: &Service) -> Self {
         Self {
+            service: service.name.clone(),
+            connect: service.connect.clone(),
             dialer: Dialer::new(service.connect.clone(), service.read_timeout),
             idle: Idle::default(),
         }
+    }
+
+    /// Whether it is a way to the pods of `service`, as that wants them to be reached.
+    pub fn leads_to(&self, service: &Service) -> bool {
+        self.service == service.name
+            && self.connect == service.connect
+            && self.dialer.head_timeout == service.read_timeout
     }
 }

@@ -13,18 +13,20 @@ use super::{
     arrivals::Arrivals,
     forward::Forwarding,
     front::HeadLimits,
-    handshake::Worker,
     health::Health,
     refusal::{REASONS, Refusal},
-    service::{Outlet, Service},
+    reloads::ReloadResult,
+    service::Service,
+    thread::{Live, Thread},
 };
 use crate::{
     actors::{metrics::MetricsActor, registry::RegistryActor},
-    config::Config,
+    config::{self, Config},
     domain::{
         admission::{Admission, Limits},
         route::Router,
     },
+    plan::Slots,
     telemetry::counters::Counters,
 };
 
@@ -45,7 +47,7 @@ pub struct Traffic {
     /// Which requests are whose.
     pub router: Arc<Router>,
     /// The services, by the index that routes have.
-    pub services: Arc<[Service]>,
+    pub services: Arc<[Arc<Service>]>,
     /// What is counted.
     pub counters: Arc<Counters>,
     /// What holds for every connection.
@@ -71,33 +73,45 @@ impl Traffic {
         metrics: Addr<MetricsActor>,
         registry: Arc<Addr<RegistryActor>>,
     ) -> Self {
-        let server = &config.server;
-        let settings = Settings {
-            head: HeadLimits {
-                timeout: server.request_timeout,
-                fields: server.max_headers,
-                bytes: server.max_header_bytes,
-            },
-            forwarding: Forwarding { trusted_proxies: server.trusted_proxies.clone() },
-            proxy_protocol: server.proxy_protocol.clone(),
-            tls: server.tls.as_ref().map(|tls| tls.acceptor.clone()),
-        };
-        let limits = Limits {
-            sessions: server.max_sessions,
-            sessions_per_address: server.max_sessions_per_address,
-        };
         let services = config.services.iter().enumerate();
+        let services = services.map(|(slot, service)| Arc::new(Service::new(slot, service, None)));
         Self {
             metrics,
             registry,
             health: Arc::default(),
             arrivals: Arc::default(),
-            admission: Arc::new(Admission::new(limits)),
+            admission: Arc::new(Admission::new(limits(config))),
             router: Arc::new(config.router.clone()),
-            services: services.map(|(index, service)| Service::new(index, service)).collect(),
-            counters: Arc::new(Counters::new(&REASONS, &[FOLLOWED, INVALID, REPLACED])),
-            settings: Arc::new(settings),
+            services: services.collect(),
+            counters: Arc::new(Counters::new(
+                &REASONS,
+                &[FOLLOWED, INVALID, REPLACED],
+                &ReloadResult::ALL.map(ReloadResult::label),
+            )),
+            settings: Arc::new(Settings::new(config)),
         }
+    }
+
+    /// With other settings, and all that has come of the connections so far. Limits hold at once, for
+    /// whoever comes by whichever rules.
+    pub fn renewed(&self, config: &Config, slots: &Slots) -> Self {
+        self.admission.set_limits(limits(config));
+        let service = |(at, service): (usize, &config::Service)| {
+            let before = self.services.iter().find(|known| known.name == service.name);
+            let slot = slots.find(&service.name).unwrap_or(at);
+            Arc::new(Service::new(slot, service, before.map(AsRef::as_ref)))
+        };
+        Self {
+            router: Arc::new(config.router.clone()),
+            services: config.services.iter().enumerate().map(service).collect(),
+            settings: Arc::new(Settings::new(config)),
+            ..self.clone()
+        }
+    }
+
+    /// As workers share it.
+    pub fn live(self) -> Arc<Live> {
+        Arc::new(Live::from_pointee(self))
     }
 
     /// Counts and logs a connection that ends before there is anybody to answer.
@@ -113,19 +127,41 @@ impl Traffic {
     }
 }
 
+fn limits(config: &Config) -> Limits {
+    Limits {
+        sessions: config.server.max_sessions,
+        sessions_per_address: config.server.max_sessions_per_address,
+    }
+}
+
+impl Settings {
+    fn new(config: &Config) -> Self {
+        let server = &config.server;
+        Self {
+            head: HeadLimits {
+                timeout: server.request_timeout,
+                fields: server.max_headers,
+                bytes: server.max_header_bytes,
+            },
+            forwarding: Forwarding { trusted_proxies: server.trusted_proxies.clone() },
+            proxy_protocol: server.proxy_protocol.clone(),
+            tls: server.tls.as_ref().map(|tls| tls.acceptor.clone()),
+        }
+    }
+}
+
 /// The service of one worker thread: handshakes become sessions, everything else is passed on.
 pub fn service<S: Accepted>(
-    traffic: Traffic,
+    live: Arc<Live>,
 ) -> impl ServiceFactory<S, Config = (), Response = (), Error = Infallible, InitError = ()> {
     fn_factory(move || {
-        let outlets = traffic.services.iter().map(Outlet::new).collect();
-        let worker = Rc::new(Worker { traffic: traffic.clone(), outlets });
+        let thread = Rc::new(Thread::new(live.clone()));
         ready(Ok::<_, ()>(fn_service(move |io: S| {
-            let (worker, arrival) = (worker.clone(), worker.traffic.arrivals.begin());
+            let (thread, arrival) = (thread.clone(), thread.worker().traffic.arrivals.begin());
             async move {
                 // Boxed, because glibc splits what it aligns for a task: tasks of this size leave
                 // holes that cost an idle session 0.9 kB.
-                if let Err(error) = Box::pin(accept::serve(worker, io, arrival)).await {
+                if let Err(error) = Box::pin(accept::serve(thread, io, arrival)).await {
                     log::debug!("a client left before its answer: {error}");
                 }
                 Ok::<_, Infallible>(())

@@ -47,6 +47,18 @@ pub struct ConnectSettings {
     pub tcp: TcpSettings,
 }
 
+impl PartialEq for ConnectSettings {
+    /// TLS is the same where it is one and the same: [`ClientTls::is_like`] says whether it need be
+    /// another.
+    fn eq(&self, other: &Self) -> bool {
+        let same_tls = match (&self.tls, &other.tls) {
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+            (one, other) => one.is_none() && other.is_none(),
+        };
+        same_tls && self.timeout == other.timeout
+    }
+}
+
 type Connecting = LocalBoxFuture<'static, Result<Box<dyn Io>, awc::error::ConnectError>>;
 
 /// Opens connections on one thread.

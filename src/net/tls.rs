@@ -247,6 +247,10 @@ pub struct ClientTls {
     server_name: Option<ServerName<'static>>,
     /// Whether pods must prove who they are.
     pub verifies: bool,
+    /// Who is believed.
+    roots: Option<Arc<RootCertStore>>,
+    /// What the files of our own identity held.
+    identity: Option<PemBytes>,
 }
 
 impl fmt::Debug for ClientTls {
@@ -263,23 +267,29 @@ impl ClientTls {
     pub fn new(settings: ClientSettings) -> Result<Self, FileError> {
         let other = |error: Error| FileError::Authorities(error.to_string());
         let provider = provider();
-        let verifier: Arc<dyn ServerCertVerifier> = if settings.verify {
-            let roots = roots(settings.ca_file.as_deref()).map_err(FileError::Authorities)?;
-            WebPkiServerVerifier::builder_with_provider(roots.into(), provider.clone())
-                .build()
-                .map_err(|error| FileError::Authorities(error.to_string()))?
-        } else {
-            Arc::new(Anyone(provider.signature_verification_algorithms))
+        let roots = match settings.verify {
+            true => {
+                Some(Arc::new(roots(settings.ca_file.as_deref()).map_err(FileError::Authorities)?))
+            }
+            false => None,
+        };
+        let verifier: Arc<dyn ServerCertVerifier> = match &roots {
+            Some(roots) => {
+                WebPkiServerVerifier::builder_with_provider(roots.clone(), provider.clone())
+                    .build()
+                    .map_err(|error| FileError::Authorities(error.to_string()))?
+            }
+            None => Arc::new(Anyone(provider.signature_verification_algorithms)),
         };
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(other)?
             .dangerous()
             .with_custom_certificate_verifier(verifier);
-        let mut config = match &settings.identity {
+        let identity = settings.identity.as_ref().map(KeyPair::read).transpose()?;
+        let mut config = match &identity {
             None => config.with_no_client_auth(),
-            Some(files) => {
-                let bytes = files.read()?;
+            Some(bytes) => {
                 // For its look at whether the two go together.
                 bytes.certified()?;
                 let (chain, key) = bytes.parse()?;
@@ -288,7 +298,17 @@ impl ClientTls {
         };
         config.alpn_protocols = alpn();
         let connector = TlsConnector::from(Arc::new(config));
-        Ok(Self { connector, server_name: settings.server_name, verifies: settings.verify })
+        let ClientSettings { server_name, verify, .. } = settings;
+        Ok(Self { connector, server_name, verifies: verify, roots, identity })
+    }
+
+    /// Whether `other` believes the same authorities, for the same name, and shows the same
+    /// certificate.
+    pub fn is_like(&self, other: &Self) -> bool {
+        let roots = |tls: &Self| tls.roots.as_ref().map(|roots| roots.roots.clone());
+        self.server_name == other.server_name
+            && self.identity == other.identity
+            && roots(self) == roots(other)
     }
 
     /// Shakes hands with the pod at `address` (`host:port`) over `io`.

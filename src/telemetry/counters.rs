@@ -17,6 +17,9 @@ pub const SESSIONS: &str = "wsbalancer_sessions_opened_total";
 /// Plain requests that were passed on.
 pub const REQUESTS: &str = "wsbalancer_requests_total";
 
+/// Reloads, by what came of them.
+pub const RELOADS: &str = "wsbalancer_reloads_total";
+
 /// Counts by the values that one label may have.
 type Labelled = Vec<(&'static str, AtomicU64)>;
 
@@ -25,6 +28,7 @@ type Labelled = Vec<(&'static str, AtomicU64)>;
 pub struct Counters {
     refusals: Labelled,
     cookies: Labelled,
+    reloads: Labelled,
     /// [`SESSIONS`]
     pub sessions: AtomicU64,
     /// [`REQUESTS`]
@@ -32,15 +36,20 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// Counters at zero; refusals are counted under `reasons` only and cookies under
-    /// `cookie_results`, so that labels stay few.
-    pub fn new(reasons: &[&'static str], cookie_results: &[&'static str]) -> Self {
+    /// Counters at zero; refusals are counted under `reasons` only, cookies under `cookie_results` and
+    /// reloads under `reload_results`, so that labels stay few.
+    pub fn new(
+        reasons: &[&'static str],
+        cookie_results: &[&'static str],
+        reload_results: &[&'static str],
+    ) -> Self {
         let zeros = |labels: &[&'static str]| {
             labels.iter().map(|label| (*label, AtomicU64::new(0))).collect()
         };
         Self {
             refusals: zeros(reasons),
             cookies: zeros(cookie_results),
+            reloads: zeros(reload_results),
             sessions: AtomicU64::new(0),
             requests: AtomicU64::new(0),
         }
@@ -56,12 +65,19 @@ impl Counters {
         count(&self.cookies, result);
     }
 
+    /// One reload more had this result.
+    pub fn reloaded(&self, result: &str) {
+        count(&self.reloads, result);
+    }
+
     /// All of them as text.
     pub fn render(&self) -> String {
         let mut text = String::new();
-        for (name, label, counts) in
-            [(REFUSALS, "reason", &self.refusals), (COOKIES, "result", &self.cookies)]
-        {
+        for (name, label, counts) in [
+            (REFUSALS, "reason", &self.refusals),
+            (COOKIES, "result", &self.cookies),
+            (RELOADS, "result", &self.reloads),
+        ] {
             let _ = writeln!(text, "# TYPE {name} counter");
             for (value, count) in counts {
                 let _ = writeln!(text, "{name}{{{label}=\"{value}\"}} {}", count.load(Relaxed));
@@ -86,10 +102,11 @@ mod tests {
 
     #[test]
     fn counts_show_under_their_reason() {
-        let counters = Counters::new(&["large_head", "slow_head"], &["followed"]);
+        let counters = Counters::new(&["large_head", "slow_head"], &["followed"], &["applied"]);
         counters.refused("slow_head");
         counters.refused("never heard of");
         counters.cookie("followed");
+        counters.reloaded("applied");
         counters.sessions.fetch_add(3, Relaxed);
         let text = counters.render();
         assert!(text.contains("wsbalancer_refusals_total{reason=\"slow_head\"} 1\n"), "{text}");
@@ -98,6 +115,7 @@ mod tests {
             text.contains("wsbalancer_affinity_cookies_total{result=\"followed\"} 1\n"),
             "{text}"
         );
+        assert!(text.contains("wsbalancer_reloads_total{result=\"applied\"} 1\n"), "{text}");
         assert!(text.contains("\nwsbalancer_sessions_opened_total 3\n"), "{text}");
         assert!(!text.contains("never"), "{text}");
     }

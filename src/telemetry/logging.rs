@@ -13,9 +13,10 @@ const TALKATIVE: [&str; 2] = ["hickory_net", "hickory_resolver"];
 /// Starts logging as configured; the first call in a process wins.
 pub fn init(log: Log) {
     let mut builder = Builder::new();
-    builder.filter_level(log.level).write_style(WriteStyle::Never);
+    // The level is a gate before all filters, so that it can be moved.
+    builder.filter_level(LevelFilter::Trace).write_style(WriteStyle::Never);
     for library in TALKATIVE {
-        builder.filter_module(library, log.level.min(LevelFilter::Warn));
+        builder.filter_module(library, LevelFilter::Warn);
     }
     match log.format {
         LogFormat::Text => builder.format_target(false),
@@ -30,5 +31,12 @@ pub fn init(log: Log) {
         }),
     };
     // Tests start several balancers in one process.
-    let _ = builder.try_init();
+    if builder.try_init().is_ok() {
+        set_level(log.level);
+    }
+}
+
+/// Logs what is at `level` or graver from now on.
+pub fn set_level(level: LevelFilter) {
+    log::set_max_level(level);
 }

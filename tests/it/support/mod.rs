@@ -8,6 +8,7 @@ pub mod program;
 
 use std::{
     net::{SocketAddr, TcpListener},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -20,6 +21,7 @@ use wsbalancer::{
     config::{Config, Layers},
     http::{
         admin::{self, AdminState},
+        reloads::Reloads,
         traffic::{self, Traffic},
     },
 };
@@ -66,10 +68,14 @@ impl Balancer {
         let config = Config::resolve(layers).expect("valid settings");
         let control = Control::start(&config);
         let traffic = Traffic::new(&config, control.metrics.clone(), control.registry.clone());
-        let state = AdminState::new(&traffic, control.discovery.clone());
+        let state = AdminState::new(
+            &traffic,
+            control.discovery.clone(),
+            Arc::new(Reloads::new(config.clone())),
+        );
+        let live = traffic.live();
         let server =
-            actix_http_test::test_server(move || traffic::service::<TcpStream>(traffic.clone()))
-                .await;
+            actix_http_test::test_server(move || traffic::service::<TcpStream>(live.clone())).await;
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let admin = listener.local_addr().unwrap();
         let path = config.admin.balancer_metric_path.clone();

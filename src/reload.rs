@@ -1,0 +1,170 @@
+//! Takes changed settings over while the process serves.
+//!
+//! ```text
+//!  SIGHUP, POST /api/reload, a changed file ──► read ─► difference ─► refused: nothing happens
+//!                                                           │
+//!     MetricsActor: pools, polls ◄── new slots first ───────┤
+//!     workers: one swap, for handshakes that begin ◄────────┤
+//!     DiscoveryActor: names that are looked up ◄────────────┘
+//! ```
+
+use std::{path::PathBuf, sync::Arc, time::SystemTime};
+
+use actix::{Addr, MailboxError};
+use actix_rt::task::JoinHandle;
+
+use crate::{
+    actors::{
+        discovery::{DiscoveryActor, SetWatches},
+        metrics::{MetricsActor, Reconfigure},
+    },
+    config::{self, Config, FileWatch, Problems, reload::Difference},
+    http::{
+        reloads::{Outcome, ReloadResult, Reloads},
+        thread::Live,
+    },
+    net::tls::ServerTls,
+    plan::Slots,
+    telemetry::logging,
+};
+
+/// Knows whom to tell of other settings.
+pub struct Reloader {
+    /// Where requests come from and outcomes go to.
+    pub reloads: Arc<Reloads>,
+    /// What workers go by.
+    pub live: Arc<Live>,
+    /// Who chooses pods.
+    pub metrics: Addr<MetricsActor>,
+    /// Who looks names up.
+    pub discovery: Addr<DiscoveryActor>,
+    /// Which service is known by which number.
+    pub slots: Slots,
+    /// The look at the listener's certificate.
+    pub certificate: CertificateWatch,
+}
+
+impl Reloader {
+    /// Reads `file` and the environment whenever that is asked for, or when the file or one of those
+    /// that it names has changed. For ever.
+    pub async fn run(mut self, file: Option<PathBuf>) {
+        let mut requests = self.reloads.listen();
+        let mut watch = self.watch(file.as_ref(), None);
+        loop {
+            let request = tokio::select! {
+                Some(request) = requests.recv() => Some(request),
+                () = changed(&mut watch) => None,
+            };
+            let outcome = Arc::new(self.reload(config::from_process(file.as_deref())).await);
+            watch = self.watch(file.as_ref(), watch);
+            self.reloads.set_last(outcome.clone());
+            if let Some(request) = request {
+                let _ = request.send(outcome);
+            }
+        }
+    }
+
+    /// Watches what the settings that hold were read from, if they say so.
+    fn watch(&self, file: Option<&PathBuf>, before: Option<FileWatch>) -> Option<FileWatch> {
+        let config = self.reloads.config();
+        if !config.admin.watch_config {
+            return None;
+        }
+        let files: Vec<PathBuf> = file.cloned().into_iter().chain(config.pod_tls_files()).collect();
+        match before {
+            Some(mut watch) => {
+                watch.follow(files);
+                Some(watch)
+            }
+            None => match FileWatch::new(files) {
+                Ok(watch) => Some(watch),
+                Err(error) => {
+                    log::warn!("changes of settings will not be seen: {error}");
+                    None
+                }
+            },
+        }
+    }
+
+    async fn reload(&mut self, read: Result<Config, Problems>) -> Outcome {
+        let (result, problems) = match read {
+            Ok(config) => self.take(config).await,
+            Err(Problems(problems)) => {
+                let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+                (ReloadResult::Invalid, problems)
+            }
+        };
+        for problem in &problems {
+            log::warn!("reload {}, nothing changes: {problem}", result.label());
+        }
+        self.live.load().counters.reloaded(result.label());
+        let at = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+        Outcome { at, result, problems }
+    }
+
+    async fn take(&mut self, mut config: Config) -> (ReloadResult, Vec<String>) {
+        let old = self.reloads.config();
+        let difference = Difference::between(&old, &config);
+        if difference.is_empty() {
+            log::info!("reload: the settings are the same as before");
+            return (ReloadResult::Unchanged, Vec::new());
+        }
+        let fixed = difference.fixed();
+        let fixed: Vec<String> = fixed.map(|change| format!("{change} takes a restart")).collect();
+        if !fixed.is_empty() {
+            return (ReloadResult::Refused, fixed);
+        }
+        config.inherit(&old, &difference);
+        if let Err(error) = self.apply(&config).await {
+            return (ReloadResult::Refused, vec![format!("the control actors are away: {error}")]);
+        }
+        if difference.is_about_server_tls() {
+            self.certificate = CertificateWatch::new(config.server.tls.as_ref());
+        }
+        config.warn();
+        log::info!("reload applied: {difference}");
+        self.reloads.set_config(config);
+        (ReloadResult::Applied, Vec::new())
+    }
+
+    async fn apply(&mut self, config: &Config) -> Result<(), MailboxError> {
+        // Before anybody asks for a service that is new.
+        let mut slots = self.slots.clone();
+        let rules = slots.rules(config);
+        if self.metrics.send(Reconfigure(rules.clone())).await.is_err() {
+            // The first word may have been lost to a panic.
+            self.metrics.send(Reconfigure(rules)).await?;
+        }
+        let traffic = self.live.load().renewed(config, &slots);
+        self.live.store(Arc::new(traffic));
+        self.discovery.do_send(SetWatches(slots.lookups(config)));
+        logging::set_level(config.log.level);
+        self.slots = slots;
+        Ok(())
+    }
+}
+
+async fn changed(watch: &mut Option<FileWatch>) {
+    match watch {
+        Some(watch) => watch.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Looks at the files of the listener's certificate until it is dropped.
+pub struct CertificateWatch(Option<JoinHandle<()>>);
+
+impl CertificateWatch {
+    /// At those of `tls`, if clients speak TLS.
+    pub fn new(tls: Option<&ServerTls>) -> Self {
+        Self(tls.map(|tls| actix_rt::spawn(tls.certificate.clone().watch())))
+    }
+}
+
+impl Drop for CertificateWatch {
+    fn drop(&mut self) {
+        if let Some(watch) = &self.0 {
+            watch.abort();
+        }
+    }
+}
