@@ -50,18 +50,29 @@ impl Reloader {
     pub async fn run(mut self, file: Option<PathBuf>) {
         let mut requests = self.reloads.listen();
         let mut watch = self.watch(file.as_ref(), None);
+        // The files may have changed since the process began to read them.
+        let read = config::from_process(file.as_deref());
+        if watch.is_some() && !self.goes_by(&read) {
+            self.reload(read).await;
+        }
         loop {
             let request = tokio::select! {
                 Some(request) = requests.recv() => Some(request),
                 () = changed(&mut watch) => None,
             };
-            let outcome = Arc::new(self.reload(config::from_process(file.as_deref())).await);
+            watch.as_mut().map(FileWatch::look);
+            let outcome = self.reload(config::from_process(file.as_deref())).await;
             watch = self.watch(file.as_ref(), watch);
-            self.reloads.set_last(outcome.clone());
             if let Some(request) = request {
                 let _ = request.send(outcome);
             }
         }
+    }
+
+    /// Whether what has been read holds already.
+    fn goes_by(&self, read: &Result<Config, Problems>) -> bool {
+        let holds = self.reloads.config();
+        read.as_ref().is_ok_and(|config| Difference::between(&holds, config).is_empty())
     }
 
     /// Watches what the settings that hold were read from, if they say so.
@@ -86,7 +97,7 @@ impl Reloader {
         }
     }
 
-    async fn reload(&mut self, read: Result<Config, Problems>) -> Outcome {
+    async fn reload(&mut self, read: Result<Config, Problems>) -> Arc<Outcome> {
         let (result, problems) = match read {
             Ok(config) => self.take(config).await,
             Err(Problems(problems)) => {
@@ -99,7 +110,9 @@ impl Reloader {
         }
         self.live.load().counters.reloaded(result.label());
         let at = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
-        Outcome { at, result, problems }
+        let outcome = Arc::new(Outcome { at, result, problems });
+        self.reloads.set_last(outcome.clone());
+        outcome
     }
 
     async fn take(&mut self, mut config: Config) -> (ReloadResult, Vec<String>) {

@@ -55,10 +55,16 @@ impl FileWatch {
     /// Watches `files` instead of those before.
     pub fn follow(&mut self, files: Vec<PathBuf>) {
         if files != self.files {
-            self.seen = contents(&files);
             self.files = files;
+            self.look();
         }
         self.watch_folders();
+    }
+
+    /// Looks at the files, to be called before somebody reads them unasked: what they hold now is no
+    /// change any more.
+    pub fn look(&mut self) {
+        self.seen = contents(&self.files);
     }
 
     /// Resolves when one of the files holds something else.

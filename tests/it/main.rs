@@ -15,6 +15,7 @@ mod life;
 mod metrics;
 mod plain;
 mod process;
+mod reload;
 mod routes;
 mod selection;
 #[cfg(feature = "fault-hooks")]

@@ -1,80 +1,21 @@
 //! TLS towards clients and towards pods: one balancer in front of another.
 
-use std::{fs, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{fs, net::SocketAddr, path::PathBuf};
 
 use futures_util::{SinkExt as _, StreamExt as _};
-use rcgen::{CertifiedKey, KeyPair};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
-};
-use tokio_rustls::{
-    TlsConnector, client,
-    rustls::{
-        ClientConfig, RootCertStore,
-        pki_types::{CertificateDer, ServerName},
-    },
 };
 use tokio_tungstenite::{client_async_with_config, tungstenite::Message};
 
 use crate::support::{
     Balancer,
+    certificate::Certificate,
     client::connect_with,
     pod::{Pod, header, no_limits, report},
     within,
 };
-
-/// A certificate for `name` in files that go with it.
-struct Certificate {
-    folder: PathBuf,
-    der: CertificateDer<'static>,
-}
-
-impl Certificate {
-    fn new(name: &str) -> Self {
-        let folder = std::env::temp_dir().join(format!(
-            "wsbalancer-tls-{}-{:x}",
-            std::process::id(),
-            fastrand::u64(..)
-        ));
-        fs::create_dir(&folder).unwrap();
-        let mut certificate = Self { folder, der: CertificateDer::from(Vec::new()) };
-        certificate.renew(name);
-        certificate
-    }
-
-    fn renew(&mut self, name: &str) {
-        let CertifiedKey::<KeyPair> { cert, signing_key } =
-            rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
-        fs::write(self.folder.join("key.pem"), signing_key.serialize_pem()).unwrap();
-        fs::write(self.folder.join("cert.pem"), cert.pem()).unwrap();
-        self.der = cert.der().clone();
-    }
-
-    fn file(&self, name: &str) -> String {
-        self.folder.join(name).display().to_string()
-    }
-
-    /// A client that believes this certificate alone.
-    async fn connect(&self, address: SocketAddr) -> std::io::Result<client::TlsStream<TcpStream>> {
-        let mut roots = RootCertStore::empty();
-        roots.add(self.der.clone()).unwrap();
-        let provider = tokio_rustls::rustls::crypto::ring::default_provider();
-        let config = ClientConfig::builder_with_provider(provider.into())
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let name = ServerName::try_from("localhost").unwrap();
-        TlsConnector::from(Arc::new(config)).connect(name, TcpStream::connect(address).await?).await
-    }
-}
-
-impl Drop for Certificate {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.folder);
-    }
-}
 
 /// A balancer that speaks TLS with its clients.
 async fn secured(pod: &Pod, certificate: &Certificate) -> Balancer {

@@ -1,5 +1,6 @@
 //! A balancer on actix's test server, pods that do as they are told, clients of both kinds.
 
+pub mod certificate;
 pub mod client;
 pub mod dns;
 pub mod frames;

@@ -1,0 +1,460 @@
+//! Settings that change while the balancer serves.
+
+use std::{fs, os::unix::fs::symlink, path::PathBuf};
+
+use futures_util::{SinkExt as _, StreamExt as _, future::join_all};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+use tokio_tungstenite::tungstenite::{Error, Message};
+
+use crate::support::{
+    Balancer,
+    certificate::Certificate,
+    client::{Client, connect, connect_with},
+    dns::Dns,
+    eventually,
+    pod::{Pod, answer, read_head, report},
+    program::{Program, command},
+};
+
+/// A balancer with a file of settings.
+struct Reloadable {
+    program: Program,
+    file: PathBuf,
+}
+
+impl Reloadable {
+    /// Nothing changes unless it is asked to.
+    async fn start(toml: &str) -> Self {
+        Self::start_with(toml, &[("WSBALANCER__ADMIN__WATCH_CONFIG", "false")]).await
+    }
+
+    async fn start_with(toml: &str, variables: &[(&str, &str)]) -> Self {
+        let name = format!("wsbalancer-reload-{}-{:x}", std::process::id(), fastrand::u64(..));
+        let folder = std::env::temp_dir().join(name);
+        fs::create_dir(&folder).unwrap();
+        let file = folder.join("balancer.toml");
+        fs::write(&file, toml).unwrap();
+        Self { program: Self::run(&file, variables).await, file }
+    }
+
+    async fn run(file: &PathBuf, variables: &[(&str, &str)]) -> Program {
+        let mut command = command();
+        command.arg("run").arg("--config").arg(file).envs(variables.iter().copied());
+        Program::start(command).await
+    }
+
+    fn admin(&self, path: &str) -> String {
+        format!("http://{}{path}", self.program.admin)
+    }
+
+    /// What the admin route says to a POST: status, result, problems.
+    async fn post(&self) -> (u16, String, Vec<String>) {
+        let url = self.admin("/api/reload");
+        let mut response = awc::Client::new().post(url).send().await.unwrap();
+        let outcome: Value = response.json().await.unwrap();
+        let at = outcome["at"].as_str().unwrap();
+        assert!(humantime::parse_rfc3339(at).is_ok(), "{at}");
+        let problems = outcome["problems"].as_array().unwrap();
+        let problems = problems.iter().map(|problem| problem.as_str().unwrap().to_owned());
+        let result = outcome["result"].as_str().unwrap().to_owned();
+        (response.status().as_u16(), result, problems.collect())
+    }
+
+    /// Writes the file and has it applied.
+    async fn apply(&self, toml: &str) {
+        fs::write(&self.file, toml).unwrap();
+        assert_eq!(self.post().await, (200, "applied".to_owned(), vec![]));
+    }
+
+    async fn metrics(&self) -> Value {
+        let url = self.admin("/balancer-metrics");
+        awc::Client::new().get(url).send().await.unwrap().json().await.unwrap()
+    }
+
+    /// What is said of the pod at `address`.
+    async fn pod(&self, pod: &Pod) -> Value {
+        let metrics = self.metrics().await;
+        let all = metrics["services"].as_array().unwrap().clone();
+        all.into_iter().find(|known| known["url"] == pod.url()).unwrap_or_default()
+    }
+
+    async fn text(&self, path: &str) -> String {
+        let mut response = awc::Client::new().get(self.admin(path)).send().await.unwrap();
+        String::from_utf8(response.body().await.unwrap().to_vec()).unwrap()
+    }
+
+    async fn reloads(&self, result: &str) -> u64 {
+        let text = self.text("/telemetry").await;
+        let name = format!("wsbalancer_reloads_total{{result=\"{result}\"}} ");
+        text.lines().find_map(|line| line.strip_prefix(&name)).unwrap().parse().unwrap()
+    }
+
+    async fn connect(&self) -> Client {
+        connect(self.program.traffic).await
+    }
+
+    async fn status(&self) -> u16 {
+        match connect_with(self.program.traffic, &[]).await {
+            Ok(_) => 101,
+            Err(Error::Http(answer)) => answer.status().as_u16(),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+impl Drop for Reloadable {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(self.file.parent().unwrap());
+    }
+}
+
+fn services(pods: &[&Pod]) -> String {
+    let urls: Vec<String> = pods.iter().map(|pod| pod.url()).collect();
+    format!("services = {urls:?}\n")
+}
+
+async fn echoes(client: &mut Client, text: &str) {
+    client.send(Message::text(text)).await.unwrap();
+    assert_eq!(client.next().await.unwrap().unwrap(), Message::text(text));
+}
+
+#[actix_rt::test]
+async fn pods_come_and_go_and_their_sessions_and_counts_stay() {
+    let [a, b, c] = [Pod::echo().await, Pod::echo().await, Pod::echo().await];
+    let balancer = Reloadable::start(&services(&[&a, &b])).await;
+    let mut clients = join_all((0..4).map(|_| balancer.connect())).await;
+    assert_eq!((a.open(), b.open()), (2, 2));
+
+    balancer.apply(&services(&[&b, &c])).await;
+    let own = async |pod: &Pod| balancer.pod(pod).await["own"].clone();
+    assert_eq!((own(&a).await, own(&b).await, own(&c).await), (json!(2), json!(2), json!(0)));
+    assert_eq!(balancer.pod(&a).await["state"], "draining");
+    clients.extend(join_all((0..2).map(|_| balancer.connect())).await);
+    assert_eq!((a.open(), b.open(), c.open()), (2, 2, 2));
+
+    balancer.apply(&services(&[&a, &b, &c])).await;
+    assert_eq!(own(&a).await, json!(2), "as it was");
+    for (index, client) in clients.iter_mut().enumerate() {
+        echoes(client, &index.to_string()).await;
+    }
+    assert_eq!(balancer.metrics().await["ownSessions"], 6);
+}
+
+#[actix_rt::test]
+async fn a_bad_file_changes_nothing_and_is_reported_everywhere() {
+    let pod = Pod::echo().await;
+    let balancer = Reloadable::start(&services(&[&pod])).await;
+    let mut client = balancer.connect().await;
+    assert_eq!(balancer.metrics().await.get("reload"), None, "there was none");
+    let bad = services(&[&pod]) + "[balancer]\nretries = \"many\"\nmax_sessions = 1\nretreis = 1\n";
+    fs::write(&balancer.file, bad).unwrap();
+    let (status, result, problems) = balancer.post().await;
+    assert_eq!((status, result.as_str()), (422, "invalid"));
+    assert!(problems.iter().any(|problem| problem.contains("balancer.retries = \"many\"")));
+    assert!(problems.iter().any(|problem| problem.contains("did you mean")), "{problems:?}");
+    let told = balancer.metrics().await["reload"].clone();
+    assert_eq!((&told["result"], &told["problems"]), (&json!("invalid"), &json!(problems)));
+    assert_eq!(balancer.reloads("invalid").await, 1);
+    assert_eq!(balancer.status().await, 101, "max_sessions is not taken from it");
+    echoes(&mut client, "still here").await;
+
+    fs::write(&balancer.file, services(&[&pod])).unwrap();
+    assert_eq!(balancer.post().await, (200, "unchanged".to_owned(), vec![]));
+    assert_eq!(balancer.metrics().await["reload"]["result"], "unchanged");
+    fs::remove_file(&balancer.file).unwrap();
+    assert_eq!(balancer.post().await.0, 422);
+    balancer.program.terminate();
+}
+
+#[actix_rt::test]
+async fn what_takes_a_restart_is_named_and_nothing_of_the_rest_is_applied() {
+    let pod = Pod::echo().await;
+    let balancer = Reloadable::start(&services(&[&pod])).await;
+    let toml = "[admin]\nbalancer_metric_path = \"/where\"\n[log]\nformat = \"json\"\n\
+                [server]\nmax_sessions = 1\n";
+    fs::write(&balancer.file, services(&[&pod]) + toml).unwrap();
+    let (status, result, problems) = balancer.post().await;
+    assert_eq!((status, result.as_str()), (409, "refused"));
+    assert_eq!(
+        problems,
+        [
+            "admin.balancer_metric_path: \"/balancer-metrics\" -> \"/where\" takes a restart",
+            "log.format: \"text\" -> \"json\" takes a restart",
+        ]
+    );
+    let _held = [balancer.connect().await, balancer.connect().await];
+    assert!(balancer.text("/api/config").await.contains("server.max_sessions = \"0\""));
+    assert_eq!(balancer.reloads("refused").await, 1);
+}
+
+#[actix_rt::test]
+async fn limits_hold_at_once_and_count_those_who_are_there() {
+    let pod = Pod::echo().await;
+    let base = services(&[&pod]);
+    let balancer = Reloadable::start(&base).await;
+    let mut held = vec![balancer.connect().await, balancer.connect().await];
+    for (settings, status) in [
+        ("[server]\nmax_sessions = 2\n", 503),
+        ("[server]\nmax_sessions = 3\n", 101),
+        ("[server]\nmax_sessions_per_address = 2\n", 429),
+        ("[balancer]\nmax_sessions = 2\n", 503),
+        ("[balancer]\nmax_sessions_per_pod = 2\n", 503),
+        ("[balancer]\nallowed_origins = [\"https://chat.example\"]\n", 101),
+    ] {
+        balancer.apply(&(base.clone() + settings)).await;
+        assert_eq!(balancer.status().await, status, "{settings}");
+        eventually("the visitor's end", async || pod.open() == held.len()).await;
+    }
+    for client in &mut held {
+        echoes(client, "still in").await;
+    }
+    assert!(balancer.text("/api/config").await.contains("[\"https://chat.example\"]"));
+}
+
+#[actix_rt::test]
+async fn a_signal_and_a_changed_file_do_it_too() {
+    let [a, b] = [Pod::echo().await, Pod::echo().await];
+    let balancer =
+        Reloadable::start_with(&services(&[&a]), &[("WSBALANCER__ADMIN__WATCH_CONFIG", "true")])
+            .await;
+    fs::write(&balancer.file, services(&[&b])).unwrap();
+    eventually("the changed file", async || balancer.reloads("applied").await == 1).await;
+    let _client = balancer.connect().await;
+    assert_eq!((a.open(), b.open()), (0, 1));
+
+    fs::write(&balancer.file, "services = [").unwrap();
+    eventually("the broken file", async || balancer.reloads("invalid").await == 1).await;
+    let off = services(&[&b]) + "[admin]\nwatch_config = false\n";
+    fs::write(&balancer.file, off).unwrap();
+    eventually("the mended file", async || balancer.reloads("unchanged").await == 1).await;
+    balancer.program.signal("-HUP");
+    eventually("the signal", async || balancer.reloads("unchanged").await == 2).await;
+}
+
+#[actix_rt::test]
+async fn a_config_map_that_is_swapped_is_seen() {
+    let [a, b] = [Pod::echo().await, Pod::echo().await];
+    let folder = std::env::temp_dir().join(format!(
+        "wsbalancer-map-{}-{:x}",
+        std::process::id(),
+        fastrand::u64(..)
+    ));
+    fs::create_dir(&folder).unwrap();
+    let version = |name: &str, toml: &str| {
+        fs::create_dir(folder.join(name)).unwrap();
+        fs::write(folder.join(name).join("balancer.toml"), toml).unwrap();
+        symlink(name, folder.join("..data_tmp")).unwrap();
+        fs::rename(folder.join("..data_tmp"), folder.join("..data")).unwrap();
+    };
+    version("..1", &services(&[&a]));
+    let file = folder.join("balancer.toml");
+    symlink("..data/balancer.toml", &file).unwrap();
+    let program = Reloadable::run(&file, &[]).await;
+    let balancer = Reloadable { program, file };
+    for (name, before, pod) in [("..2", "..1", &b), ("..3", "..2", &a)] {
+        version(name, &services(&[pod]));
+        fs::remove_dir_all(folder.join(before)).unwrap();
+        eventually("the swap", async || balancer.pod(pod).await["state"] == "up").await;
+    }
+    assert_eq!(balancer.reloads("applied").await, 2);
+}
+
+#[actix_rt::test]
+async fn services_and_routes_come_and_go_and_each_keeps_its_own_pods() {
+    let [chat, web, feed] =
+        [Pod::named("chat").await, Pod::named("web").await, Pod::named("feed").await];
+    let service = |name: &str, pod: &Pod| {
+        format!("[services.{name}]\nbackends = [\"{}\"]\nmetric_path = \"none\"\n", pod.url())
+    };
+    let route = |path: &str, name: &str| {
+        format!("[[routes]]\npath_prefix = \"{path}\"\nservice = \"{name}\"\n")
+    };
+    let toml =
+        [service("chat", &chat), service("web", &web), route("/ws", "chat"), route("/", "web")];
+    let balancer = Reloadable::start(&toml.concat()).await;
+    let _client = balancer.connect().await;
+    let mut tunnel = chat.accept().await.into_websocket().await;
+    // This connection outlives the rules.
+    let mut plain = TcpStream::connect(balancer.program.traffic).await.unwrap();
+    assert_eq!(get(&mut plain, "/").await, "web");
+
+    // "feed" comes before "web" by name and must not be taken for it; "chat" goes.
+    let toml =
+        [service("feed", &feed), service("web", &web), route("/f", "feed"), route("/", "web")];
+    balancer.apply(&toml.concat()).await;
+    assert_eq!(get(&mut plain, "/f").await, "feed");
+    assert_eq!(get(&mut plain, "/ws").await, "web");
+    let left = balancer.pod(&chat).await;
+    assert_eq!((&left["own"], &left["state"]), (&json!(1), &json!("draining")));
+    tunnel.send(Message::text("from a service that is no more")).await.unwrap();
+
+    let toml = [service("chat", &chat), route("/ws", "chat")];
+    balancer.apply(&toml.concat()).await;
+    assert_eq!(balancer.pod(&chat).await["own"], 1, "it is back with its session");
+    assert!(get(&mut plain, "/f").await.contains("no route"));
+}
+
+/// The body of the answer to a request on a connection that is kept.
+async fn get(stream: &mut TcpStream, path: &str) -> String {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let head = read_head(stream).await.expect("an answer");
+    let length = crate::support::pod::header(&head, "content-length").expect("a length");
+    let mut body = vec![0; length.parse().unwrap()];
+    stream.read_exact(&mut body).await.unwrap();
+    String::from_utf8(body).unwrap()
+}
+
+#[actix_rt::test]
+async fn pods_are_asked_otherwise_and_looked_up_from_now_on() {
+    let dns = Dns::start().await;
+    let whole = "{\"agentsConnections\": 2, \"other\": 7}";
+    let pod = Pod::reporting(answer("200 OK", whole)).await;
+    dns.a("chat.", 0, &["127.0.0.1"]);
+    let base = services(&[&pod]);
+    let balancer = Reloadable::start(&base).await;
+    let reported = async |count: u64| {
+        let what = format!("a report of {count}");
+        eventually(&what, async || balancer.pod(&pod).await["reported"] == count).await;
+    };
+    reported(2).await;
+    balancer.apply(&(base + "[balancer]\nmetric_count = \"/other\"\n")).await;
+    reported(7).await;
+
+    let discovered = |replicas: &str| {
+        format!(
+            "[balancer]\nnameservers = [\"{}\"]\ndiscovery_min_ttl = \"100ms\"\n{replicas}\
+             [services.default]\ndiscovery = {{ dns = \"http://chat:{}\" }}\n",
+            dns.address,
+            pod.address.port()
+        )
+    };
+    balancer.apply(&discovered("")).await;
+    let names = async |count: usize| {
+        eventually(&format!("{count} names"), async || {
+            let metrics = balancer.metrics().await;
+            let lookups = metrics["lookups"].as_array().cloned().unwrap_or_default();
+            lookups.iter().filter(|name| name["known"] == 1).count() == count
+        })
+        .await;
+    };
+    names(1).await;
+    let mut client = balancer.connect().await;
+    echoes(&mut client, "found by name").await;
+    dns.a("balancers.", 0, &["127.0.0.1"]);
+    balancer.apply(&discovered("replicas = \"dns:balancers\"\n")).await;
+    names(2).await;
+    echoes(&mut client, "still there").await;
+    assert_eq!(balancer.metrics().await["ownSessions"], 1);
+}
+
+#[actix_rt::test]
+async fn authorities_that_are_renewed_hold_for_new_connections() {
+    let pod = Pod::reporting(report(0)).await;
+    let (old, new) = (Certificate::new("localhost"), Certificate::new("localhost"));
+    let settings = [
+        ("server.tls_cert_file", &*new.file("cert.pem")),
+        ("server.tls_key_file", &new.file("key.pem")),
+    ];
+    let inner = Balancer::with([&pod], &settings).await;
+    let believed = old.file("believed.pem");
+    fs::copy(old.file("cert.pem"), &believed).unwrap();
+    let toml = format!(
+        "services = [\"https://{}\"]\n[balancer]\nretries = 0\nmetric_path = \"none\"\n\
+         eject_after = 0\ntls_ca_file = {believed:?}\ntls_server_name = \"localhost\"\n",
+        inner.address()
+    );
+    let balancer =
+        Reloadable::start_with(&toml, &[("WSBALANCER__ADMIN__WATCH_CONFIG", "true")]).await;
+    assert_eq!(balancer.status().await, 502, "another authority");
+    fs::copy(new.file("cert.pem"), &believed).unwrap();
+    eventually("the renewed file", async || balancer.reloads("applied").await == 1).await;
+    assert_eq!(balancer.status().await, 101);
+    assert_eq!(balancer.post().await, (200, "unchanged".to_owned(), vec![]));
+}
+
+#[actix_rt::test]
+async fn a_listener_begins_to_speak_tls_and_cookies_outlive_reloads() {
+    let [a, b] = [Pod::echo().await, Pod::echo().await];
+    let certificate = Certificate::new("localhost");
+    let toml = services(&[&a, &b]) + "[balancer]\naffinity = \"cookie\"\n";
+    let balancer = Reloadable::start(&toml).await;
+    let (_client, answer) = connect_with(balancer.program.traffic, &[]).await.unwrap();
+    let cookie = answer.headers()["set-cookie"].to_str().unwrap().split(';').next().unwrap();
+    let fields = [("cookie", cookie)];
+    let (first, second) = if a.open() == 1 { (&a, &b) } else { (&b, &a) };
+
+    let tls = format!(
+        "[server]\ntls_cert_file = {:?}\ntls_key_file = {:?}\n",
+        certificate.file("cert.pem"),
+        certificate.file("key.pem")
+    );
+    balancer.apply(&(toml.clone() + &tls)).await;
+    certificate.connect(balancer.program.traffic).await.expect("TLS");
+    balancer.apply(&(toml + "retries = 1\n")).await;
+    let (_again, answer) = connect_with(balancer.program.traffic, &fields).await.unwrap();
+    assert_eq!(answer.headers().get("set-cookie"), None, "the cookie is still understood");
+    assert_eq!((first.open(), second.open()), (2, 0));
+}
+
+#[actix_rt::test]
+async fn the_level_of_the_log_changes() {
+    let pod = Pod::echo().await;
+    let base = services(&[&pod]);
+    let mut balancer = Reloadable::start(&base).await;
+    drop(balancer.connect().await);
+    balancer.apply(&(base + "[log]\nlevel = \"debug\"\n")).await;
+    drop(balancer.connect().await);
+    let line = balancer.program.logs("reload applied").await;
+    assert!(line.contains("log.level: \"info\" -> \"debug\""), "{line}");
+    balancer.program.logs("session 2 on ").await;
+}
+
+#[actix_rt::test]
+async fn twenty_reloads_good_and_bad_disturb_nobody() {
+    let pods = [Pod::echo().await, Pod::echo().await, Pod::echo().await];
+    let all: Vec<&Pod> = pods.iter().collect();
+    let balancer = Reloadable::start(&services(&all)).await;
+    let address = balancer.program.traffic;
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let talks = (0..50).map(|_| {
+        let stopped = stopped.clone();
+        tokio::spawn(async move {
+            let mut client = connect(address).await;
+            let mut count = 0;
+            while !*stopped.borrow() {
+                echoes(&mut client, &count.to_string()).await;
+                count += 1;
+            }
+            count
+        })
+    });
+    let talks: Vec<_> = talks.collect();
+    eventually("all talk", async || balancer.metrics().await["ownSessions"] == 50).await;
+    for round in 0..20 {
+        let toml = match round % 4 {
+            0 => services(&all[..1]) + "[balancer]\nmetric_path = \"none\"\n",
+            1 => "services = 7 [".to_owned(),
+            2 => services(&all) + "[server]\nmax_sessions = 1\n",
+            _ => services(&all) + "[log]\nformat = \"json\"\n",
+        };
+        fs::write(&balancer.file, toml).unwrap();
+        assert_eq!(balancer.post().await.0, [200, 422, 200, 409][round % 4]);
+        let metrics = balancer.metrics().await;
+        let own: u64 = metrics["services"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|pod| pod["own"].as_u64().unwrap())
+            .sum();
+        assert_eq!((own, metrics["ownSessions"].as_u64()), (50, Some(50)));
+    }
+    stop.send(true).unwrap();
+    for talk in talks {
+        assert!(talk.await.unwrap() > 0);
+    }
+}
