@@ -54,6 +54,7 @@ impl Reloader {
         let read = config::from_process(file.as_deref());
         if watch.is_some() && !self.goes_by(&read) {
             self.reload(read).await;
+            watch = self.watch(file.as_ref(), watch);
         }
         loop {
             let request = tokio::select! {

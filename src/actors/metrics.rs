@@ -315,3 +315,94 @@ fn tell(pool: &mut Pool) {
         log::warn!("{news}");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use actix::Addr;
+
+    use super::*;
+    use crate::domain::{
+        health::HealthSettings, lease::Transport, pool::State, strategy::Strategy,
+    };
+
+    /// Nobody is moved.
+    struct Deaf;
+
+    impl Actor for Deaf {
+        type Context = Context<Self>;
+    }
+
+    impl Handler<MoveSessions> for Deaf {
+        type Result = ();
+
+        fn handle(&mut self, _: MoveSessions, _: &mut Self::Context) {}
+    }
+
+    fn backend(address: &str) -> Backend {
+        let service = "default".to_owned();
+        let url = format!("http://{address}");
+        Backend { service, url, address: address.to_owned(), transport: Transport::Tcp }
+    }
+
+    fn rules(backends: Option<Vec<Backend>>) -> ServiceRules {
+        let health = HealthSettings {
+            eject_after: 3,
+            eject_time: Duration::from_secs(30),
+            eject_time_max: Duration::from_secs(600),
+            cold_time: Duration::ZERO,
+        };
+        let settings = PoolSettings {
+            strategy: Strategy::LeastConnections,
+            replicas: 1,
+            stale_after: Duration::from_secs(30),
+            max_sessions: None,
+            max_sessions_per_pod: None,
+            health,
+            grace: Duration::from_secs(60),
+            affinity_key: None,
+            shares: Default::default(),
+        };
+        ServiceRules { settings, counts_replicas: false, backends, polls: None, rebalance: None }
+    }
+
+    fn actor(services: Vec<ServiceRules>) -> Addr<MetricsActor> {
+        MetricsActor::new(services, Deaf.start().recipient()).start()
+    }
+
+    async fn addresses(actor: &Addr<MetricsActor>) -> Vec<String> {
+        let Backends(backends) = actor.send(Snapshot).await.unwrap();
+        let there = backends.into_iter().filter(|known| known.state != State::Draining);
+        there.map(|known| known.backend.address.clone()).collect()
+    }
+
+    #[actix_rt::test]
+    async fn what_discovery_tells_on_the_way_counts_only_where_it_is_still_wanted() {
+        let actor = actor(vec![rules(None)]);
+        let found =
+            |address: &str| BackendsChanged { service: 0, backends: vec![backend(address)] };
+        actor.send(found("found:1")).await.unwrap();
+        assert_eq!(addresses(&actor).await, ["found:1"]);
+        let fixed = rules(Some(vec![backend("fixed:1")]));
+        actor.send(Reconfigure(vec![(0, fixed)])).await.unwrap();
+        actor.send(found("late:1")).await.unwrap();
+        assert_eq!(addresses(&actor).await, ["fixed:1"]);
+        actor.send(Reconfigure(vec![(0, rules(None))])).await.unwrap();
+        assert_eq!(addresses(&actor).await, ["fixed:1"], "until discovery knows better");
+        actor.send(found("found:2")).await.unwrap();
+        assert_eq!(addresses(&actor).await, ["found:2"]);
+        actor.send(Reconfigure(Vec::new())).await.unwrap();
+        actor.send(found("late:2")).await.unwrap();
+        assert!(addresses(&actor).await.is_empty(), "the service is no more");
+    }
+
+    #[test]
+    fn replicas_that_were_counted_stay_counted() {
+        let mut watch = Watch::new(rules(None));
+        watch.pool.set_replicas(3);
+        let counted = ServiceRules { counts_replicas: true, ..rules(None) };
+        watch.heed(counted, Instant::now());
+        assert_eq!(watch.pool.replicas(), 3);
+        watch.heed(rules(None), Instant::now());
+        assert_eq!(watch.pool.replicas(), 1, "as configured");
+    }
+}

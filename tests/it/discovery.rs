@@ -7,7 +7,8 @@ use hickory_proto::{op::ResponseCode, rr::RecordType};
 use tokio::sync::mpsc;
 use wsbalancer::{
     actors::discovery::{
-        BackendsChanged, Discovered, Discovery, DiscoveryActor, ReplicasChanged, Subject, Watch,
+        BackendsChanged, Discovered, Discovery, DiscoveryActor, ReplicasChanged, SetWatches,
+        Subject, Watch,
     },
     domain::{
         discovery::{Absence, Answer, LookupError, Missing, TtlBounds},
@@ -536,6 +537,36 @@ async fn settings_say_what_is_looked_up() {
         (Subject::Pods { service: 1, pod: video }, "http://_ws._tcp.video".to_owned(), 1),
     ];
     assert_eq!(known().await, expected);
+}
+
+#[actix_rt::test]
+async fn names_that_stay_go_on_and_others_begin_or_end() {
+    let dns = Dns::start().await;
+    dns.a("chat.", 0, &["10.0.0.1"]);
+    dns.a("balancers.", 0, &["10.0.0.4", "10.0.0.5"]);
+    let url = "http://chat:3001";
+    let chat = || {
+        let subject = Subject::Pods { service: 0, pod: pod("talk", url, Transport::Tcp) };
+        watch(&dns, url, host("chat"), subject)
+    };
+    let balancers = |services: &[usize]| {
+        let subject = Subject::Replicas { services: services.to_vec() };
+        watch(&dns, "dns:balancers", host("balancers"), subject)
+    };
+    let mut watcher = Watcher::start(vec![chat()]);
+    assert_eq!(watcher.pods().await, ["10.0.0.1:3001"]);
+    watcher.actor.send(SetWatches(vec![balancers(&[0]), chat()])).await.unwrap();
+    let told = within("replicas", watcher.replicas.recv()).await;
+    assert_eq!(told, Some(ReplicasChanged { service: 0, replicas: 2 }));
+    watcher.actor.send(SetWatches(vec![chat(), balancers(&[0, 1])])).await.unwrap();
+    for service in [0, 1] {
+        let told = within("replicas", watcher.replicas.recv()).await;
+        assert_eq!(told, Some(ReplicasChanged { service, replicas: 2 }), "at once");
+    }
+    dns.a("chat.", 0, &["10.0.0.2"]);
+    assert_eq!(watcher.pods().await, ["10.0.0.2:3001"], "what was known is not told again");
+    watcher.actor.send(SetWatches(vec![])).await.unwrap();
+    assert!(watcher.discoveries().await.is_empty());
 }
 
 #[actix_rt::test]
