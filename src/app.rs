@@ -37,7 +37,7 @@ use crate::{
         activation::{self, Handed},
         listen::{ListenAddress, Listener, SocketFile, bind_tcp},
     },
-    plan::Slots,
+    plan::Indexes,
     relay::close::CloseCode,
     reload::{CertificateWatch, Reloader},
 };
@@ -53,25 +53,25 @@ pub struct Control {
     pub discovery: Addr<DiscoveryActor>,
     /// Why an actor was given up.
     failures: UnboundedReceiver<String>,
-    slots: Slots,
+    indexes: Indexes,
 }
 
 impl Control {
     /// Starts the actors for the pods of `config`. Polls and look-ups begin at once.
     pub fn start(config: &Config) -> Self {
         let arbiter = Arbiter::new();
-        let mut slots = Slots::default();
-        let rules = slots.rules(config).into_iter().map(|(_, rules)| rules).collect();
+        let mut indexes = Indexes::default();
+        let rules = indexes.rules(config).into_iter().map(|(_, rules)| rules).collect();
         let (failed, failures) = unbounded_channel();
         let supervisor = Supervisor::new(arbiter.handle(), failed);
         let registry = supervisor.start("RegistryActor", |_| RegistryActor::default());
         let mover = registry.clone().recipient();
         let metrics = supervisor.start("MetricsActor", |_| MetricsActor::new(rules, mover));
-        let lookups = slots.lookups(config);
+        let lookups = indexes.lookups(config);
         let (backends, replicas) = (metrics.clone().recipient(), metrics.clone().recipient());
         let discovery = supervisor
             .start("DiscoveryActor", |_| DiscoveryActor::new(lookups, backends, replicas));
-        Self { arbiter, metrics, registry: Arc::new(registry), discovery, failures, slots }
+        Self { arbiter, metrics, registry: Arc::new(registry), discovery, failures, indexes }
     }
 }
 
@@ -214,7 +214,7 @@ impl App {
             live: live.clone(),
             metrics: control.metrics.clone(),
             discovery: control.discovery.clone(),
-            slots: control.slots.clone(),
+            indexes: control.indexes.clone(),
             certificate: CertificateWatch::new(config.server.tls.as_ref()),
         };
         // Sessions outlive the server's own idea of a connection, so the drain is ours.

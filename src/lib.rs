@@ -33,10 +33,16 @@
 //! 6. The session ends when both directions have; dropping it returns its slot, its place in
 //!    [`actors::registry`] and both sockets.
 //!
+//! # Other settings
+//!
+//! Everything that a handshake goes by hangs behind one pointer ([`http::thread`]), which [`reload`]
+//! swaps when the settings have changed ([`config::reload`]). Control actors know services by indexes
+//! ([`plan::Indexes`]), which never become another service's.
+//!
 //! # Who may import whom
 //!
-//! `main` → [`app`], [`demo`] → [`http`] → [`actors`] → [`net`] → [`relay`], [`domain`]. [`config`] is
-//! read by `app` and `http` and knows `net` and `domain`; `relay` and `domain` know nobody. A test
+//! `main` → [`app`], [`demo`] → [`reload`] → [`http`] → [`plan`] → [`actors`] → [`net`] → [`relay`],
+//! [`domain`]. [`config`] is read by `app`, `reload`, `http` and `plan` and knows `net` and `domain`; `relay` and `domain` know nobody. A test
 //! enforces it.
 //!
 //! # Words
@@ -53,6 +59,8 @@
 //! - *ejected*: left out for a while, because it failed too often; *cold*: new or back from that.
 //! - *lease*: a session's slot on a backend, released when dropped.
 //! - *metrics*: the pods' counts; *telemetry*: what the process says of itself.
+//! - *reload*: other settings for a process that serves; *hand-over*: another process for a listening
+//!   socket.
 //! - *drain*: let live sessions be, or close them in good order, and start no new ones.
 
 #![warn(missing_docs)]

@@ -14,10 +14,10 @@ use crate::{
 /// Which service the control actors know by which number, as long as the process lives: a number is
 /// never another name's, whatever services come and go.
 #[derive(Clone, Debug, Default)]
-pub struct Slots(Vec<String>);
+pub struct Indexes(Vec<String>);
 
-impl Slots {
-    /// The slot of the service called `name`, if it has ever been there.
+impl Indexes {
+    /// The index of the service called `name`, if it has ever been there.
     pub fn find(&self, name: &str) -> Option<usize> {
         self.0.iter().position(|known| known == name)
     }
@@ -29,7 +29,7 @@ impl Slots {
         })
     }
 
-    /// What each service is to be, with its slot. Services that are new get the next ones, in order.
+    /// What each service is to be, with its index. Services that are new get the next ones, in order.
     pub fn rules(&mut self, config: &Config) -> Vec<(usize, ServiceRules)> {
         config.services.iter().map(|service| (self.of(&service.name), rules(service))).collect()
     }
@@ -38,7 +38,7 @@ impl Slots {
     pub fn lookups(&mut self, config: &Config) -> Vec<Watch> {
         let mut lookups: Vec<Watch> = Vec::new();
         for Service { name, discovery, balancer, .. } in &config.services {
-            let slot = self.of(name);
+            let index = self.of(name);
             let resolver = balancer.resolver_settings();
             if let Some(name) = &balancer.replicas_name {
                 let lookup = Source::Host { name: name.clone(), port: 0 };
@@ -48,18 +48,18 @@ impl Slots {
                         && watch.resolver == resolver
                 };
                 match lookups.iter_mut().find(same).map(|watch| &mut watch.subject) {
-                    Some(Subject::Replicas { services }) => services.push(slot),
+                    Some(Subject::Replicas { services }) => services.push(index),
                     _ => lookups.push(Watch {
                         source: format!("dns:{}", name.as_str()),
                         lookup,
                         resolver: resolver.clone(),
-                        subject: Subject::Replicas { services: vec![slot] },
+                        subject: Subject::Replicas { services: vec![index] },
                     }),
                 }
             }
             if let Some(discovery) = discovery {
                 let (source, lookup) = (discovery.pod.url.clone(), discovery.source.clone());
-                let subject = Subject::Pods { service: slot, pod: discovery.pod.clone() };
+                let subject = Subject::Pods { service: index, pod: discovery.pod.clone() };
                 lookups.push(Watch { source, lookup, resolver, subject });
             }
         }

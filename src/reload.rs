@@ -3,7 +3,7 @@
 //! ```text
 //!  SIGHUP, POST /api/reload, a changed file ──► read ─► difference ─► refused: nothing happens
 //!                                                           │
-//!     MetricsActor: pools, polls ◄── new slots first ───────┤
+//!     MetricsActor: pools, polls ◄── new indexes first ───────┤
 //!     workers: one swap, for handshakes that begin ◄────────┤
 //!     DiscoveryActor: names that are looked up ◄────────────┘
 //! ```
@@ -24,7 +24,7 @@ use crate::{
         thread::Live,
     },
     net::tls::ServerTls,
-    plan::Slots,
+    plan::Indexes,
     telemetry::logging,
 };
 
@@ -39,7 +39,7 @@ pub struct Reloader {
     /// Who looks names up.
     pub discovery: Addr<DiscoveryActor>,
     /// Which service is known by which number.
-    pub slots: Slots,
+    pub indexes: Indexes,
     /// The look at the listener's certificate.
     pub certificate: CertificateWatch,
 }
@@ -143,17 +143,17 @@ impl Reloader {
 
     async fn apply(&mut self, config: &Config) -> Result<(), MailboxError> {
         // Before anybody asks for a service that is new.
-        let mut slots = self.slots.clone();
-        let rules = slots.rules(config);
+        let mut indexes = self.indexes.clone();
+        let rules = indexes.rules(config);
         if self.metrics.send(Reconfigure(rules.clone())).await.is_err() {
             // The first word may have been lost to a panic.
             self.metrics.send(Reconfigure(rules)).await?;
         }
-        let traffic = self.live.load().renewed(config, &slots);
+        let traffic = self.live.load().renewed(config, &indexes);
         self.live.store(Arc::new(traffic));
-        self.discovery.do_send(SetWatches(slots.lookups(config)));
+        self.discovery.do_send(SetWatches(indexes.lookups(config)));
         logging::set_level(config.log.level);
-        self.slots = slots;
+        self.indexes = indexes;
         Ok(())
     }
 }

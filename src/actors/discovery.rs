@@ -28,7 +28,7 @@ const MAX_REPLICAS: usize = 1000;
 #[derive(Clone, Debug, Message, PartialEq, Eq)]
 #[rtype(result = "()")]
 pub struct BackendsChanged {
-    /// Slot of the service.
+    /// Index of the service.
     pub service: usize,
     /// All of them, by address.
     pub backends: Vec<Backend>,
@@ -38,7 +38,7 @@ pub struct BackendsChanged {
 #[derive(Clone, Copy, Debug, Message, PartialEq, Eq)]
 #[rtype(result = "()")]
 pub struct ReplicasChanged {
-    /// Slot of the service.
+    /// Index of the service.
     pub service: usize,
     /// How many, 1 to 1000.
     pub replicas: u32,
@@ -76,14 +76,14 @@ pub struct Discovery {
 pub enum Subject {
     /// The pods of a service.
     Pods {
-        /// Slot of the service.
+        /// Index of the service.
         service: usize,
         /// What they have in common: all but the address.
         pod: Backend,
     },
     /// The number of replicas that share these services' pods.
     Replicas {
-        /// Slots of the services.
+        /// Indexes of the services.
         services: Vec<usize>,
     },
 }

@@ -27,7 +27,7 @@ use crate::domain::{
 #[derive(Debug, Message)]
 #[rtype(result = "Result<Lease, NoBackend>")]
 pub struct PickBackend {
-    /// Slot of the service.
+    /// Index of the service.
     pub service: usize,
     /// What the slot is for.
     pub purpose: Purpose,
@@ -41,7 +41,7 @@ pub struct PickBackend {
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct Polled {
-    /// Slot of the service.
+    /// Index of the service.
     pub service: usize,
     /// The poll, begun when its request was sent.
     pub poll: Poll,
@@ -73,7 +73,7 @@ pub struct ServiceRules {
     pub rebalance: Option<RebalanceSettings>,
 }
 
-/// Other rules for all services, each with its slot: one that it has had before, or the next ones.
+/// Other rules for all services, each with its index: the one it has had before, or the next.
 /// Those that are not among them are no more: their backends drain. What is known of backends that
 /// stay is kept.
 #[derive(Debug, Message)]
@@ -120,13 +120,15 @@ impl Watch {
 
 /// Polls every backend and answers who gets the next connection.
 pub struct MetricsActor {
-    /// By slot of the service. A slot is never another service's, so that whoever holds one for a
+    /// By index of the service. An index is never another service's, so that whoever holds one for a
     /// while always means the same.
     services: Vec<Watch>,
-    /// Who polls, by slot of the service; they stop when the actor does.
+    /// Who polls, by index of the service; they stop when the actor does.
     pollers: Vec<Pollers>,
     /// Who moves sessions.
     mover: Recipient<MoveSessions>,
+    #[cfg(feature = "fault-hooks")]
+    panics_at_next_pick: bool,
 }
 
 /// How often backends that are away are looked at.
@@ -136,29 +138,35 @@ const FORGET_EVERY: Duration = Duration::from_secs(10);
 const REBALANCE_EVERY: Duration = Duration::from_secs(1);
 
 impl MetricsActor {
-    /// An actor for `services`, by slot. It polls once started, where there is something to ask.
+    /// An actor for `services`, by index. It polls once started, where there is something to ask.
     pub fn new(services: Vec<ServiceRules>, mover: Recipient<MoveSessions>) -> Self {
         let services = services.into_iter().map(Watch::new).collect();
-        Self { services, pollers: Vec::new(), mover }
+        Self {
+            services,
+            pollers: Vec::new(),
+            mover,
+            #[cfg(feature = "fault-hooks")]
+            panics_at_next_pick: false,
+        }
     }
 
-    /// Gives the service in `slot` other rules, or begins it.
-    fn reconfigure(&mut self, slot: usize, rules: ServiceRules, reports: Recipient<Polled>) {
+    /// Gives the service at `index` other rules, or begins it.
+    fn reconfigure(&mut self, index: usize, rules: ServiceRules, reports: Recipient<Polled>) {
         let polls = rules.polls.clone();
-        match self.services.get_mut(slot) {
+        match self.services.get_mut(index) {
             Some(watch) => {
                 watch.heed(rules, Instant::now());
                 if watch.polls != polls {
-                    self.pollers[slot] = Pollers::new(slot, polls.as_ref(), reports);
+                    self.pollers[index] = Pollers::new(index, polls.as_ref(), reports);
                     watch.polls = polls;
                 }
             }
             None => {
                 self.services.push(Watch::new(rules));
-                self.pollers.push(Pollers::new(slot, polls.as_ref(), reports));
+                self.pollers.push(Pollers::new(index, polls.as_ref(), reports));
             }
         }
-        self.poll_what_is_there(slot);
+        self.poll_what_is_there(index);
     }
 
     /// Starts pollers for backends that are new and stops those of backends that are forgotten.
@@ -219,6 +227,8 @@ impl Handler<PickBackend> for MetricsActor {
     type Result = Result<Lease, NoBackend>;
 
     fn handle(&mut self, message: PickBackend, _: &mut Self::Context) -> Self::Result {
+        #[cfg(feature = "fault-hooks")]
+        assert!(!std::mem::take(&mut self.panics_at_next_pick), "as it was told to");
         let PickBackend { service, purpose, preference, tried } = message;
         let Watch { pool, .. } = self.services.get_mut(service).ok_or(NoBackend::Empty)?;
         let picked = pool.pick(purpose, &tried, preference, Instant::now());
@@ -287,12 +297,12 @@ impl Handler<Reconfigure> for MetricsActor {
 
     fn handle(&mut self, Reconfigure(services): Reconfigure, ctx: &mut Self::Context) {
         let reports = ctx.address().recipient();
-        let stay: HashSet<usize> = services.iter().map(|(slot, _)| *slot).collect();
-        for (slot, rules) in services {
-            self.reconfigure(slot, rules, reports.clone());
+        let stay: HashSet<usize> = services.iter().map(|(index, _)| *index).collect();
+        for (index, rules) in services {
+            self.reconfigure(index, rules, reports.clone());
         }
-        for (slot, watch) in self.services.iter_mut().enumerate() {
-            if !stay.contains(&slot) {
+        for (index, watch) in self.services.iter_mut().enumerate() {
+            if !stay.contains(&index) {
                 watch.is_discovered = false;
                 watch.pool.set_backends(Vec::new(), Instant::now());
             }
@@ -306,6 +316,15 @@ impl Handler<super::supervision::Panic> for MetricsActor {
 
     fn handle(&mut self, _: super::supervision::Panic, _: &mut Self::Context) {
         panic!("as it was told to");
+    }
+}
+
+#[cfg(feature = "fault-hooks")]
+impl Handler<super::supervision::PanicAtNextPick> for MetricsActor {
+    type Result = ();
+
+    fn handle(&mut self, _: super::supervision::PanicAtNextPick, _: &mut Self::Context) {
+        self.panics_at_next_pick = true;
     }
 }
 

@@ -5,7 +5,7 @@
 //! | [`metrics::PickBackend`] | handshake → [`MetricsActor`] | `Lease` or `NoBackend` |
 //! | [`metrics::Polled`] | poll task → [`MetricsActor`] | – |
 //! | [`metrics::Snapshot`] | admin handler → [`MetricsActor`] | every backend as it stands |
-//! | [`metrics::Reconfigure`] | reload → [`MetricsActor`] | once new slots may be asked for |
+//! | [`metrics::Reconfigure`] | reload → [`MetricsActor`] | once new indexes may be asked for |
 //! | [`discovery::SetWatches`] | reload → [`DiscoveryActor`] | – |
 //! | [`discovery::BackendsChanged`], [`discovery::ReplicasChanged`] | [`DiscoveryActor`] → [`MetricsActor`] | – |
 //! | [`discovery::Discovered`] | admin handler → [`DiscoveryActor`] | what DNS has said |

@@ -75,6 +75,12 @@ impl Supervisor {
 #[rtype(result = "()")]
 pub struct Panic;
 
+/// Makes the next question for a pod panic, for evidence.
+#[cfg(feature = "fault-hooks")]
+#[derive(Debug, actix::Message)]
+#[rtype(result = "()")]
+pub struct PanicAtNextPick;
+
 /// An actor's context that is polled on after a panic.
 struct Guarded<A>
 where

@@ -96,10 +96,11 @@ pub fn server(
 #[cfg(not(feature = "fault-hooks"))]
 fn fault_hooks(_: &mut web::ServiceConfig) {}
 
-/// `POST /api/fault/metrics` and `/api/fault/registry` make these actors panic.
+/// `POST /api/fault/metrics` and `/api/fault/registry` make these actors panic, `/api/fault/pick` the
+/// first of them when it is asked for a pod the next time.
 #[cfg(feature = "fault-hooks")]
 fn fault_hooks(routes: &mut web::ServiceConfig) {
-    use crate::actors::supervision::Panic;
+    use crate::actors::supervision::{Panic, PanicAtNextPick};
 
     async fn metrics(state: web::Data<AdminState>) -> HttpResponse {
         state.metrics.do_send(Panic);
@@ -109,7 +110,12 @@ fn fault_hooks(routes: &mut web::ServiceConfig) {
         state.registry.do_send(Panic);
         HttpResponse::Accepted().finish()
     }
+    async fn pick(state: web::Data<AdminState>) -> HttpResponse {
+        state.metrics.do_send(PanicAtNextPick);
+        HttpResponse::Accepted().finish()
+    }
     routes
+        .route("/api/fault/pick", web::post().to(pick))
         .route("/api/fault/metrics", web::post().to(metrics))
         .route("/api/fault/registry", web::post().to(registry));
 }

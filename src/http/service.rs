@@ -17,7 +17,7 @@ use crate::{
 /// The rules of one service, shared by all workers.
 pub struct Service {
     /// What control actors know it by, as long as the process lives.
-    pub slot: usize,
+    pub index: usize,
     /// Its name.
     pub name: String,
     /// How requests change on their way to its pods.
@@ -42,12 +42,12 @@ pub struct Service {
 }
 
 impl Service {
-    /// The service with this `slot` as configured. Who waits at the one `before` keeps the place.
-    pub fn new(slot: usize, service: &config::Service, before: Option<&Self>) -> Self {
+    /// The service with this `index` as configured. Who waits at the one `before` keeps the place.
+    pub fn new(index: usize, service: &config::Service, before: Option<&Self>) -> Self {
         let config::Service { name, balancer, .. } = service;
         let (queue_timeout, queue_limit) = (balancer.queue_timeout, balancer.queue_limit);
         Self {
-            slot,
+            index,
             name: name.clone(),
             changes: Changes {
                 pass_host_header: balancer.pass_host_header,

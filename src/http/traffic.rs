@@ -26,7 +26,7 @@ use crate::{
         admission::{Admission, Limits},
         route::Router,
     },
-    plan::Slots,
+    plan::Indexes,
     telemetry::counters::Counters,
 };
 
@@ -74,7 +74,8 @@ impl Traffic {
         registry: Arc<Addr<RegistryActor>>,
     ) -> Self {
         let services = config.services.iter().enumerate();
-        let services = services.map(|(slot, service)| Arc::new(Service::new(slot, service, None)));
+        let services =
+            services.map(|(index, service)| Arc::new(Service::new(index, service, None)));
         Self {
             metrics,
             registry,
@@ -94,12 +95,12 @@ impl Traffic {
 
     /// With other settings, and all that has come of the connections so far. Limits hold at once, for
     /// whoever comes by whichever rules.
-    pub fn renewed(&self, config: &Config, slots: &Slots) -> Self {
+    pub fn renewed(&self, config: &Config, indexes: &Indexes) -> Self {
         self.admission.set_limits(limits(config));
         let service = |(at, service): (usize, &config::Service)| {
             let before = self.services.iter().find(|known| known.name == service.name);
-            let slot = slots.find(&service.name).unwrap_or(at);
-            Arc::new(Service::new(slot, service, before.map(AsRef::as_ref)))
+            let index = indexes.find(&service.name).unwrap_or(at);
+            Arc::new(Service::new(index, service, before.map(AsRef::as_ref)))
         };
         Self {
             router: Arc::new(config.router.clone()),

@@ -64,7 +64,7 @@ impl<'a> Tries<'a> {
     async fn pick(&self) -> Result<Result<Lease, NoBackend>, Refusal> {
         let Routed { traffic, service, wish, .. } = self.routed;
         let pick = || PickBackend {
-            service: service.slot,
+            service: service.index,
             purpose: self.purpose,
             preference: wish.preference,
             tried: self.tried.clone(),

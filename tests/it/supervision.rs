@@ -59,6 +59,19 @@ async fn sessions_and_counts_outlive_panics_and_new_clients_are_served() {
 }
 
 #[actix_rt::test]
+async fn a_client_whose_pick_is_lost_is_served_all_the_same() {
+    let pod = Pod::echo().await;
+    let balancer = Program::run(&pod.url(), &[]).await;
+    for _ in 0..2 {
+        break_actor(&balancer, "pick").await;
+        echoes(&mut connect(balancer.traffic).await).await;
+    }
+    balancer.terminate();
+    let (_, log) = balancer.finish().await;
+    assert_eq!(log.matches("MetricsActor panicked and goes on").count(), 2, "{log}");
+}
+
+#[actix_rt::test]
 async fn the_third_panic_within_a_minute_ends_the_process_with_its_reason() {
     for (actor, name) in [("metrics", "MetricsActor"), ("registry", "RegistryActor")] {
         let pod = Pod::echo().await;
