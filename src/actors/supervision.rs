@@ -169,10 +169,13 @@ mod tests {
     use crate::{
         actors::{
             registry::{AwaitEmpty, CountSessions, RegistryActor, SessionInfo},
-            session::{Bell, SessionActor, Slot},
+            session::{Bell, Rules, SessionActor, Slot},
         },
-        domain::lease::{Backend, Gauge, Lease, Load, Purpose, Transport},
-        relay::Peer,
+        domain::{
+            lease::{Backend, Gauge, Lease, Load, Purpose, Transport},
+            life::LifeRules,
+        },
+        relay::{Peer, TunnelRules},
     };
 
     /// Counts what it is told, and how often it was begun and mended.
@@ -338,11 +341,22 @@ mod tests {
             address: "pod:1".into(),
             transport: Transport::Tcp,
         });
+        let life = LifeRules {
+            idle_timeout: None,
+            write_timeout: None,
+            half_closed_timeout: WITHIN,
+            close_timeout: WITHIN,
+            max_age: None,
+            client_ping_interval: None,
+            pod_ping_interval: None,
+            ping_timeout: WITHIN,
+        };
+        let rules = Arc::new(Rules { life, tunnel: TunnelRules::default() });
         let start = |client: Peer, pod: Peer| {
             let lease = Lease::new(backend.clone(), gauge.clone(), Purpose::Session);
             let slot = Slot { lease, ticket: None, bell: Bell(None) };
             let info = SessionInfo::new([127, 0, 0, 1].into(), backend.clone());
-            SessionActor::start(client, pod, info, slot, registry.clone());
+            SessionActor::start(client, pod, info, slot, registry.clone(), &rules);
         };
         let peer = || {
             let (far, near) = tokio::io::duplex(64);

@@ -8,8 +8,15 @@ use super::{
 };
 
 /// Keys that hold from a process's start to its end: what they are about is made once.
-const FIXED: [&str; 5] =
-    ["server.listen", "server.workers", "admin.listen", "admin.balancer_metric_path", "log.format"];
+const FIXED: [&str; 7] = [
+    "server.listen",
+    "server.workers",
+    "server.tcp_keepalive",
+    "server.tcp_user_timeout",
+    "admin.listen",
+    "admin.balancer_metric_path",
+    "log.format",
+];
 
 /// Keys of a service, or of all, that say what pods are asked.
 const QUESTIONS: [&str; 2] = ["metric_", "health_"];
@@ -212,6 +219,8 @@ mod tests {
         for (key, value) in [
             ("SERVER__LISTEN", "127.0.0.1:1"),
             ("SERVER__WORKERS", "7"),
+            ("SERVER__TCP_KEEPALIVE", "2m"),
+            ("SERVER__TCP_USER_TIMEOUT", "7s"),
             ("ADMIN__LISTEN", "127.0.0.1:2"),
             ("ADMIN__BALANCER_METRIC_PATH", "/where"),
             ("LOG__FORMAT", "json"),

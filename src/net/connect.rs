@@ -55,7 +55,7 @@ impl PartialEq for ConnectSettings {
             (Some(one), Some(other)) => Arc::ptr_eq(one, other),
             (one, other) => one.is_none() && other.is_none(),
         };
-        same_tls && self.timeout == other.timeout
+        same_tls && self.timeout == other.timeout && self.tcp == other.tcp
     }
 }
 
