@@ -12,16 +12,15 @@ use actix_server::{Server, ServerHandle};
 use socket2::SockRef;
 use tokio::{
     net::{TcpStream, UnixStream},
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use crate::{
     actors::{
         discovery::{self, DiscoveryActor, Subject},
-        metrics::{MetricsActor, Watch},
+        metrics::{MetricsActor, Snapshot, Watch},
         poll::PollSettings,
-        registry::{AwaitEmpty, CloseAll, CountSessions, RegistryActor},
-        session::CloseSession,
+        registry::{AwaitEmpty, CountDrained, DrainAll, Drained, RegistryActor},
     },
     config::{Affinity, Config, Service},
     domain::{
@@ -37,8 +36,10 @@ use crate::{
         listen::{ListenAddress, Listener, SocketFile, bind_tcp},
         resolve::Source,
     },
-    relay::close::CloseCode,
 };
+
+/// How often it is looked whether requests are still under way at a shutdown.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// The control actors, on a thread of their own.
 pub struct Control {
@@ -174,6 +175,9 @@ pub struct App {
     health: Arc<Health>,
     traffic_server: ServerHandle,
     admin_server: ServerHandle,
+    /// From the first word of the shutdown to the first refusal.
+    drain_delay: Duration,
+    drain_time: Duration,
     shutdown_timeout: Duration,
     /// Goes with the listener.
     _socket_file: Option<SocketFile>,
@@ -182,9 +186,9 @@ pub struct App {
 /// What a shutdown did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Summary {
-    /// Sessions that lived when it began.
+    /// Sessions that it had to close.
     pub sessions: usize,
-    /// Sessions that had not closed in time and were cut.
+    /// Those among them that had not ended in time and were cut.
     pub cut: usize,
 }
 
@@ -227,6 +231,8 @@ impl App {
             health,
             traffic_server: traffic_server.handle(),
             admin_server: admin_server.handle(),
+            drain_delay: config.server.drain_delay,
+            drain_time: config.server.drain_time,
             shutdown_timeout: config.server.shutdown_timeout,
             _socket_file: socket_file,
         };
@@ -237,22 +243,39 @@ impl App {
         Ok(app)
     }
 
-    /// Refuses new connections, closes all sessions, waits for them at most the shutdown time-out,
-    /// and stops.
-    pub async fn stop(self) -> Summary {
-        self.health.drain();
-        let registry = &self.control.registry;
-        let sessions = registry.send(CountSessions).await.unwrap_or_default();
-        registry.do_send(CloseAll(CloseSession {
-            to_client: CloseCode::SERVICE_RESTART,
-            to_pod: CloseCode::GOING_AWAY,
-            reason: "balancer is shutting down",
-        }));
-        let _ = timeout(self.shutdown_timeout, registry.send(AwaitEmpty)).await;
-        let cut = registry.send(CountSessions).await.unwrap_or_default();
+    /// Says that no connections are wanted, refuses them after the delay, closes the sessions one
+    /// after the other, waits for what is under way at most the shutdown time-out, and stops. Once
+    /// `hurry` resolves it stops at once.
+    pub async fn stop(self, hurry: impl Future<Output = ()>) -> Summary {
+        tokio::select! {
+            () = self.drain() => {}
+            () = hurry => log::warn!("shutting down at once"),
+        }
+        let drained = self.control.registry.send(CountDrained).await;
+        let Drained { sessions, live } = drained.unwrap_or(Drained { sessions: 0, live: 0 });
         self.traffic_server.stop(false).await;
         self.admin_server.stop(false).await;
-        Summary { sessions, cut }
+        Summary { sessions, cut: live }
+    }
+
+    async fn drain(&self) {
+        self.health.leave();
+        sleep(self.drain_delay).await;
+        self.health.drain();
+        self.control.registry.do_send(DrainAll { over: self.drain_time });
+        let _ = timeout(self.shutdown_timeout, self.until_idle()).await;
+    }
+
+    /// Waits until no session lives, no handshake that may become one is under way, and no plain
+    /// request is.
+    async fn until_idle(&self) {
+        loop {
+            let _ = self.control.registry.send(AwaitEmpty).await;
+            if !self.control.metrics.send(Snapshot).await.is_ok_and(|pods| pods.are_busy()) {
+                return;
+            }
+            sleep(LOOK_EVERY).await;
+        }
     }
 }
 

@@ -36,7 +36,7 @@
 //! # Who may import whom
 //!
 //! `main` → [`app`], [`demo`] → [`http`] → [`actors`] → [`net`] → [`relay`], [`domain`]. [`config`] is
-//! read by `app` and `http` and knows `net` and `domain`; `relay` and `domain` know nobody. A test
+//! read by `app` and `http` and knows `net`, `domain` and [`relay::close`]; `relay` and `domain` know nobody. A test
 //! enforces it.
 //!
 //! # Words

@@ -70,12 +70,12 @@ async fn run(config: &Config) -> Result<(), Box<dyn Error>> {
     let app = App::start(config, Listeners::bind(config)?)?;
     shutdown.await;
     log::info!("shutting down");
-    let summary = app.stop().await;
+    let summary = app.stop(shutdown_signal()?).await;
     log::info!("stopped: {} sessions were open, {} were cut", summary.sessions, summary.cut);
     Ok(())
 }
 
-/// Resolves at SIGTERM or SIGINT.
+/// Resolves at the next SIGTERM or SIGINT.
 fn shutdown_signal() -> io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::domain::{
     affinity::Preference,
-    lease::{Backend, Lease, Purpose},
+    lease::{Backend, Lease, Load, Purpose},
     pool::{BackendSnapshot, NoBackend, Poll, Pool},
     rebalance::Rebalancer,
     report::{Report, ReportError},
@@ -54,6 +54,13 @@ pub struct Snapshot;
 /// Answer to [`Snapshot`], by service, in configured order.
 #[derive(Debug, MessageResponse)]
 pub struct Backends(pub Vec<BackendSnapshot>);
+
+impl Backends {
+    /// Whether a session, a handshake or a plain request is on any of them.
+    pub fn are_busy(&self) -> bool {
+        self.0.iter().any(|backend| backend.load != Load::default())
+    }
+}
 
 /// The backends of one service, and how they are asked for their counts.
 pub struct Watch {

@@ -10,7 +10,8 @@
 //! | [`registry::SessionOpened`], [`registry::SessionClosed`] | session → [`RegistryActor`] | – |
 //! | [`registry::CountSessions`] | admin handler → [`RegistryActor`] | how many live |
 //! | [`registry::MoveSessions`] | [`MetricsActor`] → [`RegistryActor`] | – |
-//! | [`registry::CloseAll`], [`registry::AwaitEmpty`] | shutdown → [`RegistryActor`] | when all are gone |
+//! | [`registry::DrainAll`], [`registry::AwaitEmpty`], [`registry::CountDrained`] | shutdown → [`RegistryActor`] | when all are gone; how many there were |
+//! | [`registry::MoveAll`] | [`MetricsActor`] → [`RegistryActor`] | – |
 //! | [`session::CloseSession`] | [`RegistryActor`] → [`SessionActor`] | – |
 //! | [`session::PodSideEnded`] | [`BackendActor`] → [`SessionActor`] | – |
 //!

@@ -67,7 +67,11 @@ pub struct Server {
     pub max_sessions: Option<NonZeroU32>,
     /// Sessions of one client address.
     pub max_sessions_per_address: Option<NonZeroU32>,
-    /// From SIGTERM to the cut of what still lives.
+    /// From SIGTERM to the first refusal.
+    pub drain_delay: Duration,
+    /// From then on, over how long sessions are closed.
+    pub drain_time: Duration,
+    /// From the first refusal to the cut of what still lives.
     pub shutdown_timeout: Duration,
 }
 
@@ -128,8 +132,16 @@ impl Config {
             max_header_bytes: read.number("server.max_header_bytes", 256..=131_072) as usize,
             max_sessions: read.limit("server.max_sessions"),
             max_sessions_per_address: read.limit("server.max_sessions_per_address"),
+            drain_delay: read.duration("server.drain_delay", millis(0)..=hour),
+            drain_time: read.duration("server.drain_time", millis(0)..=hour),
             shutdown_timeout: read.duration("server.shutdown_timeout", millis(0)..=hour),
         };
+        if server.drain_time > server.shutdown_timeout {
+            read.complain(
+                "server.drain_time",
+                "is longer than shutdown_timeout, which cuts it off",
+            );
+        }
         let admin = Admin {
             listen: read.address("admin.listen"),
             balancer_metric_path: read.path("admin.balancer_metric_path"),

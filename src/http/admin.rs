@@ -96,10 +96,10 @@ async fn distribution(state: web::Data<AdminState>) -> actix_web::Result<HttpRes
 
 /// Ready while new connections are welcome; having no pods does not matter here.
 async fn readyz(state: web::Data<AdminState>) -> HttpResponse {
-    if state.health.is_draining() {
-        HttpResponse::ServiceUnavailable().body("shutting down\n")
-    } else {
+    if state.health.is_ready() {
         HttpResponse::Ok().body("ok\n")
+    } else {
+        HttpResponse::ServiceUnavailable().body("shutting down\n")
     }
 }
 

@@ -60,7 +60,11 @@ impl Service {
             handshake_timeout: balancer.handshake_timeout,
             reuse_connections: balancer.reuse_connections,
             queue: Queue::new(balancer.queue_timeout, balancer.queue_limit),
-            rules: Arc::new(Rules { life: balancer.life, tunnel: balancer.tunnel }),
+            rules: Arc::new(Rules {
+                life: balancer.life,
+                tunnel: balancer.tunnel,
+                close_code: balancer.close_code_drain,
+            }),
             connect: balancer.connect_settings(),
             read_timeout: balancer.read_timeout,
             allowed_origins: balancer.allowed_origins.clone(),

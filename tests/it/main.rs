@@ -6,6 +6,7 @@ mod affinity;
 mod backpressure;
 mod discovery;
 mod docs;
+mod drain;
 mod echo;
 mod ends;
 mod handshake;

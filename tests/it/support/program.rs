@@ -33,13 +33,16 @@ pub fn command() -> Command {
 }
 
 impl Program {
-    /// Starts it in front of `services`, with further `WSBALANCER__…` variables.
+    /// Starts it in front of `services`, with further `WSBALANCER__…` variables. Unless these say
+    /// otherwise, it closes all sessions as soon as it is told to end.
     pub async fn run(services: &str, variables: &[(&str, &str)]) -> Self {
         let mut child = command()
             .env("WSBALANCER_SERVICES", services)
             .env("WSBALANCER__SERVER__LISTEN", "127.0.0.1:0")
             .env("WSBALANCER__ADMIN__LISTEN", "127.0.0.1:0")
             .env("WSBALANCER__SERVER__WORKERS", "1")
+            .env("WSBALANCER__SERVER__DRAIN_DELAY", "0s")
+            .env("WSBALANCER__SERVER__DRAIN_TIME", "0s")
             .envs(variables.iter().copied())
             .stderr(Stdio::piped())
             .spawn()
@@ -56,6 +59,11 @@ impl Program {
         let pid = self.child.id().expect("a running child").to_string();
         let sent = std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap();
         assert!(sent.success());
+    }
+
+    /// The next line of its log that contains `text`.
+    pub async fn logged(&mut self, text: &str) -> String {
+        until(&mut self.log, text).await
     }
 
     /// Its exit status and everything it logged since the start.
