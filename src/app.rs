@@ -59,9 +59,9 @@ impl Control {
         let watches: Vec<Watch> = config.services.iter().map(watch).collect();
         let handle = arbiter.handle();
         let registry = RegistryActor::start_in_arbiter(&handle, |_| RegistryActor::default());
-        let mover = registry.clone().recipient();
+        let (mover, drainer) = (registry.clone().recipient(), registry.clone().recipient());
         let metrics =
-            MetricsActor::start_in_arbiter(&handle, |_| MetricsActor::new(watches, mover));
+            MetricsActor::start_in_arbiter(&handle, |_| MetricsActor::new(watches, mover, drainer));
         let lookups = lookups(&config.services);
         let discovery = (!lookups.is_empty()).then(|| {
             let (backends, replicas) = (metrics.clone().recipient(), metrics.clone().recipient());
@@ -126,9 +126,12 @@ fn watch(service: &Service) -> Watch {
         connect: balancer.connect_settings(),
     });
     Watch {
+        service: service.name.clone(),
         pool: Pool::new(service.backends.clone(), settings, fastrand::u64(..)),
         polls,
         rebalancer: balancer.rebalance.map(Rebalancer::new),
+        pod_drain_time: balancer.pod_drain_time,
+        closes_ejected: balancer.closes_ejected,
     }
 }
 

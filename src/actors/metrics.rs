@@ -10,12 +10,12 @@ use actix::{Actor, AsyncContext as _, Context, Handler, Message, MessageResponse
 use super::{
     discovery::{BackendsChanged, ReplicasChanged},
     poll::{PollSettings, Pollers},
-    registry::MoveSessions,
+    registry::{MoveAll, MoveSessions, Pace},
 };
 use crate::domain::{
     affinity::Preference,
     lease::{Backend, Lease, Load, Purpose},
-    pool::{BackendSnapshot, NoBackend, Poll, Pool},
+    pool::{BackendSnapshot, News, NoBackend, Poll, Pool, State},
     rebalance::Rebalancer,
     report::{Report, ReportError},
 };
@@ -62,14 +62,43 @@ impl Backends {
     }
 }
 
+/// Says on behalf of an operator whether backends take new connections. Answers with those that are
+/// meant, as they stand then, unless there is nothing of that name.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "Option<Backends>")]
+pub struct OperatorDrain {
+    /// Which ones.
+    pub whose: Whose,
+    /// They take none, or they take them again.
+    pub drains: bool,
+    /// Over how long their sessions are moved, instead of the configured time; zero means that they
+    /// stay.
+    pub over: Option<Duration>,
+}
+
+/// Which backends an operator means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// Those at this address, in whichever service.
+    Address(String),
+    /// All of this service, and those that are yet to come.
+    Service(String),
+}
+
 /// The backends of one service, and how they are asked for their counts.
 pub struct Watch {
+    /// The service's name.
+    pub service: String,
     /// What is known of them.
     pub pool: Pool,
     /// `None` where pods have no metric route.
     pub polls: Option<PollSettings>,
     /// Where sessions may be moved.
     pub rebalancer: Option<Rebalancer>,
+    /// Over how long the sessions of a draining backend are moved; zero means that they stay.
+    pub pod_drain_time: Duration,
+    /// Whether the sessions of an ejected backend are closed.
+    pub closes_ejected: bool,
 }
 
 /// Polls every backend and answers who gets the next connection.
@@ -80,6 +109,8 @@ pub struct MetricsActor {
     pollers: Vec<Pollers>,
     /// Who moves sessions.
     mover: Recipient<MoveSessions>,
+    /// Who moves all those of a backend.
+    drainer: Recipient<MoveAll>,
 }
 
 /// How often backends that are away are looked at.
@@ -91,8 +122,12 @@ const REBALANCE_EVERY: Duration = Duration::from_secs(1);
 impl MetricsActor {
     /// An actor over the pools of `services`. It polls once started, where there is something to
     /// ask.
-    pub fn new(services: Vec<Watch>, mover: Recipient<MoveSessions>) -> Self {
-        Self { services, pollers: Vec::new(), mover }
+    pub fn new(
+        services: Vec<Watch>,
+        mover: Recipient<MoveSessions>,
+        drainer: Recipient<MoveAll>,
+    ) -> Self {
+        Self { services, pollers: Vec::new(), mover, drainer }
     }
 
     /// Starts pollers for backends that are new and stops those of backends that are forgotten.
@@ -107,6 +142,7 @@ impl MetricsActor {
     fn forget(&mut self) {
         for service in 0..self.services.len() {
             self.services[service].pool.forget(Instant::now());
+            self.tell(service);
             self.poll_what_is_there(service);
         }
     }
@@ -120,6 +156,34 @@ impl MetricsActor {
             }
         }
     }
+
+    /// Logs what operators should hear of, and says what becomes of sessions that may have to go.
+    fn tell(&mut self, service: usize) {
+        let Some(watch) = self.services.get_mut(service) else { return };
+        for news in watch.pool.take_news() {
+            log(&news);
+            match news {
+                News::Drains { backend, .. } => {
+                    let pace = pace(watch.pod_drain_time);
+                    self.drainer.do_send(MoveAll { from: backend, pace });
+                }
+                News::DrainsNoMore { backend } | News::Forgotten { backend } => {
+                    self.drainer.do_send(MoveAll { from: backend, pace: Pace::Never });
+                }
+                News::Ejected { backend, .. } | News::Down { backend, .. }
+                    if watch.closes_ejected =>
+                {
+                    self.drainer.do_send(MoveAll { from: backend, pace: Pace::AtOnce });
+                }
+                News::Ejected { .. } | News::Down { .. } | News::FailsOpen => {}
+            }
+        }
+    }
+}
+
+/// No time means that sessions stay.
+fn pace(over: Duration) -> Pace {
+    if over.is_zero() { Pace::Never } else { Pace::Over(over) }
 }
 
 impl Actor for MetricsActor {
@@ -148,7 +212,7 @@ impl Handler<PickBackend> for MetricsActor {
         let PickBackend { service, purpose, preference, tried } = message;
         let Watch { pool, .. } = self.services.get_mut(service).ok_or(NoBackend::Empty)?;
         let picked = pool.pick(purpose, &tried, preference, Instant::now());
-        tell(pool);
+        self.tell(service);
         picked
     }
 }
@@ -167,7 +231,7 @@ impl Handler<Polled> for MetricsActor {
             _ => {}
         }
         pool.record(poll, result, Instant::now());
-        tell(pool);
+        self.tell(service);
     }
 }
 
@@ -176,12 +240,10 @@ impl Handler<Snapshot> for MetricsActor {
 
     fn handle(&mut self, _: Snapshot, _: &mut Self::Context) -> Backends {
         let now = Instant::now();
-        let pods = self.services.iter_mut().flat_map(|Watch { pool, .. }| {
-            let pods = pool.snapshot(now);
-            tell(pool);
-            pods
-        });
-        Backends(pods.collect())
+        let services = self.services.iter_mut();
+        let pods = services.flat_map(|Watch { pool, .. }| pool.snapshot(now)).collect();
+        (0..self.services.len()).for_each(|service| self.tell(service));
+        Backends(pods)
     }
 }
 
@@ -192,6 +254,7 @@ impl Handler<BackendsChanged> for MetricsActor {
         let BackendsChanged { service, backends } = changed;
         if let Some(Watch { pool, .. }) = self.services.get_mut(service) {
             pool.set_backends(backends, Instant::now());
+            self.tell(service);
             self.poll_what_is_there(service);
         }
     }
@@ -207,9 +270,46 @@ impl Handler<ReplicasChanged> for MetricsActor {
     }
 }
 
-/// Logs what operators should hear of.
-fn tell(pool: &mut Pool) {
-    for news in pool.take_news() {
-        log::warn!("{news}");
+impl Handler<OperatorDrain> for MetricsActor {
+    type Result = Option<Backends>;
+
+    fn handle(&mut self, drain: OperatorDrain, _: &mut Self::Context) -> Option<Backends> {
+        let OperatorDrain { whose, drains, over } = drain;
+        let now = Instant::now();
+        let mut found: Option<Vec<BackendSnapshot>> = None;
+        for service in 0..self.services.len() {
+            self.tell(service);
+            let watch = &mut self.services[service];
+            let meant = match &whose {
+                Whose::Service(name) if *name != watch.service => continue,
+                Whose::Service(_) => watch.pool.drain(None, drains),
+                Whose::Address(address) => watch.pool.drain(Some(address), drains),
+            };
+            if matches!(whose, Whose::Address(_)) && meant.is_empty() {
+                continue;
+            }
+            watch.pool.take_news().iter().for_each(log);
+            let mut snapshot = watch.pool.snapshot(now);
+            snapshot.retain(|pod| meant.contains(&pod.backend));
+            for pod in &snapshot {
+                let drains = pod.state == State::Draining;
+                let over =
+                    if drains { over.unwrap_or(watch.pod_drain_time) } else { Duration::ZERO };
+                let from = pod.backend.clone();
+                self.drainer.do_send(MoveAll { from, pace: pace(over) });
+            }
+            found.get_or_insert_default().extend(snapshot);
+        }
+        found.map(Backends)
+    }
+}
+
+/// Draining is everyday life; the rest is not.
+fn log(news: &News) {
+    match news {
+        News::Drains { .. } | News::DrainsNoMore { .. } | News::Forgotten { .. } => {
+            log::info!("{news}");
+        }
+        News::Ejected { .. } | News::Down { .. } | News::FailsOpen => log::warn!("{news}"),
     }
 }

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | [`metrics::PickBackend`] | handshake → [`MetricsActor`] | `Lease` or `NoBackend` |
 //! | [`metrics::Polled`] | poll task → [`MetricsActor`] | – |
+//! | [`metrics::OperatorDrain`] | admin handler → [`MetricsActor`] | the backends that are meant |
 //! | [`metrics::Snapshot`] | admin handler → [`MetricsActor`] | every backend as it stands |
 //! | [`discovery::BackendsChanged`], [`discovery::ReplicasChanged`] | [`DiscoveryActor`] → [`MetricsActor`] | – |
 //! | [`discovery::Discovered`] | admin handler → [`DiscoveryActor`] | what DNS has said |
