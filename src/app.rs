@@ -224,8 +224,7 @@ impl App {
         if let Some(tls) = &config.server.tls {
             actix_rt::spawn(tls.certificate.clone().watch());
         }
-        let path = config.admin.balancer_metric_path.clone();
-        let admin_server = admin::server(listeners.admin, path, state)?;
+        let admin_server = admin::server(listeners.admin, config.admin.clone(), state)?;
 
         let app = Self {
             traffic_address,

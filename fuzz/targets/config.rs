@@ -158,7 +158,7 @@ fn check(config: &Config) {
 
     // What `wsbalancer check` prints is a file that says the same, but for secrets.
     let printed = config.to_string();
-    if printed.contains("_key = ***") {
+    if printed.contains(" = ***") {
         return;
     }
     let values: Table = printed.parse().unwrap_or_else(|error| panic!("{error} in\n{printed}"));

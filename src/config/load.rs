@@ -25,7 +25,7 @@ const ENV_SERVICES: &str = "WSBALANCER_SERVICES";
 
 /// Whether the value of `key` is nobody's business, not even in messages.
 pub fn is_secret(key: &str) -> bool {
-    key.ends_with("cookie_key")
+    key.ends_with("cookie_key") || key == "admin.token"
 }
 
 /// One mistake: which key, which value, from where, what would be right.

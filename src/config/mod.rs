@@ -12,14 +12,16 @@ mod read;
 pub mod resolve;
 mod routes;
 pub mod services;
+mod token;
 
 use std::{net::SocketAddr, path::Path};
 
 pub use self::{
     discovery::Discovery,
     load::{Layers, Problems},
-    resolve::{Admin, Config, Log, LogFormat, Server},
+    resolve::{Admin, Config, LEVELS, Log, LogFormat, Server},
     services::{Affinity, Balancer, Cookie, Secure, Service},
+    token::Token,
 };
 
 /// Where the admin listener of a process with the same settings is.

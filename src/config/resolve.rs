@@ -17,6 +17,7 @@ use super::{
     read::Reader,
     routes::routes,
     services::{Service, complain_of_file, key_pair, services},
+    token::Token,
 };
 use crate::{
     domain::route::Router,
@@ -82,6 +83,8 @@ pub struct Admin {
     pub listen: SocketAddr,
     /// Path of the distribution.
     pub balancer_metric_path: String,
+    /// What calls that change something must carry.
+    pub token: Option<Token>,
 }
 
 /// `[log]`
@@ -101,6 +104,15 @@ pub enum LogFormat {
     /// One JSON object per line.
     Json,
 }
+
+/// What may be logged, by name.
+pub const LEVELS: [(&str, LevelFilter); 5] = [
+    ("error", LevelFilter::Error),
+    ("warn", LevelFilter::Warn),
+    ("info", LevelFilter::Info),
+    ("debug", LevelFilter::Debug),
+    ("trace", LevelFilter::Trace),
+];
 
 impl Config {
     /// Checks and types the merged layers.
@@ -145,20 +157,14 @@ impl Config {
         let admin = Admin {
             listen: read.address("admin.listen"),
             balancer_metric_path: read.path("admin.balancer_metric_path"),
+            token: read.value("admin.token", |text| {
+                (!text.is_empty()).then(|| Token::parse(text)).transpose()
+            }),
         };
         let services = services(&mut read);
         let router = routes(&mut read, &services);
         let log = Log {
-            level: read.choice(
-                "log.level",
-                &[
-                    ("error", LevelFilter::Error),
-                    ("warn", LevelFilter::Warn),
-                    ("info", LevelFilter::Info),
-                    ("debug", LevelFilter::Debug),
-                    ("trace", LevelFilter::Trace),
-                ],
-            ),
+            level: read.choice("log.level", &LEVELS),
             format: read
                 .choice("log.format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]),
         };
@@ -557,6 +563,40 @@ mod tests {
         ] {
             assert!(problems.contains(expected), "{expected:?} is missing in:\n{problems}");
         }
+    }
+
+    #[test]
+    fn mistakes_in_the_drain_and_the_token_are_named_and_the_token_is_not_shown() {
+        let with = |key: &str, value: &str| {
+            let variables = [("WSBALANCER_SERVICES", "http://a"), (key, value)];
+            let config = resolve(None, &variables);
+            config.map(|config| config.to_string()).map_err(|problems| problems.to_string())
+        };
+        for (key, value, named) in [
+            (
+                "WSBALANCER__SERVER__SHUTDOWN_TIMEOUT",
+                "19s",
+                "server.drain_time = \"20s\" (from default): is longer than shutdown_timeout",
+            ),
+            (
+                "WSBALANCER__BALANCER__CLOSE_CODE_DRAIN",
+                "1006",
+                "balancer.close_code_drain = \"1006\" (from WSBALANCER__BALANCER__CLOSE_CODE_DRAIN): \
+                 expected 1000 to 4999, but not",
+            ),
+            ("WSBALANCER__BALANCER__ON_EJECTED", "stay", "expected one of leave, close"),
+            (
+                "WSBALANCER__ADMIN__TOKEN",
+                "two words",
+                "admin.token (from WSBALANCER__ADMIN__TOKEN)",
+            ),
+        ] {
+            let problems = with(key, value).unwrap_err();
+            assert!(problems.contains(named), "{named:?} is missing in:\n{problems}");
+            assert!(!problems.contains("two words"), "{problems}");
+        }
+        let printed = with("WSBALANCER__ADMIN__TOKEN", "s3cret").unwrap();
+        assert!(printed.contains("admin.token = ***") && !printed.contains("s3cret"), "{printed}");
     }
 
     #[test]

@@ -11,13 +11,19 @@ use actix_web::{
     web,
 };
 
-use super::{distribution::Distribution, health::Health, traffic::Traffic};
+use super::{
+    api::{self, Access},
+    distribution::Distribution,
+    health::Health,
+    traffic::Traffic,
+};
 use crate::{
     actors::{
         discovery::{Discovered, DiscoveryActor},
         metrics::{MetricsActor, Snapshot},
         registry::{CountSessions, RegistryActor},
     },
+    config,
     telemetry::counters::Counters,
 };
 
@@ -64,13 +70,16 @@ impl AdminState {
 /// The listener cannot be used.
 pub fn server(
     listener: TcpListener,
-    distribution_path: String,
+    settings: config::Admin,
     state: AdminState,
 ) -> std::io::Result<Server> {
+    let access = web::Data::new(Access(settings.token));
     let server = HttpServer::new(move || {
         App::new()
             .app_data(web::Data::new(state.clone()))
-            .route(&distribution_path, web::get().to(distribution))
+            .app_data(access.clone())
+            .configure(api::routes)
+            .route(&settings.balancer_metric_path, web::get().to(distribution))
             .route(LIVEZ, web::get().to(|| async { "ok\n" }))
             .route(READYZ, web::get().to(readyz))
             .route(TELEMETRY, web::get().to(telemetry))

@@ -4,6 +4,7 @@
 mod accept;
 pub mod admin;
 mod affinity;
+mod api;
 mod bodies;
 mod client;
 mod convert;

@@ -5,6 +5,7 @@ use std::{io::Write as _, time::SystemTime};
 use env_logger::{Builder, WriteStyle};
 use log::LevelFilter;
 
+pub use crate::config::LEVELS;
 use crate::config::{Log, LogFormat};
 
 /// Libraries that log whole DNS messages, over several lines, for each look-up.
@@ -13,9 +14,10 @@ const TALKATIVE: [&str; 2] = ["hickory_net", "hickory_resolver"];
 /// Starts logging as configured; the first call in a process wins.
 pub fn init(log: Log) {
     let mut builder = Builder::new();
-    builder.filter_level(log.level).write_style(WriteStyle::Never);
+    // What is logged is the level of the whole process, which may change; this lets all of it pass.
+    builder.filter_level(LevelFilter::Trace).write_style(WriteStyle::Never);
     for library in TALKATIVE {
-        builder.filter_module(library, log.level.min(LevelFilter::Warn));
+        builder.filter_module(library, LevelFilter::Warn);
     }
     match log.format {
         LogFormat::Text => builder.format_target(false),
@@ -30,5 +32,12 @@ pub fn init(log: Log) {
         }),
     };
     // Tests start several balancers in one process.
-    let _ = builder.try_init();
+    if builder.try_init().is_ok() {
+        set_level(log.level);
+    }
+}
+
+/// What is logged from now on.
+pub fn set_level(level: LevelFilter) {
+    log::set_max_level(level);
 }

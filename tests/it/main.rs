@@ -3,6 +3,7 @@
 //! One binary, because each further one would link the whole dependency tree again.
 
 mod affinity;
+mod api;
 mod backpressure;
 mod discovery;
 mod docs;

@@ -72,8 +72,7 @@ impl Balancer {
                 .await;
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let admin = listener.local_addr().unwrap();
-        let path = config.admin.balancer_metric_path.clone();
-        actix_rt::spawn(admin::server(listener, path, state).unwrap());
+        actix_rt::spawn(admin::server(listener, config.admin.clone(), state).unwrap());
         Self { server, control, admin }
     }
 
