@@ -155,6 +155,7 @@ fn check(config: &Config) {
     }
     assert!(config.services.len() == 1 || !config.router.is_empty());
     assert!(config.server.workers >= 1);
+    assert!(config.server.drain_time <= config.server.shutdown_timeout);
 
     // What `wsbalancer check` prints is a file that says the same, but for secrets.
     let printed = config.to_string();

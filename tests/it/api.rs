@@ -8,6 +8,7 @@ use futures_util::{
     future::{join_all, select_all},
 };
 use serde_json::{Value, json};
+use tokio::{io::AsyncWriteExt as _, net::TcpListener};
 use tokio_tungstenite::tungstenite::Message;
 use wsbalancer::{
     actors::discovery::BackendsChanged,
@@ -18,7 +19,7 @@ use crate::support::{
     Balancer,
     client::{Client, connect, connect_with},
     eventually,
-    pod::{Pod, answer, report},
+    pod::{Pod, answer, read_head, report, switching},
     program::Program,
     within,
 };
@@ -204,6 +205,24 @@ async fn undrain_ends_the_moving_and_no_time_is_no_moving() {
     assert!(codes.iter().all(|code| *code == moved()), "{codes:?}");
     assert!(all_echo(&mut still).await, "they stay");
     assert!(all_echo(&mut left_alone).await, "without a time, a drain is for newcomers only");
+}
+
+#[actix_rt::test]
+async fn a_session_that_opens_on_a_pod_that_is_moved_away_is_moved_too() {
+    let pod = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = pod.local_addr().unwrap();
+    let url = format!("http://{address}");
+    let settings = [("services", &*url), ("balancer.metric_path", "none")];
+    let balancer = Balancer::with([], &settings).await;
+    let client = tokio::spawn(connect_with(balancer.address(), &[]));
+    let (mut at_pod, _) = within("a connection at the pod", pod.accept()).await.unwrap();
+    let request = within("a request", read_head(&mut at_pod)).await.unwrap();
+    let drained = post(&balancer, &format!("/api/backends/{address}/drain?over=100ms")).await;
+    assert_eq!((drained.0, &drained.1[0]["connecting"]), (200, &json!(1)), "{}", drained.1);
+    at_pod.write_all(switching(&request, "").as_bytes()).await.unwrap();
+    let (mut client, _) = within("the 101", client).await.unwrap().expect("a tunnel");
+    let first = within("the Close", client.next()).await.unwrap().unwrap();
+    assert!(matches!(&first, Message::Close(Some(close)) if u16::from(close.code) == 1012));
 }
 
 #[actix_rt::test]
