@@ -9,7 +9,8 @@
 //! | [`discovery::BackendsChanged`], [`discovery::ReplicasChanged`] | [`DiscoveryActor`] → [`MetricsActor`] | – |
 //! | [`discovery::Discovered`] | admin handler → [`DiscoveryActor`] | what DNS has said |
 //! | [`registry::SessionOpened`], [`registry::SessionClosed`] | session → [`RegistryActor`] | – |
-//! | [`registry::CountSessions`] | admin handler → [`RegistryActor`] | how many live |
+//! | [`registry::CountSessions`], [`registry::ListSessions`] | admin handler → [`RegistryActor`] | how many live; which |
+//! | [`registry::CloseOne`] | admin handler → [`RegistryActor`] | the session, if it lives |
 //! | [`registry::MoveSessions`] | [`MetricsActor`] → [`RegistryActor`] | – |
 //! | [`registry::DrainAll`], [`registry::AwaitEmpty`], [`registry::CountDrained`] | shutdown → [`RegistryActor`] | when all are gone; how many there were |
 //! | [`registry::MoveAll`] | [`MetricsActor`] → [`RegistryActor`] | – |

@@ -380,10 +380,17 @@ async fn the_log_level_changes_while_it_runs() {
     let pod = Pod::echo().await;
     let mut balancer = Program::run(&pod.url(), &[]).await;
     let url = format!("http://{}/api/log-level", balancer.admin);
+    let sessions = format!("http://{}/api/sessions", balancer.admin);
     let session_ends = async || {
         let mut client = connect(balancer.traffic).await;
         client.close(None).await.unwrap();
         while client.next().await.is_some() {}
+        drop(client);
+        // A session is taken off the list after it has said so in the log.
+        eventually("its end", async || {
+            call(&sessions, Method::GET, &[], "").await == (200, json!([]))
+        })
+        .await;
     };
     session_ends().await;
     assert_eq!(call(&url, Method::PUT, &[], "debug\n").await, (200, json!({"level": "debug"})));
