@@ -9,7 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use actix::{
@@ -44,6 +44,8 @@ pub struct SessionInfo {
     pub opened_at: Instant,
     /// Live figures of both directions.
     pub stats: Arc<TunnelStats>,
+    /// As it was seen last, in milliseconds.
+    idle: AtomicU64,
 }
 
 impl SessionInfo {
@@ -51,8 +53,24 @@ impl SessionInfo {
     pub fn new(client: IpAddr, backend: Arc<Backend>, close_code: CloseCode) -> Self {
         static LAST_ID: AtomicU64 = AtomicU64::new(0);
         let id = LAST_ID.fetch_add(1, Relaxed) + 1;
-        let (opened_at, stats) = (Instant::now(), Arc::default());
-        Self { id, client, backend, close_code, opened_at, stats }
+        Self {
+            id,
+            client,
+            backend,
+            close_code,
+            opened_at: Instant::now(),
+            stats: Arc::default(),
+            idle: AtomicU64::new(0),
+        }
+    }
+
+    /// How long nothing had passed when its worker looked last, a moment ago.
+    pub fn idle(&self) -> Duration {
+        Duration::from_millis(self.idle.load(Relaxed))
+    }
+
+    pub(super) fn note_idle(&self, idle: Duration) {
+        self.idle.store(idle.as_millis() as u64, Relaxed);
     }
 }
 

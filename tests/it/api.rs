@@ -122,19 +122,37 @@ async fn backends_sessions_and_the_version_are_listed() {
     assert_eq!(backends, expected);
 
     let mut sessions = get(&balancer, "/api/sessions").await;
-    assert!(sessions[0]["ageMs"].take().is_u64());
+    for time in ["ageMs", "idleMs"] {
+        assert!(sessions[0][time].take().is_u64());
+    }
     let id = sessions[0]["id"].take();
     assert!(id.as_u64() > Some(0));
     assert_eq!(
         sessions,
         json!([{
             "id": null, "client": "127.0.0.1", "backend": pod.url(),
-            "address": pod.address.to_string(), "service": "default", "ageMs": null,
+            "address": pod.address.to_string(), "service": "default", "ageMs": null, "idleMs": null,
             "bytesUp": 12, "bytesDown": 8, "messagesUp": 1, "messagesDown": 1,
         }])
     );
     let version = json!({"name": "wsbalancer", "version": env!("CARGO_PKG_VERSION")});
     assert_eq!(get(&balancer, "/api/version").await, version);
+}
+
+#[actix_rt::test]
+async fn idle_sessions_are_told_from_busy_ones() {
+    let pod = Pod::echo().await;
+    let balancer = Balancer::with([&pod], &[("balancer.close_timeout", "100ms")]).await;
+    let mut by_pod = clients(&balancer, 2).await;
+    let both = by_pod.get_mut(&pod.address.to_string()).unwrap();
+    let busy = tokio::sync::Mutex::new(both.remove(0));
+    eventually("one more idle than the other", async || {
+        assert!(echoes(&mut *busy.lock().await).await);
+        let sessions = get(&balancer, "/api/sessions").await;
+        let [busy, idle] = [0, 1].map(|at: usize| sessions[at]["idleMs"].as_u64().unwrap());
+        idle > busy + 100
+    })
+    .await;
 }
 
 #[actix_rt::test]
