@@ -8,7 +8,7 @@
 //!                                                │                             │
 //!             operators ──► admin listener       │ PickBackend                 │ /metric
 //!                            /balancer-metrics   ▼                             ▼
-//!                            /livez /readyz ── RegistryActor, MetricsActor ── polls
+//!                      /livez /readyz /api ── RegistryActor, MetricsActor ── polls
 //!                                                DiscoveryActor ── look-ups ──► DNS
 //!
 //!  data plane (worker threads): sessions; bytes never cross a mailbox
@@ -54,6 +54,7 @@
 //! - *lease*: a session's slot on a backend, released when dropped.
 //! - *metrics*: the pods' counts; *telemetry*: what the process says of itself.
 //! - *drain*: let live sessions be, or close them in good order, and start no new ones.
+//! - *move*: close a session so that its client comes back and lands elsewhere.
 
 #![warn(missing_docs)]
 

@@ -83,6 +83,7 @@ async fn connections_are_served_until_the_delay_is_over_and_refused_then() {
         let head = ask(balancer.traffic, &request).await;
         assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
         assert!(header(&head, "retry-after").is_some(), "{head}");
+        assert_eq!(header(&head, "connection"), Some("close"), "{head}");
     }
     balancer.logged("2 sessions are closed over 0ns").await;
     balancer.terminate();

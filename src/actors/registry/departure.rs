@@ -110,7 +110,7 @@ impl Handler<MoveAll> for RegistryActor {
         };
         let on_it = self.sessions.values().filter(|live| live.info.backend == from && !live.told);
         let ids: Vec<u64> = on_it.map(|live| live.info.id).collect();
-        log::info!("{}: {} sessions are moved over {over:?}", from.url, ids.len());
+        log::info!("{}: {} sessions are moved over {over:?}", from.address, ids.len());
         let departures = Departures::new(&ids, over, Instant::now(), fastrand::u64(..));
         self.moving.insert(from.clone(), departures);
         self.close_due(ctx);
