@@ -144,6 +144,12 @@ pub struct RegistryActor {
 
 impl Actor for RegistryActor {
     type Context = Context<Self>;
+
+    /// Whoever has to go still has to after a restart, which loses the timer.
+    fn started(&mut self, ctx: &mut Self::Context) {
+        self.next_tick = None;
+        self.close_due(ctx);
+    }
 }
 
 impl Handler<SessionOpened> for RegistryActor {

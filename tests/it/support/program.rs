@@ -62,7 +62,7 @@ impl Program {
     }
 
     /// The next line of its log that contains `text`.
-    pub async fn logged(&mut self, text: &str) -> String {
+    pub async fn logs(&mut self, text: &str) -> String {
         until(&mut self.log, text).await
     }
 
