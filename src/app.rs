@@ -14,15 +14,14 @@ use socket2::SockRef;
 use tokio::{
     net::{TcpStream, UnixStream},
     sync::mpsc::{UnboundedReceiver, unbounded_channel},
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use crate::{
     actors::{
         discovery::DiscoveryActor,
-        metrics::MetricsActor,
-        registry::{AwaitEmpty, CloseAll, CountSessions, RegistryActor},
-        session::CloseSession,
+        metrics::{MetricsActor, Snapshot},
+        registry::{AwaitEmpty, CountDrained, DrainAll, Drained, RegistryActor},
         supervision::Supervisor,
     },
     config::{self, Config},
@@ -38,9 +37,11 @@ use crate::{
         listen::{ListenAddress, Listener, SocketFile, bind_tcp},
     },
     plan::Indexes,
-    relay::close::CloseCode,
     reload::{CertificateWatch, Reloader},
 };
+
+/// How often it is looked whether requests are still under way at a shutdown.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// The control actors, on a thread of their own.
 pub struct Control {
@@ -65,8 +66,9 @@ impl Control {
         let (failed, failures) = unbounded_channel();
         let supervisor = Supervisor::new(arbiter.handle(), failed);
         let registry = supervisor.start("RegistryActor", |_| RegistryActor::default());
-        let mover = registry.clone().recipient();
-        let metrics = supervisor.start("MetricsActor", |_| MetricsActor::new(rules, mover));
+        let (mover, drainer) = (registry.clone().recipient(), registry.clone().recipient());
+        let metrics =
+            supervisor.start("MetricsActor", |_| MetricsActor::new(rules, mover, drainer));
         let lookups = indexes.lookups(config);
         let (backends, replicas) = (metrics.clone().recipient(), metrics.clone().recipient());
         let discovery = supervisor
@@ -189,9 +191,9 @@ pub struct App {
 /// What a shutdown did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Summary {
-    /// Sessions that lived when it began.
+    /// Sessions that it had to close.
     pub sessions: usize,
-    /// Sessions that had not closed in time and were cut.
+    /// Those among them that had not ended in time and were cut.
     pub cut: usize,
 }
 
@@ -231,8 +233,8 @@ impl App {
             }
         };
         let traffic_server = server.run();
-        let path = config.admin.balancer_metric_path.clone();
-        let admin_server = admin::server(listeners.admin, path, state)?;
+        let admin_server =
+            admin::server(listeners.admin, config.admin.balancer_metric_path.clone(), state)?;
 
         let app = Self {
             traffic_address,
@@ -271,24 +273,43 @@ impl App {
         }
     }
 
-    /// Refuses new connections, closes all sessions, waits for them at most the shutdown time-out,
-    /// and stops.
-    pub async fn stop(self) -> Summary {
-        self.hand_over().await;
-        self.health.drain();
-        let registry = &self.control.registry;
-        let sessions = registry.send(CountSessions).await.unwrap_or_default();
-        registry.do_send(CloseAll(CloseSession {
-            to_client: CloseCode::SERVICE_RESTART,
-            to_pod: CloseCode::GOING_AWAY,
-            reason: "balancer is shutting down",
-        }));
-        let _ =
-            timeout(self.reloads.config().server.shutdown_timeout, registry.send(AwaitEmpty)).await;
-        let cut = registry.send(CountSessions).await.unwrap_or_default();
+    /// Says that no connections are wanted, refuses them after the delay, closes the sessions one
+    /// after the other, waits for what is under way at most the shutdown time-out, and stops. Once
+    /// `hurry` resolves it stops at once.
+    pub async fn stop(self, hurry: impl Future<Output = ()>) -> Summary {
+        tokio::select! {
+            () = self.drain() => {}
+            () = hurry => log::warn!("shutting down at once"),
+        }
+        let drained = self.control.registry.send(CountDrained).await;
+        let Drained { sessions, live } = drained.unwrap_or(Drained { sessions: 0, live: 0 });
         self.traffic_server.stop(false).await;
         self.admin_server.stop(false).await;
-        Summary { sessions, cut }
+        Summary { sessions, cut: live }
+    }
+
+    async fn drain(&self) {
+        self.health.leave();
+        self.hand_over().await;
+        if !self.inherited.traffic {
+            sleep(self.reloads.config().server.drain_delay).await;
+        }
+        self.health.drain();
+        let config = self.reloads.config();
+        self.control.registry.do_send(DrainAll { over: config.server.drain_time });
+        let _ = timeout(config.server.shutdown_timeout, self.until_idle()).await;
+    }
+
+    /// Waits until no session lives, no handshake that may become one is under way, and no plain
+    /// request is.
+    async fn until_idle(&self) {
+        loop {
+            let _ = self.control.registry.send(AwaitEmpty).await;
+            if !self.control.metrics.send(Snapshot).await.is_ok_and(|pods| pods.are_busy()) {
+                return;
+            }
+            sleep(LOOK_EVERY).await;
+        }
     }
 }
 
@@ -302,7 +323,7 @@ impl App {
         }
         if traffic {
             self.traffic_server.pause().await;
-            tokio::time::sleep(PAUSED_WITHIN).await;
+            sleep(PAUSED_WITHIN).await;
             log::info!("accepts nothing more: what comes is for the next process");
             // For a client that was accepted to say what it wants.
             let at_most = self.reloads.config().server.request_timeout;

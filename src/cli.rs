@@ -33,7 +33,7 @@ pub struct Settings {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Serve until SIGTERM or SIGINT.
+    /// Serve until SIGTERM or SIGINT, and drain then; a second one ends it at once.
     Run(Settings),
     /// Print the resolved settings with their origins, or every problem in them.
     Check(Settings),

@@ -8,7 +8,7 @@
 //!                                                │                             │
 //!             operators ──► admin listener       │ PickBackend                 │ /metric
 //!                            /balancer-metrics   ▼                             ▼
-//!                            /livez /readyz ── RegistryActor, MetricsActor ── polls
+//!                      /livez /readyz /api ── RegistryActor, MetricsActor ── polls
 //!                                                DiscoveryActor ── look-ups ──► DNS
 //!
 //!  data plane (worker threads): sessions; bytes never cross a mailbox
@@ -42,7 +42,8 @@
 //! # Who may import whom
 //!
 //! `main` → [`app`], [`demo`] → [`reload`] → [`http`] → [`plan`] → [`actors`] → [`net`] → [`relay`],
-//! [`domain`]. [`config`] is read by `app`, `reload`, `http` and `plan` and knows `net` and `domain`; `relay` and `domain` know nobody. A test
+//! [`domain`]. [`config`] is read by `app`, `reload`, `http` and `plan` and knows `net`, `domain` and
+//! [`relay::close`]; `relay` and `domain` know nobody. A test
 //! enforces it.
 //!
 //! # Words
@@ -62,6 +63,7 @@
 //! - *reload*: other settings for a process that serves; *hand-over*: another process for a listening
 //!   socket.
 //! - *drain*: let live sessions be, or close them in good order, and start no new ones.
+//! - *move*: close a session so that its client comes back and lands elsewhere.
 
 #![warn(missing_docs)]
 

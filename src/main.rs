@@ -83,12 +83,12 @@ async fn run(config: &Config, file: Option<PathBuf>) -> Result<(), Box<dyn Error
         reason = app.failed() => return Err(reason.into()),
     }
     log::info!("shutting down");
-    let summary = app.stop().await;
+    let summary = app.stop(shutdown_signal()?).await;
     log::info!("stopped: {} sessions were open, {} were cut", summary.sessions, summary.cut);
     Ok(())
 }
 
-/// Resolves at SIGTERM or SIGINT.
+/// Resolves at the next SIGTERM or SIGINT.
 fn shutdown_signal() -> io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

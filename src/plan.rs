@@ -89,10 +89,13 @@ fn rules(service: &Service) -> ServiceRules {
         connect: balancer.connect_settings(),
     });
     ServiceRules {
+        service: service.name.clone(),
         settings,
         counts_replicas: balancer.replicas_name.is_some(),
         backends: service.discovery.is_none().then(|| service.backends.clone()),
         polls,
         rebalance: balancer.rebalance,
+        pod_drain_time: balancer.pod_drain_time,
+        closes_ejected: balancer.closes_ejected,
     }
 }

@@ -155,10 +155,11 @@ fn check(config: &Config) {
     }
     assert!(config.services.len() == 1 || !config.router.is_empty());
     assert!(config.server.workers >= 1);
+    assert!(config.server.drain_time <= config.server.shutdown_timeout);
 
     // What `wsbalancer check` prints is a file that says the same, but for secrets.
     let printed = config.to_string();
-    if printed.contains("_key = ***") {
+    if printed.contains(" = ***") {
         return;
     }
     let values: Table = printed.parse().unwrap_or_else(|error| panic!("{error} in\n{printed}"));

@@ -13,12 +13,12 @@ use actix::{
 use super::{
     discovery::{BackendsChanged, ReplicasChanged},
     poll::{PollSettings, Pollers},
-    registry::MoveSessions,
+    registry::{MoveAll, MoveSessions, Pace},
 };
 use crate::domain::{
     affinity::Preference,
-    lease::{Backend, Lease, Purpose},
-    pool::{BackendSnapshot, NoBackend, Poll, Pool, PoolSettings},
+    lease::{Backend, Lease, Load, Purpose},
+    pool::{BackendSnapshot, News, NoBackend, Poll, Pool, PoolSettings, State},
     rebalance::{RebalanceSettings, Rebalancer},
     report::{Report, ReportError},
 };
@@ -58,9 +58,41 @@ pub struct Snapshot;
 #[derive(Debug, MessageResponse)]
 pub struct Backends(pub Vec<BackendSnapshot>);
 
+impl Backends {
+    /// Whether a session, a handshake or a plain request is on any of them.
+    pub fn are_busy(&self) -> bool {
+        self.0.iter().any(|backend| backend.load != Load::default())
+    }
+}
+
+/// Says on behalf of an operator whether backends take new connections. Answers with those that are
+/// meant, as they stand then, unless there is nothing of that name.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "Option<Backends>")]
+pub struct OperatorDrain {
+    /// Which ones.
+    pub whose: Whose,
+    /// They take none, or they take them again.
+    pub drains: bool,
+    /// Over how long their sessions are moved, instead of the configured time; zero means that they
+    /// stay.
+    pub over: Option<Duration>,
+}
+
+/// Which backends an operator means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// Those at this address, in whichever service.
+    Address(String),
+    /// All of this service, and those that are yet to come.
+    Service(String),
+}
+
 /// What one service is to be.
 #[derive(Clone, Debug)]
 pub struct ServiceRules {
+    /// Its name.
+    pub service: String,
     /// How its backends are chosen.
     pub settings: PoolSettings,
     /// Whether its replicas are counted; then the number in `settings` is but the first.
@@ -71,6 +103,10 @@ pub struct ServiceRules {
     pub polls: Option<PollSettings>,
     /// Where sessions may be moved.
     pub rebalance: Option<RebalanceSettings>,
+    /// Over how long the sessions of a draining backend are moved; zero means that they stay.
+    pub pod_drain_time: Duration,
+    /// Whether the sessions of an ejected backend are closed.
+    pub closes_ejected: bool,
 }
 
 /// Other rules for all services, each with its index: the one it has had before, or the next.
@@ -82,22 +118,28 @@ pub struct Reconfigure(pub Vec<(usize, ServiceRules)>);
 
 /// The backends of one service, and how they are asked for their counts.
 struct Watch {
+    service: String,
     pool: Pool,
     is_discovered: bool,
     polls: Option<PollSettings>,
     rebalance: Option<RebalanceSettings>,
     rebalancer: Option<Rebalancer>,
+    pod_drain_time: Duration,
+    closes_ejected: bool,
 }
 
 impl Watch {
     fn new(rules: ServiceRules) -> Self {
-        let ServiceRules { settings, counts_replicas: _, backends, polls, rebalance } = rules;
+        let backends = rules.backends.clone().unwrap_or_default();
         Self {
-            is_discovered: backends.is_none(),
-            pool: Pool::new(backends.unwrap_or_default(), settings, fastrand::u64(..)),
-            polls,
-            rebalance,
-            rebalancer: rebalance.map(Rebalancer::new),
+            service: rules.service,
+            is_discovered: rules.backends.is_none(),
+            pool: Pool::new(backends, rules.settings, fastrand::u64(..)),
+            polls: rules.polls,
+            rebalance: rules.rebalance,
+            rebalancer: rules.rebalance.map(Rebalancer::new),
+            pod_drain_time: rules.pod_drain_time,
+            closes_ejected: rules.closes_ejected,
         }
     }
 
@@ -107,6 +149,8 @@ impl Watch {
             rules.settings.replicas = self.pool.replicas();
         }
         self.pool.set_settings(rules.settings);
+        self.pod_drain_time = rules.pod_drain_time;
+        self.closes_ejected = rules.closes_ejected;
         self.is_discovered = rules.backends.is_none();
         if let Some(backends) = rules.backends {
             self.pool.set_backends(backends, now);
@@ -127,6 +171,8 @@ pub struct MetricsActor {
     pollers: Vec<Pollers>,
     /// Who moves sessions.
     mover: Recipient<MoveSessions>,
+    /// Who moves all those of a backend.
+    drainer: Recipient<MoveAll>,
     #[cfg(feature = "fault-hooks")]
     panics_at_next_pick: bool,
 }
@@ -139,12 +185,17 @@ const REBALANCE_EVERY: Duration = Duration::from_secs(1);
 
 impl MetricsActor {
     /// An actor for `services`, by index. It polls once started, where there is something to ask.
-    pub fn new(services: Vec<ServiceRules>, mover: Recipient<MoveSessions>) -> Self {
+    pub fn new(
+        services: Vec<ServiceRules>,
+        mover: Recipient<MoveSessions>,
+        drainer: Recipient<MoveAll>,
+    ) -> Self {
         let services = services.into_iter().map(Watch::new).collect();
         Self {
             services,
             pollers: Vec::new(),
             mover,
+            drainer,
             #[cfg(feature = "fault-hooks")]
             panics_at_next_pick: false,
         }
@@ -181,6 +232,7 @@ impl MetricsActor {
     fn forget(&mut self) {
         for service in 0..self.services.len() {
             self.services[service].pool.forget(Instant::now());
+            self.tell(service);
             self.poll_what_is_there(service);
         }
     }
@@ -194,6 +246,34 @@ impl MetricsActor {
             }
         }
     }
+
+    /// Logs what operators should hear of, and says what becomes of sessions that may have to go.
+    fn tell(&mut self, service: usize) {
+        let Some(watch) = self.services.get_mut(service) else { return };
+        for news in watch.pool.take_news() {
+            log(&news);
+            match news {
+                News::Drains { backend, .. } => {
+                    let pace = pace(watch.pod_drain_time);
+                    self.drainer.do_send(MoveAll { from: backend, pace });
+                }
+                News::DrainsNoMore { backend } | News::Forgotten { backend } => {
+                    self.drainer.do_send(MoveAll { from: backend, pace: Pace::Never });
+                }
+                News::Ejected { backend, .. } | News::Down { backend, .. }
+                    if watch.closes_ejected =>
+                {
+                    self.drainer.do_send(MoveAll { from: backend, pace: Pace::AtOnce });
+                }
+                News::Ejected { .. } | News::Down { .. } | News::FailsOpen => {}
+            }
+        }
+    }
+}
+
+/// No time means that sessions stay.
+fn pace(over: Duration) -> Pace {
+    if over.is_zero() { Pace::Never } else { Pace::Over(over) }
 }
 
 impl Actor for MetricsActor {
@@ -232,7 +312,7 @@ impl Handler<PickBackend> for MetricsActor {
         let PickBackend { service, purpose, preference, tried } = message;
         let Watch { pool, .. } = self.services.get_mut(service).ok_or(NoBackend::Empty)?;
         let picked = pool.pick(purpose, &tried, preference, Instant::now());
-        tell(pool);
+        self.tell(service);
         picked
     }
 }
@@ -251,7 +331,7 @@ impl Handler<Polled> for MetricsActor {
             _ => {}
         }
         pool.record(poll, result, Instant::now());
-        tell(pool);
+        self.tell(service);
     }
 }
 
@@ -260,12 +340,10 @@ impl Handler<Snapshot> for MetricsActor {
 
     fn handle(&mut self, _: Snapshot, _: &mut Self::Context) -> Backends {
         let now = Instant::now();
-        let pods = self.services.iter_mut().flat_map(|Watch { pool, .. }| {
-            let pods = pool.snapshot(now);
-            tell(pool);
-            pods
-        });
-        Backends(pods.collect())
+        let services = self.services.iter_mut();
+        let pods = services.flat_map(|Watch { pool, .. }| pool.snapshot(now)).collect();
+        (0..self.services.len()).for_each(|service| self.tell(service));
+        Backends(pods)
     }
 }
 
@@ -277,6 +355,7 @@ impl Handler<BackendsChanged> for MetricsActor {
         // One that has just ceased to be discovered may have been told of on the way.
         if let Some(Watch { pool, is_discovered: true, .. }) = self.services.get_mut(service) {
             pool.set_backends(backends, Instant::now());
+            self.tell(service);
             self.poll_what_is_there(service);
         }
     }
@@ -307,6 +386,7 @@ impl Handler<Reconfigure> for MetricsActor {
                 watch.pool.set_backends(Vec::new(), Instant::now());
             }
         }
+        (0..self.services.len()).for_each(|index| self.tell(index));
     }
 }
 
@@ -328,10 +408,47 @@ impl Handler<super::supervision::PanicAtNextPick> for MetricsActor {
     }
 }
 
-/// Logs what operators should hear of.
-fn tell(pool: &mut Pool) {
-    for news in pool.take_news() {
-        log::warn!("{news}");
+impl Handler<OperatorDrain> for MetricsActor {
+    type Result = Option<Backends>;
+
+    fn handle(&mut self, drain: OperatorDrain, _: &mut Self::Context) -> Option<Backends> {
+        let OperatorDrain { whose, drains, over } = drain;
+        let now = Instant::now();
+        let mut found: Option<Vec<BackendSnapshot>> = None;
+        for service in 0..self.services.len() {
+            self.tell(service);
+            let watch = &mut self.services[service];
+            let meant = match &whose {
+                Whose::Service(name) if *name != watch.service => continue,
+                Whose::Service(_) => watch.pool.drain(None, drains),
+                Whose::Address(address) => watch.pool.drain(Some(address), drains),
+            };
+            if matches!(whose, Whose::Address(_)) && meant.is_empty() {
+                continue;
+            }
+            watch.pool.take_news().iter().for_each(log);
+            let mut snapshot = watch.pool.snapshot(now);
+            snapshot.retain(|pod| meant.contains(&pod.backend));
+            for pod in &snapshot {
+                let drains = pod.state == State::Draining;
+                let over =
+                    if drains { over.unwrap_or(watch.pod_drain_time) } else { Duration::ZERO };
+                let from = pod.backend.clone();
+                self.drainer.do_send(MoveAll { from, pace: pace(over) });
+            }
+            found.get_or_insert_default().extend(snapshot);
+        }
+        found.map(Backends)
+    }
+}
+
+/// Draining is everyday life; the rest is not.
+fn log(news: &News) {
+    match news {
+        News::Drains { .. } | News::DrainsNoMore { .. } | News::Forgotten { .. } => {
+            log::info!("{news}");
+        }
+        News::Ejected { .. } | News::Down { .. } | News::FailsOpen => log::warn!("{news}"),
     }
 }
 
@@ -340,9 +457,7 @@ mod tests {
     use actix::Addr;
 
     use super::*;
-    use crate::domain::{
-        health::HealthSettings, lease::Transport, pool::State, strategy::Strategy,
-    };
+    use crate::domain::{health::HealthSettings, lease::Transport, strategy::Strategy};
 
     /// Nobody is moved.
     struct Deaf;
@@ -355,6 +470,12 @@ mod tests {
         type Result = ();
 
         fn handle(&mut self, _: MoveSessions, _: &mut Self::Context) {}
+    }
+
+    impl Handler<MoveAll> for Deaf {
+        type Result = ();
+
+        fn handle(&mut self, _: MoveAll, _: &mut Self::Context) {}
     }
 
     fn backend(address: &str) -> Backend {
@@ -381,11 +502,21 @@ mod tests {
             affinity_key: None,
             shares: Default::default(),
         };
-        ServiceRules { settings, counts_replicas: false, backends, polls: None, rebalance: None }
+        ServiceRules {
+            service: "default".to_owned(),
+            settings,
+            counts_replicas: false,
+            backends,
+            polls: None,
+            rebalance: None,
+            pod_drain_time: Duration::ZERO,
+            closes_ejected: false,
+        }
     }
 
     fn actor(services: Vec<ServiceRules>) -> Addr<MetricsActor> {
-        MetricsActor::new(services, Deaf.start().recipient()).start()
+        let deaf = Deaf.start();
+        MetricsActor::new(services, deaf.clone().recipient(), deaf.recipient()).start()
     }
 
     async fn addresses(actor: &Addr<MetricsActor>) -> Vec<String> {

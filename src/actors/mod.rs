@@ -4,15 +4,18 @@
 //! |---|---|---|
 //! | [`metrics::PickBackend`] | handshake → [`MetricsActor`] | `Lease` or `NoBackend` |
 //! | [`metrics::Polled`] | poll task → [`MetricsActor`] | – |
+//! | [`metrics::OperatorDrain`] | admin handler → [`MetricsActor`] | the backends that are meant |
 //! | [`metrics::Snapshot`] | admin handler → [`MetricsActor`] | every backend as it stands |
 //! | [`metrics::Reconfigure`] | reload → [`MetricsActor`] | once new indexes may be asked for |
 //! | [`discovery::SetWatches`] | reload → [`DiscoveryActor`] | – |
 //! | [`discovery::BackendsChanged`], [`discovery::ReplicasChanged`] | [`DiscoveryActor`] → [`MetricsActor`] | – |
 //! | [`discovery::Discovered`] | admin handler → [`DiscoveryActor`] | what DNS has said |
 //! | [`registry::SessionOpened`], [`registry::SessionClosed`] | session → [`RegistryActor`] | – |
-//! | [`registry::CountSessions`] | admin handler → [`RegistryActor`] | how many live |
+//! | [`registry::CountSessions`], [`registry::ListSessions`] | admin handler → [`RegistryActor`] | how many live; which |
+//! | [`registry::CloseOne`] | admin handler → [`RegistryActor`] | the session, if it lives |
 //! | [`registry::MoveSessions`] | [`MetricsActor`] → [`RegistryActor`] | – |
-//! | [`registry::CloseAll`], [`registry::AwaitEmpty`] | shutdown → [`RegistryActor`] | when all are gone |
+//! | [`registry::DrainAll`], [`registry::AwaitEmpty`], [`registry::CountDrained`] | shutdown → [`RegistryActor`] | when all are gone; how many there were |
+//! | [`registry::MoveAll`] | [`MetricsActor`] → [`RegistryActor`] | – |
 //! | [`session::CloseSession`] | [`RegistryActor`] → [`SessionActor`] | – |
 //! | [`session::PodSideEnded`] | [`BackendActor`] → [`SessionActor`] | – |
 //!

@@ -1,5 +1,7 @@
 //! Knows every live session.
 
+mod departure;
+
 use std::{
     collections::HashMap,
     net::IpAddr,
@@ -11,23 +13,21 @@ use std::{
 };
 
 use actix::{
-    Actor, Addr, AsyncContext as _, Context, Handler, Message, MessageResult, ResponseFuture,
+    Actor, Addr, Context, Handler, Message, MessageResponse, ResponseFuture, SpawnHandle,
     Supervised, WeakRecipient,
 };
 use futures_util::FutureExt as _;
 use tokio::sync::oneshot;
 
+pub use self::departure::{CountDrained, DrainAll, Drained, MoveAll, MoveSessions, Pace};
 use super::session::CloseSession;
 use crate::{
-    domain::{lease::Backend, rebalance::Moves},
+    domain::{lease::Backend, spread::Departures},
     relay::{TunnelStats, close::CloseCode},
 };
 
-/// How long nothing must have passed on a session that is moved.
-const IDLE_FOR: Duration = Duration::from_secs(1);
-
-/// How long a client that was moved is left alone.
-const MOVED_AGAIN_AFTER: Duration = Duration::from_secs(3600);
+/// What is told in the Close frames of a session that an operator closes.
+const BY_OPERATOR: &str = "closed by an operator";
 
 /// What the rest of the program may know of a live session.
 #[derive(Debug)]
@@ -38,18 +38,39 @@ pub struct SessionInfo {
     pub client: IpAddr,
     /// Where its bytes go.
     pub backend: Arc<Backend>,
+    /// What its client is told when it should come back.
+    pub close_code: CloseCode,
     /// When its tunnel opened.
     pub opened_at: Instant,
     /// Live figures of both directions.
     pub stats: Arc<TunnelStats>,
+    /// As it was seen last, in milliseconds.
+    idle: AtomicU64,
 }
 
 impl SessionInfo {
     /// A session that opens now.
-    pub fn new(client: IpAddr, backend: Arc<Backend>) -> Self {
+    pub fn new(client: IpAddr, backend: Arc<Backend>, close_code: CloseCode) -> Self {
         static LAST_ID: AtomicU64 = AtomicU64::new(0);
         let id = LAST_ID.fetch_add(1, Relaxed) + 1;
-        Self { id, client, backend, opened_at: Instant::now(), stats: Arc::default() }
+        Self {
+            id,
+            client,
+            backend,
+            close_code,
+            opened_at: Instant::now(),
+            stats: Arc::default(),
+            idle: AtomicU64::new(0),
+        }
+    }
+
+    /// How long nothing had passed when its worker looked last, a moment ago.
+    pub fn idle(&self) -> Duration {
+        Duration::from_millis(self.idle.load(Relaxed))
+    }
+
+    pub(super) fn note_idle(&self, idle: Duration) {
+        self.idle.store(idle.as_millis() as u64, Relaxed);
     }
 }
 
@@ -73,36 +94,62 @@ pub struct SessionClosed {
 #[rtype(result = "usize")]
 pub struct CountSessions;
 
-/// Closes every session, and those that still open from now on.
-#[derive(Clone, Debug, Message)]
-#[rtype(result = "()")]
-pub struct CloseAll(pub CloseSession);
-
-/// Closes the youngest idle sessions of a backend, so that their clients come back elsewhere.
-///
-/// A client is moved at most once an hour, by its address.
+/// Asks for every live session, in the order in which they opened.
 #[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct MoveSessions(pub Moves);
+#[rtype(result = "Sessions")]
+pub struct ListSessions;
+
+/// Answer to [`ListSessions`].
+#[derive(Debug, MessageResponse)]
+pub struct Sessions(pub Vec<Arc<SessionInfo>>);
+
+/// Closes one session; answers with it, if it lives.
+#[derive(Debug, Message)]
+#[rtype(result = "Option<Arc<SessionInfo>>")]
+pub struct CloseOne {
+    /// Its identifier.
+    pub id: u64,
+}
 
 /// Answers once no session lives.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct AwaitEmpty;
 
+/// A live session.
+struct Live {
+    info: Arc<SessionInfo>,
+    session: WeakRecipient<CloseSession>,
+    /// It has been told to close.
+    told: bool,
+    /// It counts among those that the drain of the balancer has closed.
+    drained: bool,
+}
+
 /// Holds an entry per live session.
 #[derive(Default)]
 pub struct RegistryActor {
-    sessions: HashMap<u64, (Arc<SessionInfo>, WeakRecipient<CloseSession>)>,
+    sessions: HashMap<u64, Live>,
     /// Set once the balancer goes down.
-    closing: Option<CloseSession>,
+    shutdown: Option<Departures>,
+    /// Sessions that have been closed by that.
+    drained: usize,
+    /// Backends whose sessions are moved away.
+    moving: HashMap<Arc<Backend>, Departures>,
+    next_tick: Option<SpawnHandle>,
     waiting_for_empty: Vec<oneshot::Sender<()>>,
-    /// Clients that have been moved within the last [`MOVED_AGAIN_AFTER`].
+    /// Clients that have been moved within the last hour.
     moved: HashMap<IpAddr, Instant>,
 }
 
 impl Actor for RegistryActor {
     type Context = Context<Self>;
+
+    /// Whoever has to go still has to after a restart, which loses the timer.
+    fn started(&mut self, ctx: &mut Self::Context) {
+        self.next_tick = None;
+        self.close_due(ctx);
+    }
 }
 
 impl Supervised for RegistryActor {}
@@ -110,11 +157,17 @@ impl Supervised for RegistryActor {}
 impl Handler<SessionOpened> for RegistryActor {
     type Result = ();
 
-    fn handle(&mut self, opened: SessionOpened, _: &mut Self::Context) {
-        if let Some(close) = &self.closing {
-            send(&opened.session, close);
+    fn handle(&mut self, opened: SessionOpened, ctx: &mut Self::Context) {
+        let SessionOpened { info, session } = opened;
+        let departures = self.shutdown.as_mut().or_else(|| self.moving.get_mut(&info.backend));
+        let join = |departures: &mut Departures| {
+            departures.join(info.id, Instant::now(), fastrand::u64(..));
+        };
+        let must_go = departures.map(join).is_some();
+        self.sessions.insert(info.id, Live { info, session, told: false, drained: false });
+        if must_go {
+            self.close_due(ctx);
         }
-        self.sessions.insert(opened.info.id, (opened.info, opened.session));
     }
 }
 
@@ -139,15 +192,22 @@ impl Handler<CountSessions> for RegistryActor {
     }
 }
 
-impl Handler<CloseAll> for RegistryActor {
-    type Result = MessageResult<CloseAll>;
+impl Handler<ListSessions> for RegistryActor {
+    type Result = Sessions;
 
-    fn handle(&mut self, CloseAll(close): CloseAll, _: &mut Self::Context) -> Self::Result {
-        for (_, session) in self.sessions.values() {
-            send(session, &close);
-        }
-        self.closing = Some(close);
-        MessageResult(())
+    fn handle(&mut self, _: ListSessions, _: &mut Self::Context) -> Sessions {
+        let mut all: Vec<_> = self.sessions.values().map(|live| live.info.clone()).collect();
+        all.sort_unstable_by_key(|info| info.id);
+        Sessions(all)
+    }
+}
+
+impl Handler<CloseOne> for RegistryActor {
+    type Result = Option<Arc<SessionInfo>>;
+
+    fn handle(&mut self, CloseOne { id }: CloseOne, _: &mut Self::Context) -> Self::Result {
+        self.close(id, BY_OPERATOR);
+        self.sessions.get(&id).map(|live| live.info.clone())
     }
 }
 
@@ -163,26 +223,6 @@ impl Handler<AwaitEmpty> for RegistryActor {
     }
 }
 
-impl Handler<MoveSessions> for RegistryActor {
-    type Result = ();
-
-    fn handle(&mut self, MoveSessions(moves): MoveSessions, ctx: &mut Self::Context) {
-        let now = Instant::now();
-        self.moved.retain(|_, at| now.duration_since(*at) < MOVED_AGAIN_AFTER);
-        let on_it =
-            self.sessions.values().map(|(info, _)| info).filter(|info| {
-                *info.backend == *moves.from && !self.moved.contains_key(&info.client)
-            });
-        let mut youngest: Vec<&Arc<SessionInfo>> = on_it.collect();
-        youngest.sort_unstable_by_key(|info| std::cmp::Reverse(info.id));
-        // More than are wanted, because some of them will turn out to be busy.
-        youngest.truncate(moves.count * 4);
-        let candidates: Vec<(u64, u64)> =
-            youngest.iter().map(|info| (info.id, info.stats.bytes())).collect();
-        ctx.run_later(IDLE_FOR, move |registry, _| registry.move_idle(&candidates, &moves));
-    }
-}
-
 #[cfg(feature = "fault-hooks")]
 impl Handler<super::supervision::Panic> for RegistryActor {
     type Result = ();
@@ -193,37 +233,18 @@ impl Handler<super::supervision::Panic> for RegistryActor {
 }
 
 impl RegistryActor {
-    /// Closes those of `candidates` (identifier, bytes) that have been idle since.
-    fn move_idle(&mut self, candidates: &[(u64, u64)], moves: &Moves) {
-        let mut moved = 0;
-        for (id, bytes) in candidates {
-            let Some((info, session)) = self.sessions.get(id) else { continue };
-            if info.stats.bytes() != *bytes || self.moved.contains_key(&info.client) {
-                continue;
-            }
-            if moved == moves.count {
-                break;
-            }
-            send(
-                session,
-                &CloseSession {
-                    to_client: CloseCode::SERVICE_RESTART,
-                    to_pod: CloseCode::GOING_AWAY,
-                    reason: "moved to another pod",
-                },
-            );
-            self.moved.insert(info.client, Instant::now());
-            moved += 1;
+    /// Closes a session, if it lives and has not been told to close before.
+    fn close(&mut self, id: u64, reason: &'static str) {
+        let Some(live) = self.sessions.get_mut(&id) else { return };
+        if !std::mem::replace(&mut live.told, true)
+            && let Some(session) = live.session.upgrade()
+        {
+            session.do_send(CloseSession {
+                to_client: live.info.close_code,
+                to_pod: CloseCode::GOING_AWAY,
+                reason,
+            });
         }
-        if moved > 0 {
-            log::info!("{}: {moved} sessions are moved to emptier pods", moves.from.url);
-        }
-    }
-}
-
-fn send(session: &WeakRecipient<CloseSession>, close: &CloseSession) {
-    if let Some(session) = session.upgrade() {
-        session.do_send(close.clone());
     }
 }
 

@@ -35,6 +35,8 @@ pub struct Rules {
     pub life: LifeRules,
     /// What may pass.
     pub tunnel: TunnelRules,
+    /// What its client is told when it should come back.
+    pub close_code: CloseCode,
 }
 
 /// Ends a session with a Close frame each way.

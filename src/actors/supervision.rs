@@ -175,7 +175,7 @@ mod tests {
             lease::{Backend, Gauge, Lease, Load, Purpose, Transport},
             life::LifeRules,
         },
-        relay::{Peer, TunnelRules},
+        relay::{Peer, TunnelRules, close::CloseCode},
     };
 
     /// Counts what it is told, and how often it was begun and mended.
@@ -351,11 +351,12 @@ mod tests {
             pod_ping_interval: None,
             ping_timeout: WITHIN,
         };
-        let rules = Arc::new(Rules { life, tunnel: TunnelRules::default() });
+        let close_code = CloseCode::SERVICE_RESTART;
+        let rules = Arc::new(Rules { life, tunnel: TunnelRules::default(), close_code });
         let start = |client: Peer, pod: Peer| {
             let lease = Lease::new(backend.clone(), gauge.clone(), Purpose::Session);
             let slot = Slot { lease, ticket: None, bell: Bell(None) };
-            let info = SessionInfo::new([127, 0, 0, 1].into(), backend.clone());
+            let info = SessionInfo::new([127, 0, 0, 1].into(), backend.clone(), close_code);
             SessionActor::start(client, pod, info, slot, registry.clone(), &rules);
         };
         let peer = || {

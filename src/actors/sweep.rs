@@ -89,6 +89,7 @@ impl Sweeper {
             if let Some(action) = watched.life.look(watched.seen(), &watched.rules.life, now) {
                 session.do_send(Act(action));
             }
+            watched.info.note_idle(watched.life.idle(now));
             true
         });
         if self.sessions.len() < self.sessions.capacity() / 4 {

@@ -25,7 +25,7 @@ const ENV_SERVICES: &str = "WSBALANCER_SERVICES";
 
 /// Whether the value of `key` is nobody's business, not even in messages.
 pub fn is_secret(key: &str) -> bool {
-    key.ends_with("cookie_key")
+    key.ends_with("cookie_key") || key == "admin.token"
 }
 
 /// What the sockets are called that were opened for this process (LISTEN_FDNAMES of

@@ -13,6 +13,7 @@ pub mod reload;
 pub mod resolve;
 mod routes;
 pub mod services;
+mod token;
 mod watch;
 
 use std::{net::SocketAddr, path::Path};
@@ -20,8 +21,9 @@ use std::{net::SocketAddr, path::Path};
 pub use self::{
     discovery::Discovery,
     load::{Layers, Problems, socket_names},
-    resolve::{Admin, Config, Log, LogFormat, Server},
+    resolve::{Admin, Config, LEVELS, Log, LogFormat, Server},
     services::{Affinity, Balancer, Cookie, Secure, Service},
+    token::Token,
     watch::FileWatch,
 };
 

@@ -18,6 +18,7 @@ use super::{
     read::{Reader, SWITCH},
     routes::routes,
     services::{Affinity, Service, complain_of_file, key_pair, services},
+    token::Token,
 };
 use crate::{
     domain::route::Router,
@@ -68,7 +69,11 @@ pub struct Server {
     pub max_sessions: Option<NonZeroU32>,
     /// Sessions of one client address.
     pub max_sessions_per_address: Option<NonZeroU32>,
-    /// From SIGTERM to the cut of what still lives.
+    /// From SIGTERM to the first refusal.
+    pub drain_delay: Duration,
+    /// From then on, over how long sessions are closed.
+    pub drain_time: Duration,
+    /// From the first refusal to the cut of what still lives.
     pub shutdown_timeout: Duration,
 }
 
@@ -81,6 +86,8 @@ pub struct Admin {
     pub balancer_metric_path: String,
     /// Whether changed files are taken over.
     pub watch_config: bool,
+    /// What calls that change something must carry.
+    pub token: Option<Token>,
 }
 
 /// `[log]`
@@ -100,6 +107,15 @@ pub enum LogFormat {
     /// One JSON object per line.
     Json,
 }
+
+/// What may be logged, by name.
+pub const LEVELS: [(&str, LevelFilter); 5] = [
+    ("error", LevelFilter::Error),
+    ("warn", LevelFilter::Warn),
+    ("info", LevelFilter::Info),
+    ("debug", LevelFilter::Debug),
+    ("trace", LevelFilter::Trace),
+];
 
 impl Config {
     /// Checks and types the merged layers.
@@ -131,26 +147,28 @@ impl Config {
             max_header_bytes: read.number("server.max_header_bytes", 256..=131_072) as usize,
             max_sessions: read.limit("server.max_sessions"),
             max_sessions_per_address: read.limit("server.max_sessions_per_address"),
+            drain_delay: read.duration("server.drain_delay", millis(0)..=hour),
+            drain_time: read.duration("server.drain_time", millis(0)..=hour),
             shutdown_timeout: read.duration("server.shutdown_timeout", millis(0)..=hour),
         };
+        if server.drain_time > server.shutdown_timeout {
+            read.complain(
+                "server.drain_time",
+                "is longer than shutdown_timeout, which cuts it off",
+            );
+        }
         let admin = Admin {
             listen: read.address("admin.listen"),
             balancer_metric_path: read.path("admin.balancer_metric_path"),
             watch_config: read.choice("admin.watch_config", &SWITCH),
+            token: read.value("admin.token", |text| {
+                (!text.is_empty()).then(|| Token::parse(text)).transpose()
+            }),
         };
         let services = services(&mut read);
         let router = routes(&mut read, &services);
         let log = Log {
-            level: read.choice(
-                "log.level",
-                &[
-                    ("error", LevelFilter::Error),
-                    ("warn", LevelFilter::Warn),
-                    ("info", LevelFilter::Info),
-                    ("debug", LevelFilter::Debug),
-                    ("trace", LevelFilter::Trace),
-                ],
-            ),
+            level: read.choice("log.level", &LEVELS),
             format: read
                 .choice("log.format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]),
         };
@@ -580,6 +598,40 @@ mod tests {
         ] {
             assert!(problems.contains(expected), "{expected:?} is missing in:\n{problems}");
         }
+    }
+
+    #[test]
+    fn mistakes_in_the_drain_and_the_token_are_named_and_the_token_is_not_shown() {
+        let with = |key: &str, value: &str| {
+            let variables = [("WSBALANCER_SERVICES", "http://a"), (key, value)];
+            let config = resolve(None, &variables);
+            config.map(|config| config.to_string()).map_err(|problems| problems.to_string())
+        };
+        for (key, value, named) in [
+            (
+                "WSBALANCER__SERVER__SHUTDOWN_TIMEOUT",
+                "19s",
+                "server.drain_time = \"20s\" (from default): is longer than shutdown_timeout",
+            ),
+            (
+                "WSBALANCER__BALANCER__CLOSE_CODE_DRAIN",
+                "1006",
+                "balancer.close_code_drain = \"1006\" (from WSBALANCER__BALANCER__CLOSE_CODE_DRAIN): \
+                 expected 1000 to 4999, but not",
+            ),
+            ("WSBALANCER__BALANCER__ON_EJECTED", "stay", "expected one of leave, close"),
+            (
+                "WSBALANCER__ADMIN__TOKEN",
+                "two words",
+                "admin.token (from WSBALANCER__ADMIN__TOKEN)",
+            ),
+        ] {
+            let problems = with(key, value).unwrap_err();
+            assert!(problems.contains(named), "{named:?} is missing in:\n{problems}");
+            assert!(!problems.contains("two words"), "{problems}");
+        }
+        let printed = with("WSBALANCER__ADMIN__TOKEN", "s3cret").unwrap();
+        assert!(printed.contains("admin.token = ***") && !printed.contains("s3cret"), "{printed}");
     }
 
     #[test]

@@ -138,6 +138,12 @@ pub struct Balancer {
     pub life: LifeRules,
     /// What may pass in sessions.
     pub tunnel: TunnelRules,
+    /// Close code for clients that should come back.
+    pub close_code_drain: CloseCode,
+    /// Over how long the sessions of a draining pod are moved; zero means that they stay.
+    pub pod_drain_time: Duration,
+    /// Whether the sessions of an ejected pod are closed.
+    pub closes_ejected: bool,
 }
 
 impl Balancer {
@@ -313,9 +319,13 @@ fn balancer(read: &mut Reader, backends: &[Backend], discovery: Option<&Discover
         handshake_timeout: read.duration("balancer.handshake_timeout", handshake),
         tunnel: tunnel(read, &life),
         life,
+        close_code_drain: close_code(read, "balancer.close_code_drain"),
+        pod_drain_time: read.duration("balancer.pod_drain_time", millis(0)..=24 * hour),
+        closes_ejected: read.choice("balancer.on_ejected", &[("leave", false), ("close", true)]),
     }
 }
 
+/// A close code that may travel (RFC 6455 §7.4).
 pub(super) fn close_code(read: &mut Reader, key: &str) -> CloseCode {
     read.value(key, |text| {
         let code = text.parse().ok().and_then(CloseCode::new);

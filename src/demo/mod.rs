@@ -5,7 +5,7 @@ mod crowd;
 pub mod pod;
 mod table;
 
-use std::{io, net::TcpListener, path::Path};
+use std::{future::pending, io, net::TcpListener, path::Path};
 
 use self::pod::Identity;
 use crate::{
@@ -53,6 +53,12 @@ pub async fn run(
         // The table has the terminal to itself.
         layers.set("log.level", vec!["warn".to_owned()], "the demo");
     }
+    // Nobody is to be spared here when it ends.
+    for key in ["server.drain_delay", "server.drain_time"] {
+        if layers.is_default(key) {
+            layers.set(key, vec!["0s".to_owned()], "the demo");
+        }
+    }
     let config = Config::resolve(layers)?;
     logging::init(config.log);
     let app = App::start(&config, Listeners::bind(&config)?)?;
@@ -69,7 +75,7 @@ pub async fn run(
     shutdown.await;
     table.abort();
     crowd.stop();
-    let summary = app.stop().await;
+    let summary = app.stop(pending()).await;
     for pod in pods {
         pod.stop().await;
     }

@@ -29,6 +29,11 @@ pub(super) struct Entry {
     pub error: Option<ReportError>,
     /// Since when discovery has not found it.
     pub left_at: Option<Instant>,
+    /// An operator wants no new connections on it.
+    pub operator_drains: bool,
+    /// Whether it was draining, and said that it was down, when that was looked at last.
+    was_draining: bool,
+    was_down: bool,
     report: Option<Accepted>,
     /// Its name in cookies.
     tag: Option<Tag>,
@@ -88,6 +93,9 @@ impl Entry {
             health,
             error: None,
             left_at: None,
+            operator_drains: false,
+            was_draining: false,
+            was_down: false,
             report: None,
             seen_changes: 0,
         }
@@ -130,6 +138,25 @@ impl Entry {
         })
     }
 
+    /// Says so when it begins or ceases to drain, and when it begins to say that it is down.
+    pub fn look_at_words(&mut self) -> Vec<News> {
+        let (backend, mut news) = (&self.backend, Vec::new());
+        let why = self.drain_reason();
+        if why.is_some() != std::mem::replace(&mut self.was_draining, why.is_some()) {
+            let backend = backend.clone();
+            news.push(match why {
+                Some(reason) => News::Drains { backend, reason },
+                None => News::DrainsNoMore { backend },
+            });
+        }
+        let why = self.report.as_ref().and_then(|known| known.report.down.clone());
+        let was_down = std::mem::replace(&mut self.was_down, why.is_some());
+        if let Some(reason) = why.filter(|_| !was_down) {
+            news.push(News::Down { backend: backend.clone(), reason });
+        }
+        news
+    }
+
     /// How good a choice it is at `now`. `fair` would be its share of all arrivals.
     pub fn tier(
         &mut self,
@@ -153,10 +180,20 @@ impl Entry {
         if self.health.admits(fair, now) { Tier::Usable } else { Tier::Cold }
     }
 
-    /// Discovery does not find it any more, or it says so itself.
     fn drains(&self) -> bool {
+        self.drain_reason().is_some()
+    }
+
+    /// Why it takes no new connections, if it takes none.
+    fn drain_reason(&self) -> Option<&'static str> {
         let says_so = |known: &Accepted| known.report.draining == Some(true);
-        self.left_at.is_some() || self.report.as_ref().is_some_and(says_so)
+        if self.operator_drains {
+            Some("an operator drains it")
+        } else if self.left_at.is_some() {
+            Some("discovery does not find it any more")
+        } else {
+            self.report.as_ref().is_some_and(says_so).then_some("it says so")
+        }
     }
 
     fn is_down(&self) -> bool {
@@ -306,11 +343,8 @@ impl Entry {
         now: Instant,
     ) -> (State, Option<String>) {
         let report = self.report.as_ref().map(|known| &known.report);
-        if self.left_at.is_some() {
-            return (State::Draining, Some("discovery does not find it any more".to_owned()));
-        }
-        if report.is_some_and(|report| report.draining == Some(true)) {
-            return (State::Draining, Some("it says so".to_owned()));
+        if let Some(reason) = self.drain_reason() {
+            return (State::Draining, Some(reason.to_owned()));
         }
         if let Some(why) = report.and_then(|report| report.down.as_ref()) {
             return (State::Ejected, Some(format!("it says that it is down: {why}")));

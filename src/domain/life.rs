@@ -205,6 +205,11 @@ impl Life {
         [Leg::Client, Leg::Pod].into_iter().find_map(|leg| self.question(leg, rules, now))
     }
 
+    /// How long nothing has passed `now`, as far as has been seen.
+    pub fn idle(&self, now: Duration) -> Duration {
+        now.saturating_sub(self.active_at)
+    }
+
     fn take_in(&mut self, seen: Seen, now: Duration) {
         for (at, other) in [(0, 1), (1, 0)] {
             let (before, peer, source) =

@@ -20,5 +20,6 @@ pub mod rebalance;
 pub mod report;
 pub mod route;
 pub mod share;
+pub mod spread;
 pub mod strategy;
 mod unseen;

@@ -76,7 +76,8 @@ pub enum State {
     Stale,
     /// It has given no report that could be read.
     Unknown,
-    /// It takes no new connections: it said so, or discovery does not find it any more.
+    /// It takes no new connections: an operator wants that, it said so, or discovery does not find it
+    /// any more.
     Draining,
     /// It holds as many connections as it may.
     Full,
@@ -121,8 +122,32 @@ pub enum News {
         /// What it did.
         reason: String,
     },
+    /// A backend says that it is down.
+    Down {
+        /// Which one.
+        backend: Arc<Backend>,
+        /// In its own words.
+        reason: String,
+    },
     /// Every backend that might take connections is ejected, so they are tried all the same.
     FailsOpen,
+    /// A backend takes no new connections from now on.
+    Drains {
+        /// Which one.
+        backend: Arc<Backend>,
+        /// Who wants that.
+        reason: &'static str,
+    },
+    /// A backend that was draining takes new connections again.
+    DrainsNoMore {
+        /// Which one.
+        backend: Arc<Backend>,
+    },
+    /// A backend that discovery does not find any more has been gone for long.
+    Forgotten {
+        /// Which one.
+        backend: Arc<Backend>,
+    },
 }
 
 impl fmt::Display for News {
@@ -131,7 +156,17 @@ impl fmt::Display for News {
             Self::Ejected { backend, length, reason } => {
                 write!(f, "{} is ejected for {length:.1?}: {reason}", backend.url)
             }
+            Self::Down { backend, reason } => {
+                write!(f, "{} says that it is down: {reason}", backend.url)
+            }
             Self::FailsOpen => f.write_str("all pods are ejected, so they are tried all the same"),
+            Self::Drains { backend, reason } => {
+                write!(f, "{} drains: {reason}", backend.address)
+            }
+            Self::DrainsNoMore { backend } => {
+                write!(f, "{} takes connections again", backend.address)
+            }
+            Self::Forgotten { backend } => write!(f, "{} is forgotten", backend.address),
         }
     }
 }
@@ -189,6 +224,8 @@ pub struct Pool {
     turn: usize,
     /// Reused by every pick: those of the best tier so far.
     candidates: Candidates,
+    /// An operator wants no new connections on any, not on those that are yet to come either.
+    operator_drains: bool,
     /// The last pick found ejected backends only.
     fails_open: bool,
     news: Vec<News>,
@@ -214,6 +251,7 @@ impl Pool {
             rng: fastrand::Rng::with_seed(seed),
             turn: 0,
             candidates: Candidates::default(),
+            operator_drains: false,
             fails_open: false,
             news: Vec::new(),
         };
@@ -333,6 +371,7 @@ impl Pool {
         let weight = entry.weight();
         let surprise = entry.record(result, sent_at, own, arrivals, &self.settings, now);
         self.news.extend(entry.look(&self.settings, &mut self.rng, now));
+        self.news.extend(entry.look_at_words());
         if let Some(Surprise { by, arrivals }) = surprise {
             let share = arrivals as f64 * entry.weight() / self.weights;
             self.unseen.learn(by, share, self.there);
@@ -375,10 +414,13 @@ impl Pool {
                 true => Health::default(),
                 false => Health::newcomer(&self.settings.health, now),
             };
-            self.entries.push(Entry::new(backend, &self.settings, health));
+            let mut entry = Entry::new(backend, &self.settings, health);
+            entry.operator_drains = self.operator_drains;
+            self.entries.push(entry);
         }
         self.glances_until = None;
         self.glances.clear();
+        self.news.extend(self.entries.iter_mut().flat_map(Entry::look_at_words));
         self.take_stock();
     }
 
@@ -389,6 +431,25 @@ impl Pool {
         self.glances.clear();
         self.candidates = Candidates::default();
         self.take_stock();
+    }
+
+    /// Says on behalf of an operator whether backends take new connections: those at `address`, or
+    /// all of them and those that are yet to come. Whatever they say themselves holds besides.
+    /// Returns those that are meant.
+    pub fn drain(&mut self, address: Option<&str>, drains: bool) -> Vec<Arc<Backend>> {
+        if address.is_none() {
+            self.operator_drains = drains;
+        }
+        let is_meant =
+            |entry: &&mut Entry| address.is_none_or(|address| entry.backend.address == address);
+        let mut meant = Vec::new();
+        for entry in self.entries.iter_mut().filter(is_meant) {
+            entry.operator_drains = drains;
+            self.news.extend(entry.look_at_words());
+            meant.push(entry.backend.clone());
+        }
+        self.glances_until = None;
+        meant
     }
 
     fn glance_over(&mut self, now: Instant) {
@@ -409,7 +470,9 @@ impl Pool {
     pub fn forget(&mut self, now: Instant) {
         let grace = self.settings.grace;
         let count = self.entries.len();
-        self.entries.retain(|entry| !entry.is_forgotten(grace, now));
+        for entry in self.entries.extract_if(.., |entry| entry.is_forgotten(grace, now)) {
+            self.news.push(News::Forgotten { backend: entry.backend });
+        }
         if self.entries.len() != count {
             self.glances.clear();
             self.glances_until = None;
@@ -892,6 +955,79 @@ mod tests {
         pool.record(quick, report(8), start + Duration::from_secs(1));
         pool.record(slow, report(1), start + Duration::from_secs(2));
         assert_eq!(pool.snapshot(start)[0].estimate, 8);
+    }
+
+    #[test]
+    fn an_operators_drain_survives_reports_and_absences_and_ends_with_his_word() {
+        let now = Instant::now();
+        let mut pool = pool(2);
+        let [first, second] = [0, 1].map(|at: usize| pool.entries[at].backend.clone());
+        let all = vec![(*first).clone(), (*second).clone()];
+        let held: Vec<Lease> = (0..4).map(|_| open(&mut pool, now)).collect();
+        assert_eq!(pool.drain(Some("nobody:80"), true), []);
+        assert_eq!(pool.drain(Some(&second.address), true), std::slice::from_ref(&second));
+        let reason = "an operator drains it";
+        assert_eq!(pool.take_news(), [News::Drains { backend: second.clone(), reason }]);
+        let drains = |pool: &mut Pool| {
+            let of_second = &pool.snapshot(now)[1];
+            of_second.state == State::Draining && of_second.reason.as_deref() == Some(reason)
+        };
+        poll_all(&mut pool, now, |_| report(0));
+        assert!(drains(&mut pool), "reports say nothing against it");
+        assert_eq!(counts(&[open(&mut pool, now)]).keys().next(), Some(&first.url));
+        pool.set_backends(vec![(*first).clone()], now);
+        pool.set_backends(all.clone(), now);
+        assert!(drains(&mut pool), "it has been away");
+        assert_eq!(pool.take_news(), [], "nothing changed by all that");
+        pool.drain(Some(&second.address), false);
+        assert_eq!(pool.take_news(), [News::DrainsNoMore { backend: second }]);
+        assert_eq!(pool.snapshot(now)[1].state, State::Up);
+        drop(held);
+    }
+
+    #[test]
+    fn a_service_that_drains_does_so_with_pods_that_are_yet_to_come() {
+        let now = Instant::now();
+        let mut pool = pool(1);
+        let known = (*pool.entries[0].backend).clone();
+        let late = Backend { address: "late:80".into(), ..known.clone() };
+        assert_eq!(pool.drain(None, true).len(), 1);
+        pool.set_backends(vec![known, late], now);
+        let pick = |pool: &mut Pool| pool.pick(Purpose::Session, &[], Preference::None, now);
+        assert_eq!(pick(&mut pool).unwrap_err(), NoBackend::AllDraining);
+        assert_eq!(pool.drain(None, false).len(), 2);
+        assert!(pick(&mut pool).is_ok());
+    }
+
+    #[test]
+    fn it_is_told_when_pods_begin_and_cease_to_drain_by_their_own_word_or_by_leaving() {
+        let now = Instant::now();
+        let mut pool = pool(2);
+        let backends: Vec<Arc<Backend>> =
+            pool.entries.iter().map(|entry| entry.backend.clone()).collect();
+        let said = |draining, down: Option<&str>| {
+            let down = down.map(ToOwned::to_owned);
+            Ok(Report { draining, down, ..Report::default() })
+        };
+        let backend = backends[0].clone();
+        let polled = |pool: &mut Pool, answer: Result<Report, ReportError>| {
+            let poll = pool.poll_targets()[0].begin(now);
+            pool.record(poll, answer, now);
+            pool.take_news()
+        };
+        let drains = News::Drains { backend: backend.clone(), reason: "it says so" };
+        assert_eq!(polled(&mut pool, said(Some(true), None)), [drains]);
+        assert_eq!(polled(&mut pool, said(Some(true), None)), []);
+        let no_more = News::DrainsNoMore { backend: backend.clone() };
+        assert_eq!(polled(&mut pool, said(None, None)), [no_more]);
+        let down = News::Down { backend: backend.clone(), reason: "disk".into() };
+        assert_eq!(polled(&mut pool, said(None, Some("disk"))), [down]);
+        assert_eq!(polled(&mut pool, said(None, Some("disk"))), []);
+        pool.set_backends(vec![(*backends[1]).clone()], now);
+        let reason = "discovery does not find it any more";
+        assert_eq!(pool.take_news(), [News::Drains { backend: backend.clone(), reason }]);
+        pool.forget(now + Duration::from_secs(61));
+        assert_eq!(pool.take_news(), [News::Forgotten { backend }]);
     }
 
     proptest! {

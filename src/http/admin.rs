@@ -11,12 +11,7 @@ use actix_web::{
     web,
 };
 
-use super::{
-    distribution::Distribution,
-    health::Health,
-    reloads::{self, Reloads},
-    traffic::Traffic,
-};
+use super::{api, distribution::Distribution, health::Health, reloads::Reloads, traffic::Traffic};
 use crate::{
     actors::{
         discovery::{Discovered, DiscoveryActor},
@@ -78,13 +73,11 @@ pub fn server(
     let server = HttpServer::new(move || {
         App::new()
             .app_data(web::Data::new(state.clone()))
+            .configure(api::routes)
             .route(&distribution_path, web::get().to(distribution))
             .route(LIVEZ, web::get().to(|| async { "ok\n" }))
             .route(READYZ, web::get().to(readyz))
             .route(TELEMETRY, web::get().to(telemetry))
-            .route("/api/config", web::get().to(reloads::config))
-            .route("/api/reload", web::post().to(reloads::reload))
-            .configure(fault_hooks)
     })
     .workers(1)
     .disable_signals()
@@ -94,12 +87,12 @@ pub fn server(
 
 /// Nothing, in a build that serves anybody.
 #[cfg(not(feature = "fault-hooks"))]
-fn fault_hooks(_: &mut web::ServiceConfig) {}
+pub(super) fn fault_hooks(_: &mut web::ServiceConfig) {}
 
 /// `POST /api/fault/metrics` and `/api/fault/registry` make these actors panic, `/api/fault/pick` the
 /// first of them when it is asked for a pod the next time.
 #[cfg(feature = "fault-hooks")]
-fn fault_hooks(routes: &mut web::ServiceConfig) {
+pub(super) fn fault_hooks(routes: &mut web::ServiceConfig) {
     use crate::actors::supervision::{Panic, PanicAtNextPick};
 
     async fn metrics(state: web::Data<AdminState>) -> HttpResponse {
@@ -115,9 +108,9 @@ fn fault_hooks(routes: &mut web::ServiceConfig) {
         HttpResponse::Accepted().finish()
     }
     routes
-        .route("/api/fault/pick", web::post().to(pick))
-        .route("/api/fault/metrics", web::post().to(metrics))
-        .route("/api/fault/registry", web::post().to(registry));
+        .route("/fault/pick", web::post().to(pick))
+        .route("/fault/metrics", web::post().to(metrics))
+        .route("/fault/registry", web::post().to(registry));
 }
 
 async fn distribution(state: web::Data<AdminState>) -> actix_web::Result<HttpResponse> {
@@ -134,10 +127,10 @@ async fn distribution(state: web::Data<AdminState>) -> actix_web::Result<HttpRes
 
 /// Ready while new connections are welcome; having no pods does not matter here.
 async fn readyz(state: web::Data<AdminState>) -> HttpResponse {
-    if state.health.is_draining() {
-        HttpResponse::ServiceUnavailable().body("shutting down\n")
-    } else {
+    if state.health.is_ready() {
         HttpResponse::Ok().body("ok\n")
+    } else {
+        HttpResponse::ServiceUnavailable().body("shutting down\n")
     }
 }
 

@@ -144,6 +144,21 @@ impl Distribution {
     }
 }
 
+/// A backend among others, whose address tells it apart.
+#[derive(Debug, Serialize)]
+pub struct Listed {
+    #[serde(flatten)]
+    service: Service,
+    address: String,
+}
+
+impl From<BackendSnapshot> for Listed {
+    fn from(snapshot: BackendSnapshot) -> Self {
+        let (service, Pod { address, .. }) = split(snapshot);
+        Self { service, address }
+    }
+}
+
 fn millis(duration: Duration) -> u64 {
     duration.as_millis() as u64
 }

@@ -108,7 +108,7 @@ impl Established {
     pub fn start(self, worker: &Worker, address: IpAddr) {
         let Self { client, pod, slot, rules } = self;
         let traffic = &worker.traffic;
-        let info = SessionInfo::new(address, slot.lease.backend().clone());
+        let info = SessionInfo::new(address, slot.lease.backend().clone(), rules.close_code);
         traffic.counters.sessions.fetch_add(1, Relaxed);
         SessionActor::start(client, pod, info, slot, traffic.registry.clone(), &rules);
     }

@@ -4,6 +4,7 @@
 mod accept;
 pub mod admin;
 mod affinity;
+mod api;
 pub mod arrivals;
 mod bodies;
 mod client;

@@ -180,8 +180,9 @@ async fn forward(
 
 fn refusal_answer(refusal: &Refusal) -> Answer {
     let mut answer = response_head(refusal.head(), Outgoing::Text(refusal.body().into()));
-    // A client whose messages are not as they should be is not listened to any further.
-    if refusal.status().is_client_error() {
+    // A client whose messages are not as they should be is not listened to any further, and one that
+    // comes too late should try elsewhere.
+    if refusal.status().is_client_error() || matches!(refusal, Refusal::ShuttingDown) {
         let close = hyper::header::HeaderValue::from_static("close");
         answer.headers_mut().insert(hyper::header::CONNECTION, close);
     }

@@ -60,11 +60,15 @@ impl Service {
             retry_on: balancer.retry_on.clone(),
             handshake_timeout: balancer.handshake_timeout,
             reuse_connections: balancer.reuse_connections,
-            rules: Arc::new(Rules { life: balancer.life, tunnel: balancer.tunnel }),
             queue: match before {
                 Some(before) => before.queue.with(queue_timeout, queue_limit),
                 None => Queue::new(queue_timeout, queue_limit),
             },
+            rules: Arc::new(Rules {
+                life: balancer.life,
+                tunnel: balancer.tunnel,
+                close_code: balancer.close_code_drain,
+            }),
             connect: balancer.connect_settings(),
             read_timeout: balancer.read_timeout,
             allowed_origins: balancer.allowed_origins.clone(),

@@ -50,9 +50,15 @@ impl<'a> Tries<'a> {
         let lease = match picked {
             Ok(lease) => lease,
             Err(NoBackend::AllFull) if self.last.is_none() => {
-                let look = async || match self.pick().await {
-                    Ok(Err(NoBackend::AllFull)) => None,
-                    settled => Some(settled),
+                let look = async || {
+                    // Places that the drain frees are for nobody here.
+                    if self.routed.traffic.health.is_draining() {
+                        return Some(Err(Refusal::ShuttingDown));
+                    }
+                    match self.pick().await {
+                        Ok(Err(NoBackend::AllFull)) => None,
+                        settled => Some(settled),
+                    }
                 };
                 queue.wait(look).await.map_err(Refusal::Queue)???
             }

@@ -5,6 +5,7 @@ use std::{io::Write as _, time::SystemTime};
 use env_logger::{Builder, WriteStyle};
 use log::LevelFilter;
 
+pub use crate::config::LEVELS;
 use crate::config::{Log, LogFormat};
 
 /// Libraries that log whole DNS messages, over several lines, for each look-up.

@@ -4,9 +4,11 @@
 
 mod activation;
 mod affinity;
+mod api;
 mod backpressure;
 mod discovery;
 mod docs;
+mod drain;
 mod echo;
 mod ends;
 mod handshake;

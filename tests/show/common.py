@@ -224,6 +224,9 @@ class Balancer(Program):
             "WSBALANCER_SERVICES": ",".join(services),
             "WSBALANCER__SERVER__LISTEN": "127.0.0.1:0",
             "WSBALANCER__ADMIN__LISTEN": "127.0.0.1:0",
+            # Only scripts about the drain wait for it.
+            "WSBALANCER__SERVER__DRAIN_DELAY": "0s",
+            "WSBALANCER__SERVER__DRAIN_TIME": "0s",
         }
         env.update({f"WSBALANCER__{key}": str(value) for key, value in settings.items()})
         super().__init__(BINARY, "run", env=env, name="wsbalancer")

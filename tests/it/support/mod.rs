@@ -79,8 +79,7 @@ impl Balancer {
             actix_http_test::test_server(move || traffic::service::<TcpStream>(live.clone())).await;
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let admin = listener.local_addr().unwrap();
-        let path = config.admin.balancer_metric_path.clone();
-        actix_rt::spawn(admin::server(listener, path, state).unwrap());
+        actix_rt::spawn(admin::server(listener, config.admin.balancer_metric_path, state).unwrap());
         Self { server, control, admin }
     }
 

@@ -200,12 +200,7 @@ async fn answer_one(
     upgrades.fetch_add(1, SeqCst);
     match script.upgrade {
         Upgrade::Accept { fields, early } => {
-            let key = header(&request, "sec-websocket-key")?;
-            let accept = String::from_utf8(hash_key(key.as_bytes()).to_vec()).ok()?;
-            let head = format!(
-                "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-                 Sec-WebSocket-Accept: {accept}\r\n{fields}\r\n"
-            );
+            let head = switching(&request, fields);
             stream.write_all(&[head.as_bytes(), &early].concat()).await.ok()?;
             stream.set_nodelay(true).ok()?;
             Some(Session { request, stream })
@@ -221,6 +216,16 @@ async fn answer_one(
         }
         Upgrade::HangUp => None,
     }
+}
+
+/// The 101 for `request`, with further header lines.
+pub fn switching(request: &str, fields: &str) -> String {
+    let key = header(request, "sec-websocket-key").expect("a handshake");
+    let accept = String::from_utf8(hash_key(key.as_bytes()).to_vec()).unwrap();
+    format!(
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Accept: {accept}\r\n{fields}\r\n"
+    )
 }
 
 /// Reads byte by byte up to the empty line, so that what follows stays in the socket.

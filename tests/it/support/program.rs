@@ -53,7 +53,8 @@ fn clean(mut command: Command) -> Command {
 }
 
 impl Program {
-    /// Starts it in front of `services`, with further `WSBALANCER__…` variables.
+    /// Starts it in front of `services`, with further `WSBALANCER__…` variables. Unless these say
+    /// otherwise, it closes all sessions as soon as it is told to end.
     pub async fn run(services: &str, variables: &[(&str, &str)]) -> Self {
         let mut command = command();
         command.arg("run").env("WSBALANCER_SERVICES", services).envs(variables.iter().copied());
@@ -77,6 +78,8 @@ impl Program {
             ("WSBALANCER__SERVER__LISTEN", "127.0.0.1:0"),
             ("WSBALANCER__ADMIN__LISTEN", "127.0.0.1:0"),
             ("WSBALANCER__SERVER__WORKERS", "1"),
+            ("WSBALANCER__SERVER__DRAIN_DELAY", "0s"),
+            ("WSBALANCER__SERVER__DRAIN_TIME", "0s"),
         ] {
             let is_set =
                 command.as_std().get_envs().any(|(known, set)| known == name && set.is_some());
