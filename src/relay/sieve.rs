@@ -358,6 +358,16 @@ mod tests {
     }
 
     #[test]
+    fn a_pong_that_nobody_awaits_is_the_applications() {
+        let limits = Limits { frame_size: Some(100), ..Limits::default() };
+        let mut sieve = Sieve::new(limits, PAYLOAD);
+        let pong = encode(0x8a, &PAYLOAD, None);
+        sieve.feed(&pong);
+        let sifted = sieve.sift(&Tracker::default(), &Awaited::default());
+        assert_eq!(sifted, Sifted::Passes(pong));
+    }
+
+    #[test]
     fn who_pauses_may_send_a_burst_and_then_as_many_as_there_is_time_for() {
         let allowance = Allowance::new(Rate { per_second: 10, burst: 3, closes: false });
         assert!((0..3).all(|_| allowance.take()));
