@@ -28,7 +28,8 @@ use crate::support::{
 async fn successor(traffic: &TcpListener, pod: &Pod) -> Program {
     let socket = OwnedFd::from(traffic.try_clone().unwrap());
     let mut command = activated(&[socket], "traffic");
-    command.env("WSBALANCER_SERVICES", pod.url());
+    // The delay is for those who bind: it would keep the next process waiting.
+    command.env("WSBALANCER_SERVICES", pod.url()).env("WSBALANCER__SERVER__DRAIN_DELAY", "10m");
     Program::start(command).await
 }
 

@@ -10,10 +10,7 @@ use futures_util::{
 use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt as _, net::TcpListener};
 use tokio_tungstenite::tungstenite::Message;
-use wsbalancer::{
-    actors::discovery::BackendsChanged,
-    domain::lease::{Backend, Transport},
-};
+use wsbalancer::{actors::metrics::Reconfigure, plan::Indexes};
 
 use crate::support::{
     Balancer,
@@ -259,14 +256,8 @@ async fn the_sessions_of_a_pod_that_says_so_or_leaves_are_moved_over_pod_drain_t
     }
     assert!(all_echo(&mut leaves).await);
 
-    let backend = |pod: &Pod| Backend {
-        service: "default".to_owned(),
-        url: pod.url(),
-        address: pod.address.to_string(),
-        transport: Transport::Tcp,
-    };
-    let changed =
-        BackendsChanged { service: 0, backends: vec![backend(&pods[0]), backend(&pods[2])] };
+    let without = Balancer::config([&pods[0], &pods[2]], &settings);
+    let changed = Reconfigure(Indexes::default().rules(&without));
     balancer.control.metrics.send(changed).await.unwrap();
     for client in &mut leaves {
         assert_eq!(close(client).await, moved());

@@ -48,25 +48,36 @@ impl Balancer {
         pods: impl IntoIterator<Item = &'a pod::Pod>,
         settings: &[(&str, &str)],
     ) -> Self {
+        Self::of(Self::config(pods, settings)).await
+    }
+
+    /// What [`with`](Self::with) goes by.
+    pub fn config<'a>(
+        pods: impl IntoIterator<Item = &'a pod::Pod>,
+        settings: &[(&str, &str)],
+    ) -> Config {
         let mut layers = Layers::defaults();
         let urls = pods.into_iter().map(|pod| pod.url()).collect();
         layers.set("services", urls, "test");
         for (key, value) in settings {
             layers.set(key, vec![(*value).to_owned()], "test");
         }
-        Self::of(layers).await
+        Self::resolve(layers)
     }
 
     /// With the settings of a file.
     pub async fn from_toml(toml: &str) -> Self {
-        Self::of(Layers::from_texts(Some(toml), []).expect("TOML")).await
+        Self::of(Self::resolve(Layers::from_texts(Some(toml), []).expect("TOML"))).await
     }
 
-    async fn of(mut layers: Layers) -> Self {
+    fn resolve(mut layers: Layers) -> Config {
         if layers.is_default("balancer.poll_interval") {
             layers.set("balancer.poll_interval", vec!["1h".to_owned()], "test");
         }
-        let config = Config::resolve(layers).expect("valid settings");
+        Config::resolve(layers).expect("valid settings")
+    }
+
+    async fn of(config: Config) -> Self {
         let control = Control::start(&config);
         let traffic = Traffic::new(&config, control.metrics.clone(), control.registry.clone());
         let state = AdminState::new(
