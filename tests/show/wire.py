@@ -52,6 +52,14 @@ def frame(opcode, payload, masked=False):
     return head + (bytes(4) if masked else b"") + payload
 
 
+def is_close(frame, code, reason):
+    """Whether it is one whole Close frame of a client's."""
+    if len(frame) != 8 + len(reason) or frame[:2] != bytes([0x88, 0x80 | 2 + len(reason)]):
+        return False
+    key, payload = frame[2:6], frame[6:]
+    return bytes(byte ^ key[at % 4] for at, byte in enumerate(payload)) == code.to_bytes(2) + reason
+
+
 def fields_of(head):
     """The fields of a head as (lower-case name, value); None where a line is none."""
     found = [FIELD.fullmatch(line) for line in head.split(b"\r\n")[1:] if line]
