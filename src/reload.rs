@@ -152,7 +152,10 @@ impl Reloader {
         let traffic = self.live.load().renewed(config, &indexes);
         self.live.store(Arc::new(traffic));
         self.discovery.do_send(SetWatches(indexes.lookups(config)));
-        logging::set_level(config.log.level);
+        // What an operator has set meanwhile goes on until the file says something else.
+        if config.log.level != self.reloads.config().log.level {
+            logging::set_level(config.log.level);
+        }
         self.indexes = indexes;
         Ok(())
     }

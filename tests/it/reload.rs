@@ -216,6 +216,22 @@ async fn limits_hold_at_once_and_count_those_who_are_there() {
 }
 
 #[actix_rt::test]
+async fn a_token_holds_at_once_and_is_told_to_nobody() {
+    let pod = Pod::echo().await;
+    let base = services(&[&pod]);
+    let mut balancer = Reloadable::start(&base).await;
+    balancer.apply(&(base + "[admin]\ntoken = \"s3cret\"\n")).await;
+    let url = balancer.admin("/api/reload");
+    let client = awc::Client::new();
+    assert_eq!(client.post(&url).send().await.unwrap().status(), 401);
+    let with_token = client.post(&url).bearer_auth("s3cret").send().await.unwrap();
+    assert_eq!(with_token.status(), 200);
+    assert!(!balancer.text("/api/config").await.contains("s3cret"));
+    let line = balancer.program.logs("reload applied").await;
+    assert!(line.contains("admin.token: \"\" -> ***"), "{line}");
+}
+
+#[actix_rt::test]
 async fn a_signal_and_a_changed_file_do_it_too() {
     let [a, b] = [Pod::echo().await, Pod::echo().await];
     let balancer =
