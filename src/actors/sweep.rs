@@ -58,6 +58,7 @@ pub fn watch(
         let life = Life::new(&rules.life, fastrand::f64(), since_start());
         let tick = rules.life.tick();
         sweeper.tick = if sweeper.sessions.is_empty() { tick } else { sweeper.tick.min(tick) };
+        sweeper.make_room();
         sweeper.sessions.push(Watched { session, info, pulse, rules, life });
         if sweeper.task.as_ref().is_none_or(JoinHandle::is_finished) {
             sweeper.task = Some(actix_rt::spawn(sweep()));
@@ -81,6 +82,14 @@ impl Sweeper {
         (!self.sessions.is_empty()).then_some(self.tick)
     }
 
+    /// In small steps: a vector that doubles would hold as much again in vain.
+    fn make_room(&mut self) {
+        let Self { sessions, .. } = self;
+        if sessions.len() == sessions.capacity() {
+            sessions.reserve_exact(16 + sessions.len() / 8);
+        }
+    }
+
     fn look(&mut self, passed: Duration) {
         let now = since_start();
         self.sessions.retain_mut(|watched| {
@@ -92,8 +101,8 @@ impl Sweeper {
             watched.info.note_idle(watched.life.idle(now));
             true
         });
-        if self.sessions.len() < self.sessions.capacity() / 4 {
-            self.sessions.shrink_to(self.sessions.capacity() / 2);
+        if self.sessions.len() < self.sessions.capacity() / 2 {
+            self.sessions.shrink_to_fit();
         }
     }
 }
@@ -102,11 +111,11 @@ impl Watched {
     fn seen(&self) -> Seen {
         let Self { info, pulse, .. } = self;
         let peer = |from: Direction, to: Direction| {
-            let relayed = info.stats.of(from).bytes();
+            let relayed = info.stats.of(from).bytes() as u32;
             Peer {
                 relayed,
-                heard: relayed + pulse.swallowed(from),
-                waiting: pulse.waiting(to),
+                heard: relayed.wrapping_add(pulse.swallowed(from) as u32),
+                waiting: pulse.waiting(to) as u32,
                 pings: pulse.pings(to),
             }
         };

@@ -78,15 +78,16 @@ pub struct Seen {
     pub is_closing: bool,
 }
 
-/// What can be seen of one peer.
+/// What can be seen of one peer. Of what only grows the last 32 bits are enough: changes count, and
+/// there is one of these for each session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Peer {
     /// Bytes from it so far, except for answers to our Pings.
-    pub relayed: u64,
+    pub relayed: u32,
     /// All bytes from it.
-    pub heard: u64,
+    pub heard: u32,
     /// Bytes that it has yet to take.
-    pub waiting: usize,
+    pub waiting: u32,
     /// Pings that it has got from us.
     pub pings: u32,
 }
@@ -138,20 +139,38 @@ pub enum Loss {
     Silent,
 }
 
-/// What has been seen of one session, and when. Moments are counted from any fixed one.
+/// What has been seen of one session, and when.
 #[derive(Debug)]
 pub struct Life {
     seen: Seen,
-    active_at: Duration,
-    closing_at: Option<Duration>,
-    ends_at: Option<Duration>,
+    active_at: Moment,
+    closing_at: Option<Moment>,
+    ends_at: Option<Moment>,
     peers: [Watched; 2],
+}
+
+/// Hundredths of a second since any fixed moment, enough for a year.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Moment(u32);
+
+impl Moment {
+    fn new(since: Duration) -> Self {
+        Self((since.as_millis() / 10) as u32)
+    }
+
+    fn age(self, now: Self) -> Duration {
+        Duration::from_millis(10) * now.0.saturating_sub(self.0)
+    }
+
+    fn is_over(self, limit: Duration, now: Self) -> bool {
+        self.age(now) >= limit
+    }
 }
 
 #[derive(Debug)]
 struct Watched {
-    heard_at: Duration,
-    taken_at: Duration,
+    heard_at: Moment,
+    taken_at: Moment,
     ping: Ping,
 }
 
@@ -163,40 +182,44 @@ enum Ping {
     /// It waits for the end of a frame, or for its turn.
     Asked,
     /// The peer has it since then.
-    Sent(Duration),
+    Sent(Moment),
 }
 
 impl Life {
     /// A session that begins `now`. `luck`, from 0 to 1, shortens its greatest age by up to a
     /// tenth, so that sessions which began together do not end together.
     pub fn new(rules: &LifeRules, luck: f64, now: Duration) -> Self {
-        let watched = || Watched { heard_at: now, taken_at: now, ping: Ping::None };
+        let ends_at = |age: Duration| Moment::new(now + age.mul_f64(1.0 - luck / 10.0));
+        let at = Moment::new(now);
+        let watched = || Watched { heard_at: at, taken_at: at, ping: Ping::None };
         Self {
             seen: Seen::default(),
-            active_at: now,
+            active_at: at,
             closing_at: None,
-            ends_at: rules.max_age.map(|age| now + age.mul_f64(1.0 - luck / 10.0)),
+            ends_at: rules.max_age.map(ends_at),
             peers: [watched(), watched()],
         }
     }
 
-    /// What is to be done, now that this is `seen`.
+    /// What is to be done, now that this is `seen`. `now` counts from any fixed moment.
     pub fn look(&mut self, seen: Seen, rules: &LifeRules, now: Duration) -> Option<Action> {
+        let now = Moment::new(now);
         self.take_in(seen, now);
-        let over = |since: Duration, limit: Duration| now.saturating_sub(since) >= limit;
         if let Some(closing_at) = self.closing_at {
-            return over(closing_at, rules.close_timeout).then_some(Action::Cut);
+            return closing_at.is_over(rules.close_timeout, now).then_some(Action::Cut);
         }
         for leg in [Leg::Client, Leg::Pod] {
-            let stalls = |limit| over(self.peers[leg as usize].taken_at, limit);
+            let taken_at = self.peers[leg as usize].taken_at;
+            let stalls = |limit| taken_at.is_over(limit, now);
             if rules.write_timeout.is_some_and(stalls) {
                 return Some(Action::GiveUp(leg, Loss::Stalled));
             }
         }
         if seen.is_half_closed {
-            return over(self.active_at, rules.half_closed_timeout).then_some(Action::Cut);
+            let is_over = self.active_at.is_over(rules.half_closed_timeout, now);
+            return is_over.then_some(Action::Cut);
         }
-        if rules.idle_timeout.is_some_and(|limit| over(self.active_at, limit)) {
+        if rules.idle_timeout.is_some_and(|limit| self.active_at.is_over(limit, now)) {
             return Some(Action::Close(Cause::Idle));
         }
         if self.ends_at.is_some_and(|end| now >= end) {
@@ -207,10 +230,10 @@ impl Life {
 
     /// How long nothing has passed `now`, as far as has been seen.
     pub fn idle(&self, now: Duration) -> Duration {
-        now.saturating_sub(self.active_at)
+        self.active_at.age(Moment::new(now))
     }
 
-    fn take_in(&mut self, seen: Seen, now: Duration) {
+    fn take_in(&mut self, seen: Seen, now: Moment) {
         for (at, other) in [(0, 1), (1, 0)] {
             let (before, peer, source) =
                 (&self.seen.peers[at], &seen.peers[at], &seen.peers[other]);
@@ -237,15 +260,15 @@ impl Life {
         self.seen = seen;
     }
 
-    fn question(&mut self, leg: Leg, rules: &LifeRules, now: Duration) -> Option<Action> {
+    fn question(&mut self, leg: Leg, rules: &LifeRules, now: Moment) -> Option<Action> {
         let interval = rules.ping_interval(leg)?;
         let peer = &mut self.peers[leg as usize];
         match peer.ping {
-            Ping::None if now.saturating_sub(peer.heard_at) >= interval => {
+            Ping::None if peer.heard_at.is_over(interval, now) => {
                 peer.ping = Ping::Asked;
                 Some(Action::Ping(leg))
             }
-            Ping::Sent(at) if now.saturating_sub(at) >= rules.ping_timeout => {
+            Ping::Sent(at) if at.is_over(rules.ping_timeout, now) => {
                 Some(Action::GiveUp(leg, Loss::Silent))
             }
             _ => None,
