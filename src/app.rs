@@ -311,9 +311,7 @@ impl App {
             sleep(LOOK_EVERY).await;
         }
     }
-}
 
-impl App {
     /// Accepts nothing more from sockets that others share, so that the next process gets what waits
     /// in them, and answers those who have been accepted. The sockets stay open.
     async fn hand_over(&self) {

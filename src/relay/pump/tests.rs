@@ -1,0 +1,426 @@
+use std::{cell::RefCell, rc::Rc, sync::Arc};
+
+use bytes::BytesMut;
+use futures_util::FutureExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+
+use super::*;
+use crate::relay::{Peer, Tunnel, TunnelRules, close::CloseCode, frame, sieve::Limits};
+
+/// A tunnel over in-memory pipes of `room` bytes: the far ends, the tunnel, its figures.
+fn tunnel(
+    room: usize,
+    early_up: &[u8],
+    early_down: &[u8],
+) -> (DuplexStream, DuplexStream, Tunnel, Arc<TunnelStats>) {
+    tunnel_with(room, early_up, early_down, TunnelRules::default())
+}
+
+fn tunnel_with(
+    room: usize,
+    early_up: &[u8],
+    early_down: &[u8],
+    rules: TunnelRules,
+) -> (DuplexStream, DuplexStream, Tunnel, Arc<TunnelStats>) {
+    let (client, client_side) = duplex(room);
+    let (pod, pod_side) = duplex(room);
+    let stats = Arc::<TunnelStats>::default();
+    let tunnel = Tunnel::new(
+        Peer { socket: Rc::new(RefCell::new(client_side)), early: BytesMut::from(early_up) },
+        Peer { socket: Rc::new(RefCell::new(pod_side)), early: BytesMut::from(early_down) },
+        &stats,
+        &rules,
+    );
+    (client, pod, tunnel, stats)
+}
+
+/// A guard that is off shows as a failure, not as a test that never ends.
+async fn in_time(test: impl Future<Output = ()>) {
+    let patience = std::time::Duration::from_secs(30);
+    tokio::time::timeout(patience, test).await.expect("an end");
+}
+
+fn text(payload: &[u8]) -> Vec<u8> {
+    [&[0x81, payload.len() as u8], payload].concat()
+}
+
+#[actix_rt::test]
+async fn early_bytes_of_both_sides_come_first() {
+    in_time(async {
+        let (mut client, mut pod, Tunnel { up, down, control: _control }, stats) =
+            tunnel(1024, &text(b"early"), &text(b"bird"));
+        let relay = actix_rt::spawn(async move { tokio::join!(up, down) });
+        let goodbye = [0x88, 0x80, 0, 0, 0, 0];
+        client.write_all(&[&text(b"then")[..], &goodbye].concat()).await.unwrap();
+        client.shutdown().await.unwrap();
+        pod.shutdown().await.unwrap();
+        let (mut at_pod, mut at_client) = (Vec::new(), Vec::new());
+        pod.read_to_end(&mut at_pod).await.unwrap();
+        client.read_to_end(&mut at_client).await.unwrap();
+        assert_eq!(at_pod, [&text(b"early")[..], &text(b"then"), &goodbye].concat());
+        assert_eq!(at_client, text(b"bird"));
+        assert!(matches!(relay.await.unwrap(), (End::Eof, End::Eof)));
+        assert_eq!((stats.up.messages(), stats.down.messages()), (2, 1));
+    })
+    .await;
+}
+
+#[actix_rt::test]
+async fn a_sink_that_buffers_is_flushed_after_every_message() {
+    in_time(async {
+        let (mut client, client_side) = duplex(1024);
+        let (mut pod, pod_side) = duplex(16);
+        let buffering = tokio::io::BufStream::with_capacity(64, 64, pod_side);
+        let stats = Arc::<TunnelStats>::default();
+        let Tunnel { up, down, control: _control } = Tunnel::new(
+            Peer { socket: Rc::new(RefCell::new(client_side)), early: BytesMut::new() },
+            Peer { socket: Rc::new(RefCell::new(buffering)), early: BytesMut::new() },
+            &stats,
+            &TunnelRules::default(),
+        );
+        actix_rt::spawn(async move { tokio::join!(up, down) });
+        // Smaller than the pipe, larger than the pipe, larger than the buffer.
+        for payload in [&[b'a'; 5][..], &[b'b'; 40], &[b'c'; 120]] {
+            let message = text(payload);
+            client.write_all(&message).await.unwrap();
+            let mut received = vec![0; message.len()];
+            pod.read_exact(&mut received).await.unwrap();
+            assert_eq!(received, message);
+        }
+    })
+    .await;
+}
+
+#[actix_rt::test]
+async fn a_stalled_sink_stops_the_reading() {
+    in_time(async {
+        let (mut client, _pod, Tunnel { mut up, down: _down, control: _control }, stats) =
+            tunnel(1000, b"", b"");
+        let sender = actix_rt::spawn(async move {
+            let _ = client.write_all(&[0u8; 1_000_000]).await;
+        });
+        for _ in 0..200 {
+            assert!((&mut up).now_or_never().is_none());
+            tokio::task::yield_now().await;
+        }
+        assert!(stats.up.bytes() <= 3 * 1000, "one pipe full and one read held");
+        assert!(!up.kept.rest().is_empty());
+        sender.abort();
+    })
+    .await;
+}
+
+#[actix_rt::test]
+async fn a_close_waits_for_the_boundary_and_nothing_follows_it() {
+    in_time(async {
+        let (mut client, mut pod, Tunnel { up, down, control }, _stats) = tunnel(4096, b"", b"");
+        let relay = actix_rt::spawn(async move { tokio::join!(up, down) });
+        let message = text(b"half of this message");
+        pod.write_all(&message[..7]).await.unwrap();
+        let mut first = [0; 7];
+        client.read_exact(&mut first).await.unwrap();
+
+        let code = CloseCode::SERVICE_RESTART;
+        control.close(code, CloseCode::GOING_AWAY, "bye");
+        // Whole messages of the chunk that brings the boundary still pass.
+        let last = [&message[7..], &text(b"in time")].concat();
+        pod.write_all(&last).await.unwrap();
+        let expected = [&last[..], &frame::close(code, "bye", None)].concat();
+        let mut at_client = vec![0; expected.len()];
+        client.read_exact(&mut at_client).await.unwrap();
+        assert_eq!(at_client, expected);
+        let mut at_pod = [0; 2 + 4 + 2 + 3];
+        pod.read_exact(&mut at_pod).await.unwrap();
+        assert_eq!(at_pod[0], 0x88);
+
+        // Both answer their Close, the pod after one message too many.
+        pod.write_all(&[&text(b"too late")[..], &[0x88, 2, 0x03, 0xe9]].concat()).await.unwrap();
+        client.write_all(&[0x88, 0x82, 0, 0, 0, 0, 0x03, 0xf4]).await.unwrap();
+        let mut after = Vec::new();
+        client.read_to_end(&mut after).await.unwrap();
+        pod.read_to_end(&mut after).await.unwrap();
+        assert!(after.is_empty(), "nothing follows a Close, each answer is for us: {after:?}");
+        assert!(matches!(relay.await.unwrap(), (End::Closed, End::Closed)));
+    })
+    .await;
+}
+
+#[actix_rt::test]
+async fn a_close_after_the_peers_own_close_is_not_sent() {
+    in_time(async {
+        let (mut client, mut pod, Tunnel { up, down, control }, _stats) = tunnel(4096, b"", b"");
+        let relay = actix_rt::spawn(async move { tokio::join!(up, down) });
+        let own = [0x88, 2, 0x03, 0xe8];
+        pod.write_all(&own).await.unwrap();
+        let mut seen = [0; 4];
+        client.read_exact(&mut seen).await.unwrap();
+        control.close(CloseCode::SERVICE_RESTART, CloseCode::GOING_AWAY, "");
+        drop(pod);
+        let mut rest = Vec::new();
+        client.read_to_end(&mut rest).await.unwrap();
+        assert!(rest.is_empty(), "one Close per direction");
+        drop(client);
+        drop(control);
+        relay.await.unwrap();
+    })
+    .await;
+}
+
+#[actix_rt::test]
+async fn abort_ends_a_pump_that_is_stuck() {
+    in_time(async {
+        let (mut client, _pod, Tunnel { up, down: _down, control }, _stats) = tunnel(16, b"", b"");
+        let relay = actix_rt::spawn(up);
+        client.write_all(&[0; 32]).await.unwrap();
+        control.abort();
+        assert!(matches!(relay.await.unwrap(), End::Aborted));
+    })
+    .await;
+}
+
+/// What a side gets to the end of its connection.
+async fn all(stream: &mut DuplexStream) -> Vec<u8> {
+    let mut all = Vec::new();
+    stream.read_to_end(&mut all).await.unwrap();
+    all
+}
+
+/// A whole control frame, without its mask: opcode and payload.
+fn control_frame(frame: &[u8]) -> (u8, Vec<u8>) {
+    let header = frame::FrameHeader::parse(frame).expect("a whole header");
+    let payload = &frame[header.header_len..];
+    assert_eq!(payload.len() as u64, header.payload_len, "one whole frame");
+    (header.opcode, frame::unmasked(payload, header.mask).collect())
+}
+
+fn close_payload(code: u16, reason: &str) -> (u8, Vec<u8>) {
+    (frame::opcode::CLOSE, [&code.to_be_bytes()[..], reason.as_bytes()].concat())
+}
+
+#[actix_rt::test]
+async fn who_is_left_is_told_but_not_in_the_middle_of_a_frame() {
+    in_time(async {
+        let message = text(b"whole");
+        let fragment = [&[0x01, 3][..], b"one"].concat();
+        let cases: [(&[u8], bool); 5] = [
+            (b"", true),
+            (&message, true),
+            (&fragment, true),
+            (&message[..4], false),
+            (&message[..1], false),
+        ];
+        for (said, at_boundary) in cases {
+            for pod_leaves in [true, false] {
+                let (client, pod, Tunnel { up, down, control: _control }, _) =
+                    tunnel(1024, b"", b"");
+                actix_rt::spawn(async move { tokio::join!(up, down) });
+                let (mut leaves, mut stays) =
+                    if pod_leaves { (pod, client) } else { (client, pod) };
+                leaves.write_all(said).await.unwrap();
+                drop(leaves);
+                let got = all(&mut stays).await;
+                let (before, farewell) = got.split_at(said.len());
+                assert_eq!(before, said);
+                let expected = match pod_leaves {
+                    true => close_payload(1012, "the pod is gone"),
+                    false => close_payload(1001, "the client is gone"),
+                };
+                match at_boundary {
+                    true => assert_eq!(control_frame(farewell), expected),
+                    false => assert!(farewell.is_empty(), "{farewell:?} after {said:?}"),
+                }
+            }
+        }
+    })
+    .await;
+}
+
+#[actix_rt::test]
+async fn no_farewell_once_somebody_has_said_close() {
+    in_time(async {
+        let own = [0x88, 2, 0x03, 0xe8];
+        let (mut client, mut pod, Tunnel { up, down, control: _control }, _) =
+            tunnel(1024, b"", b"");
+        actix_rt::spawn(async move { tokio::join!(up, down) });
+        pod.write_all(&own).await.unwrap();
+        drop(pod);
+        assert_eq!(all(&mut client).await, own);
+
+        let (mut client, mut pod, Tunnel { up, down, control: _control }, _) =
+            tunnel(1024, &own, b"");
+        actix_rt::spawn(async move { tokio::join!(up, down) });
+        let mut at_pod = [0; 4];
+        pod.read_exact(&mut at_pod).await.unwrap();
+        drop(pod);
+        assert!(all(&mut client).await.is_empty(), "the pod went because it was told to");
+    })
+    .await;
+}
+
+#[actix_rt::test]
+async fn a_peer_that_is_given_up_is_as_good_as_gone() {
+    in_time(async {
+        let (mut client, mut pod, Tunnel { up, down, control }, _) = tunnel(64, b"", b"");
+        let relay = actix_rt::spawn(async move { tokio::join!(up, down) });
+        // The client takes nothing of this.
+        pod.write_all(&text(&[b'x'; 120])).await.unwrap();
+        control.give_up(Direction::Up);
+        let at_pod = all(&mut pod).await;
+        assert_eq!(control_frame(&at_pod), close_payload(1001, "the client is gone"));
+        pod.write_all(&[0x88, 2, 0x03, 0xe9]).await.unwrap();
+        let ends = relay.await.unwrap();
+        assert!(matches!(ends, (End::ReadFailed(_), End::WriteFailed(_))), "{ends:?}");
+        drop(control);
+        let at_client = all(&mut client).await;
+        assert_eq!(at_client, &text(&[b'x'; 120])[..at_client.len()], "no Close inside a frame");
+    })
+    .await;
+}
+
+fn with_pings() -> TunnelRules {
+    TunnelRules { pings: [true; 2], ..TunnelRules::default() }
+}
+
+#[actix_rt::test]
+async fn pings_go_between_frames_and_their_pongs_no_further() {
+    in_time(async {
+        let (mut client, mut pod, Tunnel { up, down, control }, stats) =
+            tunnel_with(4096, b"", b"", with_pings());
+        let pulse = control.pulse();
+        actix_rt::spawn(async move { tokio::join!(up, down) });
+        let message = text(b"between whose bytes no Ping goes");
+        pod.write_all(&message[..9]).await.unwrap();
+        let mut first = [0; 9];
+        client.read_exact(&mut first).await.unwrap();
+        control.ping(Direction::Up);
+        pod.write_all(&[&message[9..], &text(b"next")].concat()).await.unwrap();
+        let mut rest = vec![0; message.len() - 9 + 6 + 10];
+        client.read_exact(&mut rest).await.unwrap();
+        assert_eq!(rest[..message.len() - 9], message[9..]);
+        // Behind the last whole frame of what came with the boundary.
+        assert_eq!(rest[message.len() - 9..][..6], text(b"next"));
+        let (opcode, payload) = control_frame(&rest[message.len() + 6 - 9..]);
+        assert_eq!((opcode, payload.len()), (frame::opcode::PING, 8));
+        assert_eq!(pulse.pings(Direction::Down), 1);
+
+        // The same payload in another frame, a Pong of the application's, and ours.
+        let mut pong = frame::ping(&payload.clone().try_into().unwrap(), Some([5, 6, 7, 8]));
+        pong[0] = 0x8a;
+        let not_ours = [&[0x82, 8][..], &payload].concat();
+        let applications = [0x8a, 0x80 | 8, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
+        let parts: [&[u8]; 4] = [&not_ours, &applications, &pong, &text(b"after")];
+        for byte in parts.concat() {
+            client.write_all(&[byte]).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        let expected = [&not_ours[..], &applications, &text(b"after")].concat();
+        let mut at_pod = vec![0; expected.len()];
+        pod.read_exact(&mut at_pod).await.unwrap();
+        assert_eq!(at_pod, expected);
+        assert_eq!(pulse.swallowed(Direction::Up), pong.len() as u64);
+        assert_eq!(stats.up.bytes(), expected.len() as u64);
+        // Nobody has asked again: such a Pong is the application's.
+        client.write_all(&pong).await.unwrap();
+        let mut unasked = vec![0; pong.len()];
+        pod.read_exact(&mut unasked).await.unwrap();
+        assert_eq!(unasked, pong);
+
+        control.ping(Direction::Down);
+        let mut ping = [0; 14];
+        pod.read_exact(&mut ping).await.unwrap();
+        assert_eq!(control_frame(&ping), (frame::opcode::PING, payload.clone()));
+        assert_ne!(ping[1] & 0x80, 0, "masked towards a pod");
+        pod.write_all(&[&[0x8a, 8][..], &payload, &text(b"end")].concat()).await.unwrap();
+        let mut at_client = [0; 5];
+        client.read_exact(&mut at_client).await.unwrap();
+        assert_eq!(at_client[..], text(b"end"));
+    })
+    .await;
+}
+
+#[actix_rt::test]
+async fn what_is_too_large_ends_the_session_before_a_byte_of_it_passes() {
+    in_time(async {
+        let limits = |frame_size, message_size| Limits { frame_size, message_size, rate: None };
+        let fits = [&[0x01, 0x83][..], &[0; 4], b"abc", &[0x80, 0x83], &[0; 4], b"def"].concat();
+        let frame = [&[0x82, 0xfe, 0x01, 0x01][..], &[0; 4]].concat();
+        let ping = [0x89, 0x80, 0, 0, 0, 0];
+        let third = [0x80, 0x81, 0, 0, 0, 0, b'x'];
+        let fragments = [&fits[..9], &[0x00, 0x83], &[0; 4], b"def", &ping].concat();
+        let cases = [
+            (limits(Some(256), None), [&fits[..], &ping, &frame].concat(), fits.len() + 6),
+            (limits(None, Some(256)), [&fits[..], &ping, &frame].concat(), fits.len() + 6),
+            (limits(None, Some(6)), [&fragments[..], &third].concat(), fragments.len()),
+        ];
+        for (limits, said, passes) in cases {
+            for split in [1, 3, 10, said.len()] {
+                let rules = TunnelRules { limits, ..TunnelRules::default() };
+                let (mut client, mut pod, Tunnel { up, down, control: _control }, _) =
+                    tunnel_with(4096, b"", b"", rules);
+                let relay = actix_rt::spawn(async move { tokio::join!(up, down) });
+                for chunk in said.chunks(split) {
+                    client.write_all(chunk).await.unwrap();
+                    tokio::task::yield_now().await;
+                }
+                let mut told = [0; 4];
+                client.read_exact(&mut told).await.unwrap();
+                assert_eq!((told[0], &told[2..]), (0x88, &1009u16.to_be_bytes()[..]));
+                // It goes on sending what it has begun, and then answers.
+                let rest = match said.ends_with(&third) {
+                    true => vec![],
+                    false => vec![0; 257],
+                };
+                client.write_all(&rest).await.unwrap();
+                client.write_all(&[0x88, 0x80, 0, 0, 0, 0]).await.unwrap();
+                let at_pod = all(&mut pod).await;
+                assert_eq!(at_pod[..passes], said[..passes]);
+                assert_eq!(control_frame(&at_pod[passes..]).1[..2], 1001u16.to_be_bytes());
+                pod.write_all(&[0x88, 0]).await.unwrap();
+                let ends = relay.await.unwrap();
+                assert!(matches!(ends, (End::Violated(_), End::Closed)), "{ends:?}");
+            }
+        }
+    })
+    .await;
+}
+
+#[actix_rt::test]
+async fn who_sends_too_fast_waits_or_is_closed() {
+    use crate::relay::sieve::Rate;
+    in_time(async {
+        let message = [&[0x81, 0x81][..], &[0; 4], b"m"].concat();
+        let rules = |closes| {
+            let rate = Some(Rate { per_second: 10, burst: 3, closes });
+            let limits = Limits { rate, ..Limits::default() };
+            TunnelRules { limits, ..TunnelRules::default() }
+        };
+        let (mut client, mut pod, Tunnel { up, down, control }, stats) =
+            tunnel_with(65_536, b"", b"", rules(false));
+        let pulse = control.pulse();
+        actix_rt::spawn(async move { tokio::join!(up, down) });
+        client.write_all(&message.repeat(10)).await.unwrap();
+        let mut got = message.repeat(3);
+        pod.read_exact(&mut got).await.unwrap();
+        for passed in [4, 5] {
+            pulse.refill(std::time::Duration::from_millis(100));
+            pod.read_exact(&mut got[..message.len()]).await.unwrap();
+            assert_eq!(stats.up.messages(), passed);
+        }
+        pulse.refill(std::time::Duration::from_secs(60));
+        pod.read_exact(&mut got).await.unwrap();
+        assert_eq!(stats.up.messages(), 8, "no more at once after a long pause");
+
+        let (mut client, mut pod, Tunnel { up, down, control: _control }, _) =
+            tunnel_with(65_536, b"", b"", rules(true));
+        actix_rt::spawn(async move { tokio::join!(up, down) });
+        client.write_all(&message.repeat(4)).await.unwrap();
+        let mut told = [0; 4];
+        client.read_exact(&mut told).await.unwrap();
+        assert_eq!((told[0], &told[2..]), (0x88, &1008u16.to_be_bytes()[..]));
+        pod.read_exact(&mut got).await.unwrap();
+        let mut told = [0; 2];
+        pod.read_exact(&mut told).await.unwrap();
+        assert_eq!(told[0], 0x88, "a Close instead of the fourth");
+    })
+    .await;
+}
