@@ -198,7 +198,7 @@ impl Handler<Act> for SessionActor {
             Action::Ping(leg) => return self.control.ping(comes_from(leg)),
             Action::Close(Cause::Age) => self.control.close(restart, restart, "lived for long"),
             Action::Close(Cause::Idle) => self.control.close(going, going, "idle for long"),
-            Action::GiveUp(leg, _) => self.control.give_up(comes_from(leg)),
+            Action::GiveUp(leg, _) => self.control.give_up(comes_from(leg), "no answer to a Ping"),
             Action::Cut => self.control.abort(),
         }
         self.closed_by_us = true;

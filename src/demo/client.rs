@@ -1,6 +1,6 @@
 //! `wsbalancer client`: sends lines or a steady message, prints what comes.
 
-use std::time::Duration;
+use std::{io::stdin, time::Duration};
 
 use actix_rt::time::{Instant, interval_at};
 use awc::{
@@ -9,10 +9,7 @@ use awc::{
 };
 use futures_util::{SinkExt as _, StreamExt as _};
 use thiserror::Error;
-use tokio::{
-    io::{AsyncBufReadExt as _, BufReader, stdin},
-    sync::mpsc,
-};
+use tokio::sync::mpsc;
 
 /// How long the far side may take to answer our Close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -100,13 +97,13 @@ pub async fn run(
     }
 }
 
-/// The lines of standard input.
+/// The lines of standard input. On a thread of its own, because a runtime waits at its end for
+/// whoever reads there, even when there is nothing to read.
 fn lines() -> mpsc::Receiver<String> {
     let (sender, receiver) = mpsc::channel(1);
-    actix_rt::spawn(async move {
-        let mut lines = BufReader::new(stdin()).lines();
-        while let Ok(Some(line)) = lines.next_line().await {
-            if sender.send(line).await.is_err() {
+    std::thread::spawn(move || {
+        for line in stdin().lines().map_while(Result::ok) {
+            if sender.blocking_send(line).is_err() {
                 break;
             }
         }

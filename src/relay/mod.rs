@@ -134,16 +134,20 @@ impl Control {
         down.set(Command::Close(frame::close(to_client, reason, None)));
     }
 
-    /// Gives the peer up from which `direction` comes: its bytes end here, nothing more is written
-    /// to it, and the other side is told as if it had vanished.
-    pub fn give_up(&self, direction: Direction) {
+    /// Gives the peer up from which `direction` comes: its bytes end here, and the other side is told
+    /// as if it had vanished. It gets no more than a Close with `reason`, and not even that if there
+    /// is something that it has not taken.
+    pub fn give_up(&self, direction: Direction, reason: &str) {
         let Pulse { up, down, .. } = &self.0;
-        let (source, sink) = match direction {
-            Direction::Up => (up, down),
-            Direction::Down => (down, up),
+        let (source, sink, mask) = match direction {
+            Direction::Up => (up, down, None),
+            Direction::Down => (down, up, Some(masking_key())),
         };
         source.set(Command::SourceLost);
-        sink.set(Command::SinkLost);
+        sink.set(match sink.kept.get() {
+            0 => Command::Close(frame::close(CloseCode::GOING_AWAY, reason, mask)),
+            _ => Command::SinkLost,
+        });
     }
 
     /// Sends a Ping against `direction`, to the peer from which it comes, at the next frame

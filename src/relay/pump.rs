@@ -224,9 +224,10 @@ impl Pump {
         }
     }
 
-    /// Sends what waits for a boundary, of which this is one.
+    /// Sends what waits for a boundary, of which this is one. Not behind the source's own Close,
+    /// which may have come with the boundary.
     fn inject(&mut self) {
-        match self.injection.take() {
+        match self.injection.take().filter(|_| !self.tracker.closed()) {
             Some(Injection::Close(frame)) => {
                 self.kept.push(&frame);
                 self.discard(End::Closed);
@@ -374,7 +375,7 @@ impl Pump {
     fn pass(&mut self, chunk: &[u8], cx: &mut Context<'_>) {
         let progress = self.follow(chunk);
         let written = match progress.boundary {
-            Some(boundary) if self.injection.is_some() => {
+            Some(boundary) if self.injection.is_some() && !self.tracker.closed() => {
                 let written = self.write_or_keep(&chunk[..boundary], cx);
                 self.inject();
                 if self.relaying() {

@@ -264,7 +264,10 @@ async fn a_peer_that_is_given_up_is_as_good_as_gone() {
         let relay = actix_rt::spawn(async move { tokio::join!(up, down) });
         // The client takes nothing of this.
         pod.write_all(&text(&[b'x'; 120])).await.unwrap();
-        control.give_up(Direction::Up);
+        while control.pulse().waiting(Direction::Down) == 0 {
+            tokio::task::yield_now().await;
+        }
+        control.give_up(Direction::Up, "silent");
         let at_pod = all(&mut pod).await;
         assert_eq!(control_frame(&at_pod), close_payload(1001, "the client is gone"));
         pod.write_all(&[0x88, 2, 0x03, 0xe9]).await.unwrap();
@@ -421,6 +424,50 @@ async fn who_sends_too_fast_waits_or_is_closed() {
         let mut told = [0; 2];
         pod.read_exact(&mut told).await.unwrap();
         assert_eq!(told[0], 0x88, "a Close instead of the fourth");
+    })
+    .await;
+}
+
+#[actix_rt::test]
+async fn who_is_silent_is_told_why_where_nothing_waits_for_it() {
+    in_time(async {
+        let (mut client, mut pod, Tunnel { up, down, control }, _) = tunnel(64, b"", b"");
+        let relay = actix_rt::spawn(async move { tokio::join!(up, down) });
+        tokio::task::yield_now().await;
+        control.give_up(Direction::Up, "silent");
+        let mut told = [0; 2 + 2 + 6];
+        client.read_exact(&mut told).await.unwrap();
+        assert_eq!(control_frame(&told), close_payload(1001, "silent"));
+        assert_eq!(control_frame(&all(&mut pod).await), close_payload(1001, "the client is gone"));
+        pod.write_all(&[0x88, 2, 0x03, 0xe9]).await.unwrap();
+        assert!(all(&mut client).await.is_empty());
+        let ends = relay.await.unwrap();
+        assert!(matches!(ends, (End::ReadFailed(_), End::Closed)), "{ends:?}");
+    })
+    .await;
+}
+
+#[actix_rt::test]
+async fn the_sources_own_close_is_the_only_one_whatever_comes_with_it() {
+    in_time(async {
+        let (message, own) = (text(b"cut by a chunk"), [0x88, 2, 0x03, 0xe8]);
+        // The frame that we wait for ends together with a Close, or is one.
+        let cases = [
+            (message[..5].to_vec(), [&message[5..], &own].concat()),
+            (own[..3].to_vec(), own[3..].to_vec()),
+            (message[..5].to_vec(), [&message[5..], &text(b"more"), &own].concat()),
+        ];
+        for (first, rest) in cases {
+            let (mut client, mut pod, Tunnel { up, down, control }, _) = tunnel(4096, b"", b"");
+            actix_rt::spawn(async move { tokio::join!(up, down) });
+            pod.write_all(&first).await.unwrap();
+            let mut seen = vec![0; first.len()];
+            client.read_exact(&mut seen).await.unwrap();
+            control.close(CloseCode::SERVICE_RESTART, CloseCode::GOING_AWAY, "bye");
+            pod.write_all(&rest).await.unwrap();
+            drop(pod);
+            assert_eq!([seen, all(&mut client).await].concat(), [first, rest].concat());
+        }
     })
     .await;
 }
