@@ -1,0 +1,188 @@
+"""One pod of four is taken out: by an operator, by its own report, by failing. Whose sessions move, and when."""
+
+import asyncio
+import collections
+import contextlib
+
+import crowd
+import sessions
+from byhand import eventually
+from common import check, say
+from sessions import MOVED, admin, all_ended, all_talk, all_told, come, counted, enter, unevenness, untouched
+
+PODS = 4
+EVEN = 0.2  # how far each second may be off
+POLLED = 'poll_interval = "100ms"\ncold_time = "0s"\n'
+REASON = "an operator drains it"
+QUIET = 1  # seconds in which nothing must happen: that cannot be waited for in any other way
+
+
+async def show(short):
+    count, seconds = (400, 3) if short else (800, 4)
+    await show_drain(count, seconds)
+    await show_no_time(count)
+    await show_undrain(count, seconds)
+    await show_report(count, seconds)
+    await show_ejected("close")
+    await show_ejected("leave")
+
+
+@contextlib.asynccontextmanager
+async def four(count, settings=""):
+    """Four pods and a balancer; the clients of the first pod, and those of the others."""
+    pods = await sessions.start(PODS)
+    async with crowd.balancing(pods, f"{POLLED}{settings}") as balancer:
+        await eventually(lambda: all("reported" in one for one in balancer.metrics()["services"]))
+        clients = await come(balancer, count)
+        say(f"         by pod: {crowd.spread(clients)}")
+        its = [client for client in clients if client.pod == pods[0].name]
+        others = [client for client in clients if client.pod != pods[0].name]
+        yield balancer, pods, its, others
+    crowd.stop(*pods)
+
+
+async def operate(balancer, pod, what):
+    """An operator's call about a pod, and a check of the answer; the pod as the metrics show it then."""
+    status, told = await admin(balancer, "POST", f"/api/backends/{pod.address}/{what}")
+    state = [(one["address"], one["state"], one.get("reason")) for one in told]
+    say(f"         POST /api/backends/{pod.address}/{what}: {status} {state}")
+    draining = what.startswith("drain")
+    wanted = state == [(pod.address, "draining", REASON)] if draining else state[0][1] != "draining"
+    check(status == 200 and wanted, f"the pod is {state[0][1]}, and the answer says so of no other")
+    shown = crowd.entry(balancer, pod)
+    check((shown["state"], shown.get("reason")) == state[0][1:],
+          f"/balancer-metrics says the same: {shown['state']}, {shown.get('reason')!r}")
+
+
+async def visit(balancer, pod, count=20):
+    """Newcomers; how many of them got to this pod."""
+    return sum(client.pod == pod.name for client in await come(balancer, count))
+
+
+async def nobody_new(balancer, pod):
+    got = await visit(balancer, pod)
+    check(got == 0, f"{got} of them on the draining pod")
+
+
+async def somebody_new(balancer, pod):
+    got = await visit(balancer, pod)
+    check(got > 0, f"{got} of them on the pod, which is back")
+
+
+async def moved_evenly(its, others, pod, seconds):
+    """Waits until all sessions of the pod have been moved; checks that it is those, and when."""
+    await all_ended(its, seconds + sessions.LATE)
+    all_told(its, MOVED, "clients of the pod")
+    told = collections.Counter(pod.closes)
+    check(told == {(sessions.AWAY, MOVED[1]): len(its)}, f"the pod gets {dict(told)}")
+    worst = unevenness(its, seconds)
+    check(worst <= EVEN, f"closes per second stay within ±{EVEN:.0%} of even")
+    await stay(others, "of the other pods")
+
+
+async def stay(clients, whose):
+    """Checks that nobody has told these anything, and that they echo."""
+    check(untouched(clients) and await all_talk(clients),
+          f"all {len(clients)} {whose} stay and echo: {sum(not untouched([one]) for one in clients)} have been closed")
+
+
+async def show_drain(count, seconds):
+    say(f"{count} sessions on {PODS} pods, an operator drains one of them over {seconds} s, and takes it back then")
+    async with four(count) as (balancer, pods, its, others):
+        pod = pods[0]
+        status, listed = await admin(balancer, "GET", "/api/sessions")
+        by_pod = collections.Counter(one["address"] for one in listed)
+        check(by_pod == {one.address: one.sessions() for one in pods}, f"GET /api/sessions lists as many: {status}")
+        await operate(balancer, pod, f"drain?over={seconds}s")
+        await nobody_new(balancer, pod)
+        await moved_evenly(its, others, pod, seconds)
+        await counted(balancer)
+        left = [one for one in (await admin(balancer, "GET", "/api/sessions"))[1] if one["address"] == pod.address]
+        check(not left, f"GET /api/sessions lists {len(left)} of the pod")
+        await nobody_new(balancer, pod)
+        await operate(balancer, pod, "undrain")
+        await somebody_new(balancer, pod)
+
+
+async def show_no_time(count):
+    say("control: over=0s")
+    async with four(count) as (balancer, pods, its, others):
+        await operate(balancer, pods[0], "drain?over=0s")
+        await nobody_new(balancer, pods[0])
+        await asyncio.sleep(QUIET)
+        await stay(its + others, "clients")
+
+
+async def show_undrain(count, seconds):
+    say(f"an operator drains a pod over {2 * seconds} s, and takes it back after the first closes")
+    async with four(count) as (balancer, pods, its, others):
+        await operate(balancer, pods[0], f"drain?over={2 * seconds}s")
+        await eventually(lambda: sum(client.ended.done() for client in its) >= 5, sessions.LATE)
+        await operate(balancer, pods[0], "undrain")
+        await ends_there(balancer, its, 2 * seconds)
+        await stay(others, "of the other pods")
+        await somebody_new(balancer, pods[0])
+
+
+async def ends_there(balancer, its, seconds):
+    """Checks that a move does not go on that would have taken so long."""
+    # Who is asked last knows when sessions are closed, so no Close is decided on afterwards.
+    await admin(balancer, "GET", "/api/sessions")
+    talk = await asyncio.gather(*(client.talks() for client in its))
+    left = [client for client, talks in zip(its, talk) if talks]
+    await asyncio.sleep(QUIET)
+    more = QUIET / seconds * len(its)
+    check(left, f"{len(its) - len(left)} of {len(its)} have been moved, {more:.0f} more would have been in {QUIET} s")
+    await stay(left, "clients of the pod")
+
+
+async def show_report(count, seconds):
+    say(f"a pod reports draining: true, pod_drain_time = {seconds}s; then false")
+    async with four(count, f'pod_drain_time = "{seconds}s"') as (balancer, pods, its, others):
+        await report(balancer, pods[0])
+        await moved_evenly(its, others, pods[0], seconds)
+        await nobody_new(balancer, pods[0])
+        await take_back(balancer, pods[0])
+    say(f"pod_drain_time = {2 * seconds}s, and it reports draining: false after the first closes")
+    async with four(count, f'pod_drain_time = "{2 * seconds}s"') as (balancer, pods, its, others):
+        await report(balancer, pods[0])
+        await eventually(lambda: sum(client.ended.done() for client in its) >= 5, sessions.LATE)
+        await take_back(balancer, pods[0])
+        await ends_there(balancer, its, 2 * seconds)
+        await stay(others, "of the other pods")
+    say("control: pod_drain_time = 0s")
+    async with four(count) as (balancer, pods, its, others):
+        await report(balancer, pods[0])
+        await nobody_new(balancer, pods[0])
+        await asyncio.sleep(QUIET)
+        await stay(its + others, "clients")
+
+
+async def report(balancer, pod):
+    pod.told = {"draining": True}
+    shown = await crowd.shown(balancer, pod, "draining")
+    check(shown["state"] == "draining", f"it is {shown['state']}, {shown.get('reason')!r}")
+
+
+async def take_back(balancer, pod):
+    pod.told = {}
+    await eventually(lambda: crowd.entry(balancer, pod)["state"] != "draining")
+    await somebody_new(balancer, pod)
+
+
+async def show_ejected(on_ejected):
+    say(f'a pod refuses connections and so fails its polls, its sessions go on; on_ejected = "{on_ejected}"')
+    async with four(40, f'on_ejected = "{on_ejected}"') as (balancer, pods, its, others):
+        pods[0].refuse()
+        shown = await crowd.shown(balancer, pods[0], "ejected")
+        check(shown["state"] == "ejected", f"it is {shown['state']}, {shown.get('reason')!r}")
+        if on_ejected == "close":
+            await all_ended(its)
+            all_told(its, MOVED, "its clients")
+            back = await enter(balancer.address)
+            balancer.clients.append(back)
+            check(back.pod not in (None, pods[0].name), f"one that comes back is at {back.pod}")
+            await stay(others, "of the other pods")
+        else:
+            await asyncio.sleep(QUIET)
+            await stay(its + others, "clients")

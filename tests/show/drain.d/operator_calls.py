@@ -1,0 +1,160 @@
+"""What else operators may call: one session closed, a service drained; what is refused, and to whom."""
+
+import asyncio
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import byhand
+import crowd
+import sessions
+from common import check, say
+from sessions import MOVED, RESTART, admin, all_ended, all_told, call, come, enter, untouched
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "dead-clients.d"))
+
+import links  # noqa: E402, only once its folder is known
+
+CLOSED = (RESTART, "closed by an operator")
+SOURCE = "127.0.0.9"  # of the one client that is closed
+TOKEN = "an-operators-t0ken"
+OUTSIDE = "192.0.2.1"  # RFC 5737: nobody's
+NOBODY = 'services = ["http://127.0.0.1:1"]'
+
+
+async def show(short):
+    await show_one(20 if short else 100)
+    await show_service()
+    await show_errors()
+    await show_token()
+    await show_outside()
+
+
+async def show_one(count):
+    say(f"DELETE of one of {count + 1} sessions, the one from {SOURCE}")
+    pods = await sessions.start(4)
+    async with crowd.balancing(pods) as balancer:
+        others = await come(balancer, count)
+        [chosen] = await come(balancer, 1, source=SOURCE)
+        _, listed = await admin(balancer, "GET", "/api/sessions")
+        found = [one for one in listed if one["client"] == SOURCE]
+        say(f"         GET /api/sessions lists {len(listed)}, of them {found}")
+        path = f"/api/sessions/{found[0]['id']}"
+        status, told = await admin(balancer, "DELETE", path)
+        check(status == 200 and told["id"] == found[0]["id"], f"DELETE {path}: {status}")
+        await all_ended([chosen])
+        all_told([chosen], CLOSED, "its client")
+        closes = [close for pod in pods for close in pod.closes]
+        check(closes == [(sessions.AWAY, CLOSED[1])], f"the pods get {closes}")
+        check(untouched(others) and await sessions.all_talk(others), f"the other {count} stay and echo")
+        await sessions.counted(balancer)
+        status, told = await admin(balancer, "DELETE", path)
+        check(status == 404, f"a second time: {status} {told}")
+    crowd.stop(*pods)
+
+
+async def show_service():
+    say("two services of two pods and 40 sessions each; one is drained over its pod_drain_time = 1s, and taken back")
+    pods = await sessions.start(4)
+    urls = [f'["{pods[at].url}", "{pods[at + 1].url}"]' for at in (0, 2)]
+    text = "\n".join([
+        f'[services.chat]\nbackends = {urls[0]}\npod_drain_time = "1s"\n[services.video]\nbackends = {urls[1]}',
+        '[[routes]]\npath_prefix = "/chat"\nservice = "chat"\n[[routes]]\nservice = "video"',
+    ])
+    async with crowd.balancing(text) as balancer:
+        chat, video = await come(balancer, 40, path="/chat"), await come(balancer, 40)
+        status, told = await admin(balancer, "POST", "/api/services/chat/drain")
+        states = {one["address"]: one["state"] for one in told}
+        check(status == 200 and states == {pod.address: "draining" for pod in pods[:2]}, f"{status} {states}")
+        refused = await enter(balancer.address, "/chat")
+        wait = refused.answer and refused.answer.get("retry-after")
+        check(refused.status == 503 and wait, f"a new client of it gets {refused.status} with Retry-After: {wait}")
+        await come(balancer, 1)
+        await all_ended(chat)
+        all_told(chat, MOVED, "clients of the service")
+        check(untouched(video) and await sessions.all_talk(video), f"all {len(video)} of the other stay and echo")
+        status, _ = await admin(balancer, "POST", "/api/services/chat/undrain")
+        check(status == 200, f"undrain: {status}")
+        await come(balancer, 4, path="/chat")
+    crowd.stop(*pods)
+
+
+async def show_errors():
+    say("what is not there, and what cannot be")
+    pods = await sessions.start(1)
+    async with crowd.balancing(pods) as balancer:
+        [client] = await come(balancer, 1)
+        drain = f"/api/backends/{pods[0].address}/drain"
+        for method, path, wanted in [
+            ("POST", "/api/backends/127.0.0.1:1/drain", 404), ("POST", "/api/services/nobody/drain", 404),
+            ("DELETE", "/api/sessions/0", 404), ("DELETE", "/api/sessions/one", 404),
+            ("POST", f"{drain}?over=soon", 400), ("POST", f"{drain}?over=-1s", 400), ("POST", f"{drain}?over=", 400),
+        ]:
+            status, told = await admin(balancer, method, path)
+            check(status == wanted and told.get("error"), f"{method} {path}: {status} {told.get('error')!r}")
+        status, *_ = await call(balancer.address, "POST", drain)
+        check(status == 200, f"on the traffic listener it is a request like any other, for a pod: {status}")
+        state = crowd.entry(balancer, pods[0])["state"]
+        check(state != "draining" and await client.talks(), f"then the pod is {state}, and its session echoes")
+    crowd.stop(*pods)
+
+
+async def show_token():
+    pods = await sessions.start(1)
+    for token in ("", TOKEN):
+        say(f"admin.token = {token!r}, from this machine")
+        async with crowd.balancing(pods, ADMIN__TOKEN=token) as balancer:
+            clients = await come(balancer, 4)
+            await show_access(balancer, pods[0], clients, token)
+    crowd.stop(*pods)
+
+
+async def show_access(balancer, pod, clients, token):
+    """Each call that changes something, by whom it is not for; then by whom it is."""
+    _, listed = await admin(balancer, "GET", "/api/sessions")
+    check(len(listed) == len(clients), f"GET /api/sessions needs no token, it lists {len(listed)}")
+    calls = [
+        ("POST", f"/api/backends/{pod.address}/drain?over=1s"), ("POST", "/api/services/default/drain?over=1s"),
+        ("DELETE", f"/api/sessions/{listed[0]['id']}"), ("PUT", "/api/log-level"),
+    ]
+    wrong = [[], [f"Authorization: Bearer {token}x"], [f"Authorization: Basic {token}"], [f"X-Token: {token}"]]
+    for fields in wrong if token else [["Origin: https://elsewhere.example"]]:
+        answers = {(await admin(balancer, *one, *fields, body=b"info"))[0] for one in calls}
+        check(answers == {401 if token else 403}, f"every other call with {fields}: {answers}")
+    state = crowd.entry(balancer, pod)["state"]
+    check(state != "draining" and untouched(clients) and await sessions.all_talk(clients),
+          f"nothing has come of them: the pod is {state}, all sessions echo")
+    right = [f"Authorization: Bearer {token}"] if token else []
+    answers = {(await admin(balancer, *one, *right, body=b"info"))[0] for one in reversed(calls)}
+    check(answers == {200}, f"with {right}: {answers}")
+    check(await all_ended(clients), "now all sessions are closed")
+
+
+async def show_outside():
+    say(f"calls from {OUTSIDE}, which is no loopback address")
+    for token, fields, wanted in [("", [], 403), (TOKEN, [], 401), (TOKEN, [f"Authorization: Bearer {TOKEN}"], 200)]:
+        with ThreadPoolExecutor(1) as thread:
+            told = await asyncio.get_running_loop().run_in_executor(thread, outside, token, fields)
+        if told is None:
+            check(not os.environ.get("CI"), "skipped: needs the right to make network namespaces")
+        else:
+            check(told == (200, wanted), f"token {token!r}, {fields}: GET and POST are answered {told}")
+
+
+def outside(token, fields):
+    """What looking and changing are answered, in a network that this thread makes and never leaves; None without."""
+    if not links.leave_host():
+        return None
+    links.ip("address", "add", f"{OUTSIDE}/32", "dev", "lo")
+    balancer = byhand.Configured(NOBODY, ADMIN__LISTEN="0.0.0.0:0", ADMIN__TOKEN=token)
+    balancer.admin = balancer.admin.replace("0.0.0.0", OUTSIDE)
+
+    async def ask():
+        looked, _ = await admin(balancer, "GET", "/api/backends")
+        changed, _ = await admin(balancer, "POST", "/api/services/default/drain", *fields)
+        return looked, changed
+
+    statuses = asyncio.run(ask())
+    balancer.stop()
+    return statuses

@@ -1,0 +1,85 @@
+"""Two replicas, one of which ends, and clients that come back: nobody is closed or refused twice."""
+
+import asyncio
+import collections
+
+import crowd
+import sessions
+import shutdown
+from byhand import eventually
+from common import check, say
+from sessions import Regular, all_inside, gather_regulars, ready
+
+DELAY = 1
+LOOK_EVERY = 0.25
+
+
+class Router:
+    """Sends clients to the replicas by turns, to those that are ready if it `looks`, as a proxy's health check does."""
+
+    def __init__(self, replicas, looks):
+        self.replicas, self.looks = replicas, looks
+        self.ready = [*replicas]
+        self.turns = 0
+
+    def address(self):
+        self.turns += 1
+        return self.ready[self.turns % len(self.ready)].address
+
+    async def watch(self):
+        while self.looks:
+            answers = [await ready(replica) for replica in self.replicas]
+            self.ready = [replica for replica, status in zip(self.replicas, answers) if status == 200] or self.ready
+            await asyncio.sleep(LOOK_EVERY)
+
+
+async def show(short):
+    count, seconds = (1000, 4) if short else (5000, 20)
+    say(f"{count} clients that come back at once, two replicas, SIGTERM to one: drain_delay = {DELAY}s,"
+        f" drain_time = {seconds}s; who routes asks /readyz every {LOOK_EVERY} s")
+    failures = await one_ends(count, seconds, True)
+    check(max(failures) == 1, f"nobody fails twice, by the number of failures: {dict(failures)}")
+    say("control: who routes does not ask")
+    failures = await one_ends(count // 5, 2, False)
+    check(max(failures) > 1, f"some fail twice, by the number of failures: {dict(failures)}")
+
+
+async def one_ends(count, seconds, looks):
+    """How many clients failed how often; checks everything else when they should not fail twice."""
+    pods = await sessions.start(shutdown.PODS)
+    drain = {"DRAIN_DELAY": f"{DELAY}s", "DRAIN_TIME": f"{seconds}s", "SHUTDOWN_TIMEOUT": f"{seconds + 10}s"}
+    one = crowd.balancing(pods, "replicas = 2", **shutdown.settings(**drain))
+    other = crowd.balancing(pods, "replicas = 2", SERVER__SHUTDOWN_TIMEOUT="30s")
+    async with one as leaving, other as staying:
+        router = Router([leaving, staying], looks)
+        watching = asyncio.create_task(router.watch())
+        regulars = [Regular(router.address) for _ in range(count)]
+        tasks = await gather_regulars(regulars)
+        await eventually(lambda: sum(one.metrics()["ownSessions"] for one in router.replicas) == count)
+        held = leaving.metrics()["ownSessions"]
+        say(f"         the replica that ends has {held} of them")
+        shutdown.tell(leaving)
+        await shutdown.ends_well(leaving, held, lambda cut: cut == 0) if looks else await gone(leaving)
+        check(await all_inside(regulars), "all clients have a session again")
+        if looks:
+            await look_at(regulars, staying, held)
+        for task in (watching, *tasks):
+            task.cancel()
+        for regular in regulars:
+            regular.client.leave()
+    crowd.stop(*pods)
+    return collections.Counter(len(regular.failures) for regular in regulars)
+
+
+async def gone(balancer):
+    await asyncio.to_thread(balancer.process.wait, shutdown.EXIT)
+
+
+async def look_at(regulars, staying, held):
+    kinds = collections.Counter(failure for regular in regulars for failure in regular.failures)
+    check(dict(kinds) == {"Close {} {!r}".format(*sessions.SHUTDOWN): held},
+          f"what they have seen: {dict(kinds)}, one for each session of the replica that ended")
+    check(await sessions.all_talk([regular.client for regular in regulars]), "every session echoes")
+    await eventually(lambda: staying.metrics()["ownSessions"] == len(regulars))
+    own = staying.metrics()["ownSessions"]
+    check(own == len(regulars), f"the other replica has {own} sessions now")

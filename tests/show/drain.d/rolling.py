@@ -1,0 +1,265 @@
+"""Two replicas behind HAProxy, restarted one after the other under clients that never stop talking."""
+
+import asyncio
+import collections
+import contextlib
+import random
+import signal
+
+import byhand
+import common
+import crowd
+import sessions
+import shutdown
+from byhand import eventually
+from common import check, say
+from sessions import NORMAL, SHUTDOWN, TEXT, Regular, all_inside, gather_regulars
+
+PERIOD = 1  # seconds from one message of a client to its next
+THINKS = 0.4  # seconds that a pod takes for an echo
+CHECK_EVERY, FALL = 0.2, 3  # of HAProxy; three failures are its own default
+DELAY = 2  # of a replica: longer than that takes
+OLD = 5  # seconds that a message may have been unanswered when the Close comes: no pod takes so long
+QUIET = 1  # seconds of talk before, between and after the restarts
+SEED = 6
+UNHEARD = "crossed the Close on their way to the pod"
+UNSEEN = "answered by the pod, the echo crossed the Close"
+# Addresses of their own, so that no outgoing connection has their port while they are down.
+HOSTS = {"a": "127.0.0.2", "b": "127.0.0.3"}
+
+
+async def show(short):
+    count, seconds = (300, 2) if short else (1000, 5)
+    say(f"{count} clients, a message every {PERIOD} s each, echoed after {THINKS} s; HAProxy in TCP mode, by turns;")
+    say(f"  it asks two replicas for /readyz every {CHECK_EVERY} s, {FALL} failures take one out;"
+        f" drain_delay = {DELAY}s, drain_time = {seconds}s, seed {SEED}")
+    async with chain(seconds) as (replicas, haproxy, pods):
+        async with talking(count, haproxy) as talkers:
+            for replica in replicas:
+                await restart(replica, haproxy, talkers)
+        check(not unexplained(talkers), f"zero unexplained{first_of(unexplained(talkers))}")
+        account(talkers, pods)
+        closes = collections.Counter(len(talker.failures) for talker in talkers)
+        check(max(closes) <= len(replicas), f"nobody is closed more than once by each replica: {dict(closes)}")
+    await control("drain_delay = 0s, drain_time = 1s: HAProxy does not hear of it in time", count // 3, 1,
+                  signal.SIGTERM, DRAIN_DELAY="0s")
+    if not short:
+        await control("SIGKILL instead of SIGTERM", count // 3, 1, signal.SIGKILL)
+
+
+async def control(what, count, seconds, sig, **server):
+    say(f"control, {count} clients: {what}")
+    async with chain(seconds, **server) as (replicas, haproxy, _):
+        async with talking(count, haproxy) as talkers:
+            replicas[0].balancer.process.send_signal(sig)
+            await asyncio.to_thread(replicas[0].balancer.process.wait, shutdown.EXIT)
+        found = unexplained(talkers)
+        check(found, f"{len(found)} unexplained{first_of(found)}")
+        kinds = collections.Counter(failure for talker in talkers for failure in talker.failures)
+        say(f"         what they have seen: {dict(kinds)}")
+
+
+class Replica:
+    """A balancer that keeps its addresses when it is started again."""
+
+    def __init__(self, name, pods, **server):
+        self.name, self.pods, self.server = name, pods, server
+        self.listen = self.admin = f"{HOSTS[name]}:0"
+        self.start()
+
+    def start(self):
+        more = shutdown.settings(LISTEN=self.listen, **self.server)
+        text = f"{crowd.static(self.pods)}\n[balancer]\nreplicas = {len(HOSTS)}"
+        self.balancer = byhand.Configured(text, **more, ADMIN__LISTEN=self.admin)
+        self.listen, self.admin = self.balancer.address, self.balancer.admin
+
+
+class Haproxy(common.Program):
+    """By turns to the replicas that say they are ready; its health checks ask their admin listeners."""
+
+    def __init__(self, replicas):
+        self.address = f"127.0.0.1:{common.free_port()}"
+        servers = "\n".join(
+            f"  server {one.name} {one.listen} check addr {one.admin.split(':')[0]} port {one.admin.split(':')[1]}"
+            for one in replicas
+        )
+        file = common.scratch("drain") / "haproxy.cfg"
+        file.write_text(f"""\
+global
+  nbthread 1
+defaults
+  mode tcp
+  timeout connect 10s
+  timeout client 1h
+  timeout server 1h
+listen traffic
+  bind {self.address}
+  balance roundrobin
+  option httpchk GET /readyz
+  default-server inter {CHECK_EVERY * 1000:.0f}ms fall {FALL} rise 1
+{servers}
+""")
+        super().__init__(common.need("haproxy"), "-db", "-f", file)
+
+    async def finds(self, replica, state):
+        found = await asyncio.to_thread(self.expect, f"Server traffic/{replica.name} is {state}.*?, code: [0-9]+")
+        say(f"         HAProxy: {found.group()}")
+
+
+@contextlib.asynccontextmanager
+async def chain(seconds, **server):
+    """Two replicas behind HAProxy, before pods that take their time."""
+    pods = await sessions.start(shutdown.PODS, thinks=THINKS)
+    drain = {"DRAIN_DELAY": f"{DELAY}s", "DRAIN_TIME": f"{seconds}s", "SHUTDOWN_TIMEOUT": f"{seconds + 10}s", **server}
+    replicas = [Replica(name, pods, **drain) for name in HOSTS]
+    haproxy = Haproxy(replicas)
+    await sessions.until(lambda: listens(haproxy))
+    yield replicas, haproxy, pods
+    haproxy.stop()
+    for replica in replicas:
+        replica.balancer.stop(signal.SIGKILL)  # a drain would take its time
+        check("panic" not in replica.balancer.output, f"no panic in the log of replica {replica.name}")
+    crowd.stop(*pods)
+
+
+async def listens(haproxy):
+    client = await sessions.enter(haproxy.address)
+    client.leave()
+    return client.status == 101
+
+
+@contextlib.asynccontextmanager
+async def talking(count, haproxy):
+    """Clients that talk meanwhile; at the end each has all echoes that are still to come, and leaves."""
+    seeded = random.Random(SEED)
+    talkers = [Talker(number, haproxy.address, seeded.random()) for number in range(count)]
+    tasks = await gather_regulars(talkers)
+    await asyncio.sleep(QUIET)
+    yield talkers
+    check(await all_inside(talkers), "in the end all have a session")
+    await asyncio.sleep(QUIET)
+    for talker in talkers:
+        talker.leaving = True
+    await asyncio.wait(tasks, timeout=sessions.LATE)
+    check(all(task.done() for task in tasks), "all have left with a Close")
+
+
+async def restart(replica, haproxy, talkers):
+    old = replica.balancer
+    held = old.metrics()["ownSessions"]
+    say(f"  replica {replica.name} with {held} sessions gets SIGTERM")
+    shutdown.tell(old)
+    await haproxy.finds(replica, "DOWN")
+    check(old.metrics()["ownSessions"] == held, "it has not closed anybody yet")
+    await shutdown.ends_well(old, held, lambda cut: cut == 0)
+    check(await all_inside(talkers), "its clients have a session at the other one")
+    await asyncio.sleep(QUIET)
+    replica.start()
+    await haproxy.finds(replica, "UP")
+
+
+class Talk:
+    """One session's messages, which count up from 0, and what has come back."""
+
+    def __init__(self, name, client):
+        self.name, self.client = name, client
+        self.sent = []  # when each was sent
+        self.echoed = 0
+        self.disorder = []
+        client.hear = self.hear
+
+    def message(self, number):
+        return f"{self.name}: {number}".encode()
+
+    def say(self):
+        self.client.send(TEXT, self.message(len(self.sent)))
+        self.sent.append(self.client.loop.time())
+
+    def hear(self, payload):
+        expected = self.message(self.echoed) if self.echoed < len(self.sent) else None
+        if payload != expected:
+            self.disorder.append(f"{payload} instead of {expected}")
+        self.echoed += 1
+
+    def lost(self):
+        return range(self.echoed, len(self.sent))
+
+    def is_going_on(self):
+        return not (self.client.close or self.client.ended.done())
+
+
+class Talker(Regular):
+    """Comes back after each Close and talks on; `phase` says when within the period."""
+
+    def __init__(self, number, address, phase):
+        super().__init__(lambda: address)
+        self.number, self.phase = number, phase
+        self.talks = []
+
+    async def stay(self):
+        talk = Talk(f"client {self.number}, session {len(self.talks)}", self.client)
+        self.talks.append(talk)
+        await self.pause(self.phase * PERIOD)
+        while talk.is_going_on() and not self.leaving:
+            talk.say()
+            await self.pause(PERIOD)
+        if talk.is_going_on():
+            await eventually(lambda: not talk.lost() or not talk.is_going_on(), sessions.LATE, 0.1)
+            self.client.says_goodbye()
+        await asyncio.wait([self.client.ended], timeout=sessions.LATE)
+
+    async def pause(self, seconds):
+        await asyncio.wait([self.client.ended], timeout=seconds)
+
+    def unexplained(self):
+        """Whatever does not follow from an announced Close."""
+        found = [failure for failure in self.failures if failure != "Close {} {!r}".format(*SHUTDOWN)]
+        for talk in self.talks:
+            found += talk.disorder
+            if talk.client.behind:
+                found.append(f"{talk.client.behind} frames behind a Close")
+            if talk.client.error:
+                found.append(f"{talk.client.told()}, but then {talk.client.error}")
+            if talk.client.close not in (SHUTDOWN, (NORMAL, "")):
+                found += [f"lost, then {talk.client.told()}"] * len(talk.lost())
+            elif old := [number for number in talk.lost() if talk.client.closed_at - talk.sent[number] > OLD]:
+                found.append(f"{len(old)} unanswered for more than {OLD} s when the Close came")
+            elif talk.client.close != SHUTDOWN and talk.lost():
+                found.append(f"{len(talk.lost())} lost without a Close 1012")
+        return [f"client {self.number}: {what}" for what in found]
+
+
+def unexplained(talkers):
+    return [what for talker in talkers for what in talker.unexplained()]
+
+
+def first_of(found):
+    return f", such as {found[0]!r}" if found else ""
+
+
+def account(talkers, pods):
+    """Prints what became of every message."""
+    talks = [talk for talker in talkers for talk in talker.talks]
+    heard, said = (set().union(*(getattr(pod, name) for pod in pods)) for name in ("heard", "said"))
+    lost = [(talk, number) for talk in talks for number in talk.lost()]
+    where = collections.Counter(fate(talk.message(number), heard, said) for talk, number in lost)
+    closed = [talk for talk in talks if talk.client.close == SHUTDOWN]
+    ages = [talk.client.closed_at - talk.sent[number] for talk, number in lost]
+    sent, echoed = sum(len(talk.sent) for talk in talks), sum(talk.echoed for talk in talks)
+    say(f"  {sent} messages in {len(talks)} sessions, {len(closed)} of them closed with 1012;"
+        f" {echoed} echoes in order, {len(lost)} lost, {len(lost) / len(closed):.2f} for each of these closes")
+    for what, number in sorted(where.items()):
+        say(f"    {number}: {what}")
+    say(f"    the Close came {min(ages):.2f} to {max(ages):.2f} s after they were sent")
+    check(len(heard) == sent - where[UNHEARD] and len(said) == echoed + where[UNSEEN],
+          f"the pods count the same: they heard {len(heard)} and answered {len(said)}")
+    check(lost, "there were messages on their way when sessions were closed")
+
+
+def fate(message, heard, said):
+    """How far a message got whose echo did not arrive."""
+    if message not in heard:
+        return UNHEARD
+    if message not in said:
+        return "at the pod, which was told of the end before its answer"
+    return UNSEEN

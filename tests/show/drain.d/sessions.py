@@ -1,0 +1,374 @@
+"""Clients and pods by the thousand, without a task for each: how their sessions began and ended."""
+
+import asyncio
+import collections
+import json
+
+import byhand
+from common import check, say
+
+HOST = "chat.example.org"
+TEXT, CLOSE = 1, 8
+RESTART, AWAY, NORMAL = 1012, 1001, 1000
+SHUTDOWN = (RESTART, "balancer is shutting down")
+MOVED = (RESTART, "moved to another pod")
+LANES = 64  # handshakes at a time
+LATE = 30  # seconds after which something that should have happened has not
+
+
+class Peer(asyncio.Protocol):
+    """One side of a connection: heads until it is `inside` a session, frames from then on."""
+
+    mask = None
+
+    def __init__(self):
+        self.transport = None
+        self.buffer = b""
+        self.inside = False
+
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def data_received(self, data):
+        self.buffer += data
+        while not self.inside and b"\r\n\r\n" in self.buffer:
+            head, _, self.buffer = self.buffer.partition(b"\r\n\r\n")
+            self.take_head(byhand.Head(head))
+        while self.inside and (frame := self.cut_frame()):
+            self.take_frame(*frame)
+
+    def cut_frame(self):
+        """The next frame, once it is there; all of them are short here."""
+        if len(self.buffer) < 2:
+            return None
+        start = 6 if self.buffer[1] & 0x80 else 2
+        end = start + (self.buffer[1] & 0x7F)
+        if len(self.buffer) < end:
+            return None
+        opcode = self.buffer[0] & 0x0F
+        payload = byhand.masked(self.buffer[start:end], self.buffer[2:start] or bytes(4))
+        self.buffer = self.buffer[end:]
+        return opcode, payload
+
+    def send(self, opcode, payload):
+        self.transport.write(byhand.frame(opcode, payload, mask=self.mask))
+
+
+def meaning(payload):
+    """Code and reason of a Close."""
+    return int.from_bytes(payload[:2], "big"), payload[2:].decode()
+
+
+class Client(Peer):
+    """`status` is the answer to its handshake (0: none), `close` what the first Close said that it got."""
+
+    mask = b"mask"
+
+    def __init__(self, request, polite=True):
+        super().__init__()
+        self.request = request
+        self.polite = polite  # whether it answers a Close, and the end of the connection
+        self.loop = asyncio.get_running_loop()
+        self.answered, self.ended = self.loop.create_future(), self.loop.create_future()
+        self.status, self.answer, self.pod = 0, None, None
+        self.close = self.closed_at = self.error = None
+        self.leaving = False
+        self.behind = 0  # frames behind a Close
+        self.hear = None  # is called with each text
+
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        transport.write(self.request)
+
+    def take_head(self, head):
+        if self.answered.done():
+            return  # its body
+        self.answer, self.status, self.pod = head, head.status, head.get("x-pod")
+        self.inside = self.status == 101
+        self.answered.set_result(None)
+        if not self.inside:
+            self.transport.close()
+
+    def take_frame(self, opcode, payload):
+        if self.close:
+            self.behind += 1
+        elif opcode == CLOSE:
+            self.close, self.closed_at = meaning(payload), self.loop.time()
+            if self.polite and not self.leaving:
+                self.send(CLOSE, payload)
+        elif self.hear:
+            self.hear(payload)
+
+    def eof_received(self):
+        return not self.polite
+
+    def connection_lost(self, error):
+        self.error = error
+        self.inside = False
+        for future in (self.answered, self.ended):
+            if not future.done():
+                future.set_result(None)
+
+    def says_goodbye(self):
+        """Leaves with a Close, as who wants nothing more does."""
+        self.leaving = True
+        self.send(CLOSE, NORMAL.to_bytes(2, "big"))
+
+    def leave(self):
+        """Leaves without a word."""
+        if self.transport:
+            self.transport.abort()
+
+    async def talks(self):
+        """Whether its session echoes."""
+        if not self.inside:
+            return False
+        heard = self.loop.create_future()
+        self.hear = lambda payload: heard.done() or heard.set_result(payload)
+        self.send(TEXT, b"here")
+        await asyncio.wait([heard, self.ended], timeout=LATE, return_when=asyncio.FIRST_COMPLETED)
+        self.hear = None
+        return heard.done() and heard.result() == b"here"
+
+    def told(self):
+        """How it ended, in words."""
+        if self.status != 101:
+            return f"status {self.status}" if self.status else "no answer"
+        if self.close:
+            return "Close {} {!r}".format(*self.close)
+        return "a reset" if self.error else "the end without a Close"
+
+
+async def enter(address, path="/", source=None, polite=True):
+    """A client that has its answer, or will never have one."""
+    host, _, port = address.rpartition(":")
+    client = Client(byhand.handshake(path, HOST).encode(), polite)
+    local = (source, 0) if source else None
+    try:
+        await asyncio.get_running_loop().create_connection(lambda: client, host, int(port), local_addr=local)
+    except OSError as error:
+        client.connection_lost(error)
+    await asyncio.wait([client.answered], timeout=LATE)
+    return client
+
+
+async def come(balancer, count, **more):
+    """So many clients, a few at a time; a check that all of them have a session."""
+    left, came = iter(range(count)), []
+
+    async def lane():
+        for _ in left:
+            came.append(await enter(balancer.address, **more))
+
+    await asyncio.gather(*(lane() for _ in range(min(LANES, count))))
+    balancer.clients += came
+    await counted(balancer)
+    wrong = [client.told() for client in came if client.status != 101]
+    check(not wrong, f"new sessions: {count}{f', but {len(wrong)}: {wrong[0]}' if wrong else ''}")
+    return came
+
+
+async def counted(balancer):
+    """Waits until the balancer has heard, a moment after us, of sessions that have begun and ended."""
+
+    def agrees():
+        return balancer.metrics()["ownSessions"] == sum(client.inside for client in balancer.clients)
+
+    await byhand.eventually(agrees, LATE)
+
+
+async def all_ended(clients, timeout=LATE):
+    """Waits until all these sessions have ended; whether they have."""
+    pending = [client.ended for client in clients if not client.ended.done()]
+    return not pending or not (await asyncio.wait(pending, timeout=timeout))[1]
+
+
+async def all_talk(clients):
+    return all(await asyncio.gather(*(client.talks() for client in clients)))
+
+
+def untouched(clients):
+    """Whether nobody has told any of them anything."""
+    return not any(client.close or client.ended.done() for client in clients)
+
+
+def ends(clients):
+    """How many ended how."""
+    return dict(collections.Counter(client.told() for client in clients))
+
+
+def all_told(clients, close, what):
+    """Checks that each got this Close and then the end, nothing else."""
+    wrong = [client for client in clients if client.close != close or client.error or client.behind]
+    told = f", but {len(wrong)}: {ends(wrong)}" if wrong else ""
+    return check(clients and not wrong, f"{what}: all {len(clients)} get Close {close[0]} {close[1]!r}, then FIN{told}")
+
+
+class AtPod(Peer):
+    """What a pod has of one connection: polls, then perhaps a session."""
+
+    def __init__(self, pod):
+        super().__init__()
+        self.pod = pod
+        self.is_over = False
+
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        self.pod.connections.add(self)
+
+    def connection_lost(self, _):
+        self.is_over = True
+        self.pod.connections.discard(self)
+
+    def take_head(self, head):
+        if head.get("sec-websocket-key"):
+            self.transport.write(byhand.switch(head, f"X-Pod: {self.pod.name}").encode())
+            self.inside = True
+        else:
+            self.transport.write(byhand.answer(200, body=json.dumps(self.pod.report()).encode()))
+
+    def take_frame(self, opcode, payload):
+        if opcode == CLOSE:
+            self.is_over = True
+            self.pod.closes.append(meaning(payload))
+            self.send(CLOSE, payload)
+            self.transport.close()
+        elif not self.is_over:
+            self.pod.heard.add(payload)
+            asyncio.get_running_loop().call_later(self.pod.thinks, self.echo, payload)
+
+    def echo(self, payload):
+        if not self.is_over:
+            self.pod.said.add(payload)
+            self.send(TEXT, payload)
+
+
+class Pod:
+    """Echoes what it hears after it has thought for so many seconds, and reports its sessions."""
+
+    def __init__(self, name, thinks=0.0):
+        self.name, self.thinks = name, thinks
+        self.told = {}  # what its report has beside the count
+        self.connections = set()
+        self.closes = []  # that it got
+        self.heard, self.said = set(), set()
+
+    async def start(self):
+        loop = asyncio.get_running_loop()
+        self.server = await loop.create_server(lambda: AtPod(self), "127.0.0.1", 0, backlog=4096)
+        self.address = "{}:{}".format(*self.server.sockets[0].getsockname())
+        self.url = f"http://{self.address}"
+        return self
+
+    def sessions(self):
+        return sum(connection.inside for connection in self.connections)
+
+    def report(self):
+        return {"agentsConnections": self.sessions(), "podName": self.name, **self.told}
+
+    def refuse(self):
+        """Takes no connection any more, polls included; sessions go on."""
+        self.server.close()
+        for connection in self.connections:
+            if not connection.inside:
+                connection.transport.close()
+
+    def stop(self):
+        self.server.close()
+        for connection in self.connections:
+            connection.transport.abort()
+
+
+async def start(count, **more):
+    return [await Pod(f"pod-{number}", **more).start() for number in range(1, count + 1)]
+
+
+async def call(address, method, path, *fields, body=b""):
+    """Status, fields and body of an answer over a connection of its own; status 0 without one."""
+    try:
+        connection = await byhand.dial(address)
+    except OSError:
+        return 0, None, b""
+    fields = *fields, "Connection: close", f"Content-Length: {len(body)}"
+    await connection.send(byhand.request(path, HOST, *fields, method=method), body)
+    head, body = await connection.answer()
+    connection.close()
+    return (head.status, head, body) if head else (0, None, b"")
+
+
+async def admin(balancer, method, path, *fields, body=b""):
+    """Status and JSON of a call to the admin listener."""
+    status, _, text = await call(balancer.admin, method, path, *fields, body=body)
+    return status, json.loads(text)
+
+
+async def ready(balancer):
+    """What its readiness probe says."""
+    return (await call(balancer.admin, "GET", "/readyz"))[0]
+
+
+async def until(probe, timeout=LATE, pause=0.02):
+    """Asks until the answer is truthy or the time is up; the last answer is returned."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout
+    while not (found := await probe()) and loop.time() < deadline:
+        await asyncio.sleep(pause)
+    return found
+
+
+def unevenness(clients, seconds):
+    """Prints how many were closed in each second of the time; by which share the worst is off.
+
+    The first begins with the first close, and the last has what comes later, too.
+    """
+    times = sorted(client.closed_at for client in clients if client.close)
+    counts = [0] * seconds
+    for time in times:
+        counts[min(int(time - times[0]), seconds - 1)] += 1
+    fair = len(times) / seconds
+    worst = max(abs(count - fair) for count in counts) / fair
+    say(f"         closes per second: {counts}, the worst {worst:.0%} off {fair:g};")
+    say(f"         the last one {times[-1] - times[0]:.2f} s after the first")
+    return worst
+
+
+class Regular:
+    """Somebody who comes back whenever the connection is lost; `failures` tell how it was."""
+
+    def __init__(self, address):
+        self.address = address  # is asked where to go
+        self.client = None
+        self.failures = []
+        self.leaving = False
+
+    async def live(self):
+        while not self.leaving:
+            self.client = await enter(self.address())
+            if self.client.inside:
+                await self.stay()
+            if not self.leaving:
+                self.failures.append(self.client.told())
+            if self.client.status != 101:
+                await asyncio.sleep(0.2)  # refused: not at once again
+
+    async def stay(self):
+        await self.client.ended
+
+    def is_inside(self):
+        return self.client is not None and self.client.inside
+
+
+async def gather_regulars(regulars):
+    """Lets them come, a few at a time; the tasks in which they live."""
+    tasks = []
+    for number, regular in enumerate(regulars, 1):
+        tasks.append(asyncio.create_task(regular.live()))
+        if number % LANES == 0:
+            await all_inside(regulars[:number])
+    inside = await all_inside(regulars)
+    check(inside, f"{len(regulars)} clients have a session")
+    return tasks
+
+
+async def all_inside(regulars):
+    return await byhand.eventually(lambda: all(one.is_inside() for one in regulars), LATE)

@@ -1,0 +1,173 @@
+"""One balancer that is told to end: who is still served, who is closed when, and what it says."""
+
+import asyncio
+import contextlib
+import signal
+import time
+
+import byhand
+import common
+import crowd
+import sessions
+from byhand import eventually
+from common import check, say
+from sessions import SHUTDOWN, all_ended, all_told, come, enter, ready, unevenness
+
+PODS = 4
+DELAY = 2
+EVEN = 0.2  # how far each second may be off
+EXIT = 30  # seconds that a process has to end once it has nothing to do
+
+
+async def show(short):
+    count, seconds = (1000, 5) if short else (5000, 20)
+    await show_spread(count, seconds)
+    await show_at_once(count // 5)
+    await show_killed(count // 5)
+    await show_stragglers()
+    await show_second_signal()
+
+
+def tell(balancer, sig=signal.SIGTERM):
+    """Sends the signal; when."""
+    balancer.process.send_signal(sig)
+    return time.monotonic()
+
+
+async def ends_well(balancer, opened, cut):
+    """Checks the exit code and what the last line says; the sessions that were cut."""
+    code = await asyncio.to_thread(balancer.process.wait, EXIT)
+    line = r"stopped: (\d+) sessions were open, (\d+) were cut"
+    found = await asyncio.to_thread(common.Program.expect, balancer, line)
+    told = tuple(map(int, found.groups()))
+    check(code == 0, f"exit code {code}")
+    check(told[0] == opened and cut(told[1]), f"its last line: {found.group()!r}")
+    return told[1]
+
+
+def settings(**server):
+    return {f"SERVER__{name}": value for name, value in server.items()}
+
+
+async def show_spread(count, seconds):
+    say(f"{count} sessions, SIGTERM: drain_delay = {DELAY}s, drain_time = {seconds}s")
+    pods = await sessions.start(PODS)
+    drain = settings(DRAIN_DELAY=f"{DELAY}s", DRAIN_TIME=f"{seconds}s", SHUTDOWN_TIMEOUT=f"{seconds + 10}s")
+    async with crowd.balancing(pods, **drain) as balancer:
+        clients = await come(balancer, count)
+        began = tell(balancer)
+        clients += await show_delay(balancer, began)
+        await show_refusals(balancer)
+        await all_ended(clients, seconds + sessions.LATE)
+        first = min((client.closed_at for client in clients if client.close), default=began) - began
+        check(first >= DELAY, f"nobody is closed before drain_delay is over, the first after {first:.2f} s")
+        all_told(clients, SHUTDOWN, "clients")
+        told = [close for pod in pods for close in pod.closes]
+        check(told == [(sessions.AWAY, SHUTDOWN[1])] * len(clients),
+              f"pods: {len(told)} sessions get {({*told})}")
+        worst = unevenness(clients, seconds)
+        check(worst <= EVEN, f"closes per second stay within ±{EVEN:.0%} of even")
+        await ends_well(balancer, len(clients), lambda cut: cut == 0)
+    crowd.stop(*pods)
+
+
+async def show_delay(balancer, began):
+    """While it waits for whoever routes to it: the one client that still comes."""
+    await sessions.until(lambda: says(balancer, 503))
+    say(f"         /readyz says {await ready(balancer)} {time.monotonic() - began:.3f} s after the signal")
+    late = await enter(balancer.address)
+    check(late.status == 101 and await late.talks(), f"a client that comes then is served: {late.status}, and an echo")
+    status, *_ = await sessions.call(balancer.address, "GET", "/")
+    check(status == 200, f"and so is a plain request: {status}")
+    check(sessions.untouched(balancer.clients), "nobody has been closed so far")
+    return [late]
+
+
+async def says(balancer, status):
+    return await ready(balancer) == status
+
+
+async def show_refusals(balancer):
+    """Once the delay is over."""
+    await eventually(lambda: not sessions.untouched(balancer.clients), DELAY + sessions.LATE)
+    refused = await enter(balancer.address)
+    wait = refused.answer and refused.answer.get("retry-after")
+    check(refused.status == 503 and str(wait).isdigit(),
+          f"once they are closed, a new client gets {refused.status} with Retry-After: {wait}")
+    status, head, _ = await sessions.call(balancer.address, "GET", "/")
+    wait = head and head.get("retry-after")
+    check(status == 503 and str(wait).isdigit(), f"a plain request gets {status} with Retry-After: {wait}")
+    check(await ready(balancer) == 503, "/readyz still answers, 503")
+
+
+async def show_at_once(count):
+    say(f"control: {count} sessions, drain_time = 0s")
+    pods = await sessions.start(PODS)
+    async with crowd.balancing(pods, **settings(DRAIN_TIME="0s", SHUTDOWN_TIMEOUT="30s")) as balancer:
+        clients = await come(balancer, count)
+        tell(balancer)
+        await all_ended(clients)
+        all_told(clients, SHUTDOWN, "clients")
+        worst = unevenness(clients, 5)
+        check(worst > EVEN, f"closes per second do not stay within ±{EVEN:.0%} of even")
+        await ends_well(balancer, count, lambda cut: cut == 0)
+    crowd.stop(*pods)
+
+
+async def show_killed(count):
+    say(f"control: {count} sessions, SIGKILL")
+    pods = await sessions.start(PODS)
+    balancer = byhand.Configured(crowd.static(pods))
+    balancer.clients = []
+    clients = await come(balancer, count)
+    tell(balancer, signal.SIGKILL)
+    await all_ended(clients)
+    check(not any(client.close for client in clients), f"nobody sees a Close: {sessions.ends(clients)}")
+    crowd.stop(*pods)
+
+
+@contextlib.asynccontextmanager
+async def few(count, mute=0, **server):
+    """A balancer with so many clients, `mute` others that answer no Close, and time for all of them."""
+    pods = await sessions.start(PODS)
+    drain = settings(**server)
+    async with crowd.balancing(pods, 'close_timeout = "1h"', **drain) as balancer:
+        await come(balancer, count)
+        if mute:
+            await come(balancer, mute, polite=False)
+        yield balancer
+    crowd.stop(*pods)
+
+
+async def show_stragglers():
+    say("20 sessions, 3 of whose clients answer no Close, SIGINT: drain_time = 1s, shutdown_timeout = 2s")
+    async with few(17, 3, DRAIN_TIME="1s", SHUTDOWN_TIMEOUT="2s") as balancer:
+        tell(balancer, signal.SIGINT)
+        await all_ended(balancer.clients[:17])
+        all_told(balancer.clients[:17], SHUTDOWN, "the others")
+        await ends_well(balancer, 20, lambda cut: cut == 3)
+
+
+async def show_second_signal():
+    say("40 sessions, a second SIGTERM within drain_delay = 1h")
+    async with few(40, DRAIN_DELAY="1h") as balancer:
+        tell(balancer)
+        await sessions.until(lambda: says(balancer, 503))
+        check(sessions.untouched(balancer.clients), "/readyz says 503, nobody is closed")
+        await show_hurry(balancer, lambda cut: cut == 40)
+        check(not any(client.close for client in balancer.clients), f"clients see {sessions.ends(balancer.clients)}")
+    say("40 sessions, a second SIGTERM after the first closes of drain_time = 20s")
+    async with few(40, DRAIN_TIME="20s", SHUTDOWN_TIMEOUT="30s") as balancer:
+        tell(balancer)
+        await eventually(lambda: sum(client.ended.done() for client in balancer.clients) >= 3, sessions.LATE)
+        cut = await show_hurry(balancer, lambda cut: 0 < cut <= 37)
+        without = sum(not client.close for client in balancer.clients)
+        check(without <= cut, f"{without} of the clients see no Close: {sessions.ends(balancer.clients)}")
+
+
+async def show_hurry(balancer, cut):
+    began = tell(balancer)
+    count = await ends_well(balancer, 40, cut)
+    say(f"         it ends {time.monotonic() - began:.2f} s after the second signal")
+    await all_ended(balancer.clients)
+    return count

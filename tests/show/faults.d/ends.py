@@ -1,0 +1,183 @@
+"""The two ends of a session as raw sockets: every byte is kept, and how the connection ended."""
+
+import asyncio
+import collections
+import contextlib
+import fcntl
+import random
+import re
+import socket
+import struct
+import termios
+
+import byhand
+
+SEED = 6
+MASK = b"mask"  # of clients
+OPEN_MASK = bytes(4)  # stands for the random ones of the balancer
+PING_PAYLOAD = b"balancer"  # stands for the random one of its Pings
+CLOSE, PING, PONG = 8, 9, 10
+PIECE = 1 << 18
+SEND_BUFFER = 212_992  # what Linux lets everybody have
+FULL = 1 << 16  # bytes that a sender's system still has: its peer does not read
+UNMOVED = 0.5  # seconds without a byte's progress: absence cannot be waited for in any other way
+FLOOD_FRAME = 8192
+TCP_CLOSED = 7  # TCP_CLOSE of Linux's tcp_states.h
+
+Frame = collections.namedtuple("Frame", "begin fin opcode key payload end")
+
+
+def walk(raw):
+    """The whole frames at the start of `raw`."""
+    at = 0
+    while len(raw) - at >= 2:
+        size, start = raw[at + 1] & 0x7F, at + 2
+        if size > 125:
+            width = 2 if size == 126 else 8
+            size, start = int.from_bytes(raw[start : start + width], "big"), start + width
+        masked = 4 if raw[at + 1] & 0x80 else 0
+        key, start = bytes(raw[start : start + masked]), start + masked
+        if start + size > len(raw):
+            return
+        yield Frame(at, bool(raw[at] & 0x80), raw[at] & 0x0F, key, bytes(raw[start : start + size]), start + size)
+        at = start + size
+
+
+def boundary(raw):
+    """Whether `raw` ends with a whole frame, or is empty."""
+    *_, end = 0, *(frame.end for frame in walk(raw))
+    return end == len(raw)
+
+
+def heard(raw, opcode):
+    """The payload of the first frame of this kind, unmasked; None without."""
+    found = (byhand.masked(one.payload, one.key or OPEN_MASK) for one in walk(raw) if one.opcode == opcode)
+    return next(found, None)
+
+
+def readable(raw, everybodys=False):
+    """`raw` with what is random in it replaced: keys and Ping payloads of the balancer's own frames, dates.
+
+    `everybodys`: all keys, because they are a library's.
+    """
+    if raw.startswith(b"HTTP/"):
+        return re.sub(rb"^date: [^\r]*", b"date: NOW", raw, flags=re.MULTILINE)
+    parts, at = [], 0
+    for one in walk(raw):
+        parts.append(raw[one.begin : one.end])
+        if everybodys or one.opcode in (CLOSE, PING) and one.key != MASK:
+            payload = byhand.masked(one.payload, one.key) if one.key else one.payload
+            if one.opcode == PING and len(payload) == len(PING_PAYLOAD):
+                payload = PING_PAYLOAD
+            parts[-1] = byhand.frame(one.opcode, payload, one.fin, OPEN_MASK if one.key else None)
+        at = one.end
+    return b"".join([*parts, raw[at:]])
+
+
+class Flood:
+    """Frames of random bytes, each other than the one before, as many as a path takes."""
+
+    def __init__(self, mask):
+        seeded = random.Random(SEED)
+        length = bytes([(0x80 if mask else 0) | 126]) + FLOOD_FRAME.to_bytes(2, "big")
+        self.frames = [b"\x82" + length + mask + seeded.randbytes(FLOOD_FRAME) for _ in range(61)]
+
+    def __getitem__(self, number):
+        return self.frames[number % len(self.frames)]
+
+
+FLOODS = {"client": Flood(MASK), "pod": Flood(b"")}
+
+
+class End:
+    """A socket of the client's or of the pod's; it reads when told to."""
+
+    def __init__(self, side, sock):
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        self.side, self.sock = side, sock
+        self.got, self.said = bytearray(), bytearray()
+        self.flood = bytearray()  # the part of `said` that was to fill the path
+        self.end = None  # "FIN" or "RST" once it has come
+        self.gone = False  # by its own doing
+        self._news = asyncio.Event()
+        self._reader = None
+
+    def read(self):
+        """Begins to read."""
+        self._reader = self._reader or asyncio.create_task(self._read())
+
+    async def _read(self):
+        loop = asyncio.get_running_loop()
+        try:
+            while piece := await loop.sock_recv(self.sock, PIECE):
+                self.got += piece
+                self._news.set()
+            self.end = "FIN"
+        except ConnectionError:
+            self.end = "RST"
+        self._news.set()
+
+    async def until(self, probe, timeout=byhand.DEADLINE):
+        """Waits until what was read makes `probe` true; whether it did in time."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while not probe():
+                    self._news.clear()
+                    await self._news.wait()
+        return bool(probe())
+
+    async def send(self, data):
+        self.said += data
+        await asyncio.wait_for(asyncio.get_running_loop().sock_sendall(self.sock, data), byhand.DEADLINE)
+
+    async def fill(self):
+        """Sends whole frames until nobody takes any more, or until the other side has ended."""
+        number = 0
+        while await self._moves() and not self.end:
+            frame = FLOODS[self.side][number]
+            if self.sock.send(frame) != len(frame):
+                raise RuntimeError("a frame of a flood was cut")
+            self.flood += frame
+            number += 1
+        self.said += self.flood
+
+    async def _moves(self):
+        loop = asyncio.get_running_loop()
+        left, since = self._unsent(), loop.time()
+        while left >= FULL and loop.time() - since < UNMOVED:
+            await asyncio.sleep(0.01)
+            if (now := self._unsent()) != left:
+                left, since = now, loop.time()
+        await asyncio.sleep(0)
+        return left < FULL
+
+    def _unsent(self):
+        """Bytes that the other system has not acknowledged (TIOCOUTQ is SIOCOUTQ)."""
+        return int.from_bytes(fcntl.ioctl(self.sock, termios.TIOCOUTQ, bytes(4)), "little")
+
+    def shut(self):
+        with contextlib.suppress(OSError):  # it is gone altogether
+            self.sock.shutdown(socket.SHUT_WR)
+
+    async def leave(self, reset=False):
+        """Closes the socket: with a FIN if nothing is unread, or with an RST."""
+        self.gone = True
+        if self._reader:
+            self._reader.cancel()
+            await asyncio.wait([self._reader])  # its hold on the descriptor ends with it
+        if reset:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.sock.close()
+
+    def _closed(self):
+        return self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == TCP_CLOSED
+
+    async def last(self):
+        """How the connection ended, an RST behind a FIN included; looked at when this end has shut, too."""
+        if self.end == "FIN":
+            await byhand.eventually(self._closed, 1)
+            if self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                return "FIN, RST"
+        return self.end or "open"
