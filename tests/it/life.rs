@@ -1,5 +1,7 @@
 //! What ends a session that would go on: time-outs, silence, limits.
 
+use std::sync::Arc;
+
 use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -10,9 +12,12 @@ use tokio_tungstenite::tungstenite::{
     protocol::{CloseFrame, frame::coding::CloseCode},
 };
 
+use wsbalancer::actors::registry::{CloseOne, ListSessions, SessionInfo};
+
 use crate::support::{
     Balancer,
     client::{Client, connect, raw},
+    eventually,
     frames::{BINARY, CLOSE, FIN, close_of, masked, unmasked},
     pod::{Pod, Script},
     within,
@@ -237,4 +242,99 @@ async fn who_sends_too_fast_is_slowed_down_or_closed() {
     }
     client.flush().await.unwrap();
     assert_eq!(close_code(&mut client).await, 1008);
+}
+
+async fn sessions(balancer: &Balancer) -> Vec<Arc<SessionInfo>> {
+    balancer.control.registry.send(ListSessions).await.expect("a registry").0
+}
+
+/// Waits until a session has passed on so many bytes of its pod's.
+async fn until_relayed(balancer: &Balancer, bytes: u64) {
+    eventually("relayed bytes", async || {
+        sessions(balancer).await.iter().any(|session| session.stats.down.bytes() == bytes)
+    })
+    .await;
+}
+
+/// What ends a session in the table below.
+#[derive(Clone, Copy)]
+enum Fault {
+    PodLeaves,
+    PodResets,
+    /// Nothing but the settings.
+    Time,
+    /// The client sends a message of so many bytes.
+    Message(usize),
+    /// An operator closes the session.
+    Operator,
+}
+
+/// The rows of the fault table, each after several words of the pod, as tokio-tungstenite sees them.
+#[actix_rt::test]
+async fn a_library_hears_a_close_wherever_one_may_stand() {
+    let whole = unmasked(FIN | BINARY, b"whole");
+    let fragment = unmasked(BINARY, b"a part");
+    let said: [(&[u8], bool); 5] = [
+        (b"", true),
+        (&whole, true),
+        (&fragment, true),
+        (&whole[..4], false),
+        (&whole[..1], false),
+    ];
+    let calm = ("balancer.close_timeout", "200ms");
+    let rows: [(Fault, (&str, &str), u16, &str); 7] = [
+        (Fault::PodLeaves, calm, 1012, "the pod is gone"),
+        (Fault::PodResets, calm, 1012, "the pod is gone"),
+        (Fault::PodLeaves, ("balancer.close_code_pod_lost", "4000"), 4000, "the pod is gone"),
+        (Fault::Time, ("balancer.idle_timeout", "300ms"), 1001, "idle for long"),
+        (Fault::Time, ("balancer.max_session_age", "300ms"), 1012, "lived for long"),
+        (Fault::Message(11), ("balancer.max_message_size", "10"), 1009, "a message of 11 bytes"),
+        (Fault::Operator, calm, 1012, "closed by an operator"),
+    ];
+    for (fault, setting, code, reason) in rows {
+        let pod = Pod::scripted(Script::default()).await;
+        let balancer = Balancer::with([&pod], &[calm, setting]).await;
+        for (said, at_boundary) in said {
+            let mut client = connect(balancer.address()).await;
+            let mut session = pod.accept().await;
+            session.stream.write_all(said).await.unwrap();
+            match fault {
+                Fault::Message(size) => client.send(Message::binary(vec![0; size])).await.unwrap(),
+                Fault::Operator => {
+                    // What was said has to be on its way, or the Close would come before it.
+                    until_relayed(&balancer, said.len() as u64).await;
+                    for session in sessions(&balancer).await {
+                        let close = CloseOne { id: session.id };
+                        balancer.control.registry.send(close).await.unwrap();
+                    }
+                }
+                Fault::PodResets => {
+                    until_relayed(&balancer, said.len() as u64).await;
+                    let linger = Some(std::time::Duration::ZERO);
+                    socket2::SockRef::from(&session.stream).set_linger(linger).unwrap();
+                    drop(session);
+                }
+                Fault::PodLeaves => drop(session),
+                Fault::Time => {}
+            }
+            let told = loop {
+                match within("an end", client.next()).await {
+                    Some(Ok(Message::Close(frame))) => break frame,
+                    Some(Ok(_)) => {}
+                    None | Some(Err(_)) => break None,
+                }
+            };
+            let what = format!("{code} {reason} after {said:?}");
+            match told {
+                Some(CloseFrame { code: told, reason: why }) if at_boundary => {
+                    assert_eq!(u16::from(told), code, "{what}");
+                    assert!(why.starts_with(reason), "{what}: {why}");
+                }
+                None if !at_boundary => {}
+                told => panic!("{what}: {told:?}"),
+            }
+            drop(client);
+            balancer.until_sessions(0).await;
+        }
+    }
 }
