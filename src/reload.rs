@@ -136,7 +136,12 @@ impl Reloader {
             self.certificate = CertificateWatch::new(config.server.tls.as_ref());
         }
         config.warn();
+        // What an operator has set meanwhile goes on until the file says something else.
+        let level = Some(config.log.level).filter(|level| *level != old.log.level);
+        // A level that hides this line holds only after it.
+        level.into_iter().for_each(|level| logging::set_level(level.max(log::max_level())));
         log::info!("reload applied: {difference}");
+        level.into_iter().for_each(logging::set_level);
         self.reloads.set_config(config);
         (ReloadResult::Applied, Vec::new())
     }
@@ -152,10 +157,6 @@ impl Reloader {
         let traffic = self.live.load().renewed(config, &indexes);
         self.live.store(Arc::new(traffic));
         self.discovery.do_send(SetWatches(indexes.lookups(config)));
-        // What an operator has set meanwhile goes on until the file says something else.
-        if config.log.level != self.reloads.config().log.level {
-            logging::set_level(config.log.level);
-        }
         self.indexes = indexes;
         Ok(())
     }

@@ -45,7 +45,7 @@ pub struct SessionInfo {
     /// Live figures of both directions.
     pub stats: Arc<TunnelStats>,
     /// As it was seen last, in milliseconds.
-    idle: AtomicU64,
+    active_at: AtomicU64,
 }
 
 impl SessionInfo {
@@ -60,17 +60,20 @@ impl SessionInfo {
             close_code,
             opened_at: Instant::now(),
             stats: Arc::default(),
-            idle: AtomicU64::new(0),
+            active_at: AtomicU64::new(0),
         }
     }
 
     /// How long nothing had passed when its worker looked last, a moment ago.
     pub fn idle(&self) -> Duration {
-        Duration::from_millis(self.idle.load(Relaxed))
+        let active_at = Duration::from_millis(self.active_at.load(Relaxed));
+        self.opened_at.elapsed().saturating_sub(active_at)
     }
 
+    /// Nothing has passed for this long, now.
     pub(super) fn note_idle(&self, idle: Duration) {
-        self.idle.store(idle.as_millis() as u64, Relaxed);
+        let active_at = self.opened_at.elapsed().saturating_sub(idle);
+        self.active_at.store(active_at.as_millis() as u64, Relaxed);
     }
 }
 

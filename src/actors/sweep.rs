@@ -45,6 +45,9 @@ struct Watched {
     pulse: Pulse,
     rules: Arc<Rules>,
     life: Life,
+    /// As of the turns of the pumps that are seen.
+    seen: Seen,
+    turns: u32,
 }
 
 /// Looks after `session` until it is gone.
@@ -59,7 +62,8 @@ pub fn watch(
         let tick = rules.life.tick();
         sweeper.tick = if sweeper.sessions.is_empty() { tick } else { sweeper.tick.min(tick) };
         sweeper.make_room();
-        sweeper.sessions.push(Watched { session, info, pulse, rules, life });
+        let (seen, turns) = (Seen::default(), pulse.turns());
+        sweeper.sessions.push(Watched { session, info, pulse, rules, life, seen, turns });
         if sweeper.task.as_ref().is_none_or(JoinHandle::is_finished) {
             sweeper.task = Some(actix_rt::spawn(sweep()));
         }
@@ -93,12 +97,11 @@ impl Sweeper {
     fn look(&mut self, passed: Duration) {
         let now = since_start();
         self.sessions.retain_mut(|watched| {
-            let Some(session) = watched.session.upgrade() else { return false };
-            watched.pulse.refill(passed);
-            if let Some(action) = watched.life.look(watched.seen(), &watched.rules.life, now) {
-                session.do_send(Act(action));
+            if watched.pulse.is_gone() {
+                return false;
             }
-            watched.info.note_idle(watched.life.idle(now));
+            watched.pulse.refill(passed);
+            watched.look(now);
             true
         });
         if self.sessions.len() < self.sessions.capacity() / 2 {
@@ -108,7 +111,24 @@ impl Sweeper {
 }
 
 impl Watched {
-    fn seen(&self) -> Seen {
+    /// Most sessions are idle: of those only one word is read that is not at hand.
+    fn look(&mut self, now: Duration) {
+        let turns = self.pulse.turns();
+        let has_changed = std::mem::replace(&mut self.turns, turns) != turns;
+        if has_changed {
+            self.seen = self.look_closely();
+        }
+        if let Some(action) = self.life.look(self.seen, &self.rules.life, now)
+            && let Some(session) = self.session.upgrade()
+        {
+            session.do_send(Act(action));
+        }
+        if has_changed {
+            self.info.note_idle(self.life.idle(now));
+        }
+    }
+
+    fn look_closely(&self) -> Seen {
         let Self { info, pulse, .. } = self;
         let peer = |from: Direction, to: Direction| {
             let relayed = info.stats.of(from).bytes() as u32;

@@ -120,6 +120,10 @@ impl Layers {
         let mut layers = Self::defaults();
         if let Some(path) = file {
             let origin = path.display().to_string();
+            if let Err(error) = path.metadata() {
+                let (key, advice) = (origin.clone(), format!("cannot be read: {error}"));
+                return Err(Problems(vec![Problem { key, value: None, origin, advice }]));
+            }
             let source = File::from(path).format(FileFormat::Toml);
             layers.add(&source, &origin, |_| origin.clone())?;
         }

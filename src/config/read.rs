@@ -200,11 +200,7 @@ impl Reader {
     pub(super) fn duration(&mut self, key: &str, range: RangeInclusive<Duration>) -> Duration {
         self.value(key, |text| {
             let (from, to) = (*range.start(), *range.end());
-            let bounds = format!(
-                "{} to {}",
-                humantime::format_duration(from),
-                humantime::format_duration(to)
-            );
+            let bounds = format!("{} to {}", in_days(from), in_days(to));
             match humantime::parse_duration(text) {
                 Ok(duration) if range.contains(&duration) => Ok(duration),
                 Ok(_) => Err(format!("out of range, expected {bounds}")),
@@ -302,6 +298,15 @@ impl Reader {
             }
         }
         self.finish_partly()
+    }
+}
+
+/// A duration as it would be written; humantime makes months of many days.
+fn in_days(duration: Duration) -> String {
+    const DAY: u64 = 86_400;
+    match duration.as_secs() {
+        seconds if seconds > DAY && seconds % DAY == 0 => format!("{}d", seconds / DAY),
+        _ => humantime::format_duration(duration).to_string(),
     }
 }
 

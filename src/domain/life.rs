@@ -2,7 +2,8 @@
 //! ends it if they do not.
 //!
 //! Sessions are looked at now and then, and nothing is done in between: what has changed since the
-//! last look has happened by now. So a time-out is late by at most one [tick](LifeRules::tick).
+//! last look has happened by now. So a time-out is late by at most two [ticks](LifeRules::tick),
+//! and Pings go out as much earlier, so that who does not answer is given up in time.
 
 use std::{fmt, time::Duration};
 
@@ -11,6 +12,9 @@ const TICKS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_s
 
 /// Ticks in the shortest time-out.
 const TICKS_PER_TIMEOUT: u32 = 8;
+
+/// Ticks in the shortest of the time-outs that only count at a session's end.
+const TICKS_PER_END: u32 = 4;
 
 /// The rules of a session's life; `None` is never.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,10 +48,10 @@ impl LifeRules {
             self.pod_ping_interval,
         ];
         let pings = self.client_ping_interval.or(self.pod_ping_interval);
-        let always = [Some(self.half_closed_timeout), Some(self.close_timeout)];
-        let all = or_never.into_iter().chain(always).chain([pings.map(|_| self.ping_timeout)]);
-        let shortest = all.flatten().min().unwrap_or(TICKS.1);
-        (shortest / TICKS_PER_TIMEOUT).clamp(TICKS.0, TICKS.1)
+        let all = or_never.into_iter().chain([pings.map(|_| self.ping_timeout)]);
+        let shortest = all.flatten().min().map_or(TICKS.1, |shortest| shortest / TICKS_PER_TIMEOUT);
+        let end = self.half_closed_timeout.min(self.close_timeout) / TICKS_PER_END;
+        shortest.min(end).clamp(TICKS.0, TICKS.1)
     }
 
     fn ping_interval(&self, leg: Leg) -> Option<Duration> {
@@ -143,6 +147,7 @@ pub enum Loss {
 #[derive(Debug)]
 pub struct Life {
     seen: Seen,
+    looked_at: Moment,
     active_at: Moment,
     closing_at: Option<Moment>,
     ends_at: Option<Moment>,
@@ -194,6 +199,7 @@ impl Life {
         let watched = || Watched { heard_at: at, taken_at: at, ping: Ping::None };
         Self {
             seen: Seen::default(),
+            looked_at: at,
             active_at: at,
             closing_at: None,
             ends_at: rules.max_age.map(ends_at),
@@ -240,7 +246,8 @@ impl Life {
             let watched = &mut self.peers[at];
             // While the other side has yet to take what this one has said, it is not listened to.
             if peer.heard != before.heard || source.waiting > 0 {
-                watched.heard_at = now;
+                // Or a little later: nobody is asked too late.
+                watched.heard_at = self.looked_at;
                 watched.ping = Ping::None;
             }
             let source_went_on = source.relayed != self.seen.peers[other].relayed;
@@ -248,7 +255,7 @@ impl Life {
                 watched.taken_at = now;
             }
             if peer.pings != before.pings && watched.ping == Ping::Asked {
-                watched.ping = Ping::Sent(now);
+                watched.ping = Ping::Sent(self.looked_at);
             }
             if peer.relayed != before.relayed || peer.waiting != before.waiting {
                 self.active_at = now;
@@ -258,10 +265,11 @@ impl Life {
             self.closing_at = Some(now);
         }
         self.seen = seen;
+        self.looked_at = now;
     }
 
     fn question(&mut self, leg: Leg, rules: &LifeRules, now: Moment) -> Option<Action> {
-        let interval = rules.ping_interval(leg)?;
+        let interval = rules.ping_interval(leg)?.saturating_sub(2 * rules.tick());
         let peer = &mut self.peers[leg as usize];
         match peer.ping {
             Ping::None if peer.heard_at.is_over(interval, now) => {
@@ -387,16 +395,44 @@ mod tests {
         let mut session = Session::new(rules);
         assert_eq!(session.wait(15), None);
         session.says(Leg::Pod);
-        assert_eq!(session.wait(100), Some((5, Action::Ping(Leg::Client))), "the pod is not it");
+        assert_eq!(session.wait(100), Some((3, Action::Ping(Leg::Client))), "the pod is not it");
         assert_eq!(session.wait(15), None, "it has not got it yet");
         session.peer(Leg::Client).pings += 1;
         assert_eq!(session.wait(7), None);
         // Only our own business: not a byte that was relayed.
         session.peer(Leg::Client).heard += 14;
-        assert_eq!(session.wait(100), Some((21, Action::Ping(Leg::Client))));
+        assert_eq!(session.wait(100), Some((18, Action::Ping(Leg::Client))));
         session.peer(Leg::Client).pings += 1;
         let silent = Action::GiveUp(Leg::Client, Loss::Silent);
-        assert_eq!(session.wait(100), Some((9, silent)));
+        assert_eq!(session.wait(100), Some((8, silent)));
+    }
+
+    #[test]
+    fn whenever_it_spoke_last_who_does_not_answer_is_given_up_in_time() {
+        let (interval, tick) = (Duration::from_secs(16), Duration::from_secs(1));
+        let rules = LifeRules { client_ping_interval: Some(interval), ..RULES };
+        assert_eq!(rules.tick(), tick);
+        let longest = interval + rules.ping_timeout;
+        for last_word in (0..3_000).step_by(50).map(Duration::from_millis) {
+            let mut session = Session::new(rules);
+            let last_word = session.now + last_word;
+            let given_up_at = loop {
+                session.now += tick;
+                if session.now > last_word {
+                    (session.seen.peers[0].relayed, session.seen.peers[0].heard) = (1, 1);
+                }
+                match session.life.look(session.seen, &rules, session.now) {
+                    Some(Action::Ping(Leg::Client)) => session.peer(Leg::Client).pings += 1,
+                    Some(action) => {
+                        assert_eq!(action, Action::GiveUp(Leg::Client, Loss::Silent));
+                        break session.now;
+                    }
+                    None => {}
+                }
+            };
+            let after = given_up_at - last_word;
+            assert!(after <= longest && after >= longest - 3 * tick, "{after:?}");
+        }
     }
 
     #[test]
@@ -414,13 +450,13 @@ mod tests {
                 (_, end) => break end,
             }
         };
-        assert_eq!((pings, end), (4, Action::Close(Cause::Idle)));
+        assert_eq!((pings, end), (5, Action::Close(Cause::Idle)));
     }
 
     #[test]
     fn who_is_not_listened_to_is_not_asked() {
         let rules = LifeRules {
-            client_ping_interval: Some(Duration::from_secs(2)),
+            client_ping_interval: Some(Duration::from_secs(5)),
             write_timeout: None,
             ..RULES
         };
@@ -428,18 +464,18 @@ mod tests {
         session.peer(Leg::Pod).waiting = 700;
         assert_eq!(session.wait(50), None);
         session.peer(Leg::Pod).waiting = 0;
-        assert_eq!(session.wait(50), Some((2, Action::Ping(Leg::Client))));
+        assert_eq!(session.wait(50), Some((3, Action::Ping(Leg::Client))));
     }
 
     #[test]
     fn looks_are_as_frequent_as_the_shortest_time_out_needs() {
-        assert_eq!(RULES.tick(), Duration::from_millis(625));
+        assert_eq!(RULES.tick(), Duration::from_secs(1));
         let quick = LifeRules { write_timeout: Some(Duration::from_millis(200)), ..RULES };
         assert_eq!(quick.tick(), Duration::from_millis(25));
         let hurried = LifeRules { close_timeout: Duration::from_millis(1), ..RULES };
         assert_eq!(hurried.tick(), Duration::from_millis(10));
         let ping = LifeRules { ping_timeout: Duration::from_millis(80), ..RULES };
-        assert_eq!(ping.tick(), Duration::from_millis(625), "nobody is asked");
+        assert_eq!(ping.tick(), Duration::from_secs(1), "nobody is asked");
         let asks = LifeRules { pod_ping_interval: Some(Duration::from_secs(60)), ..ping };
         assert_eq!(asks.tick(), Duration::from_millis(10));
     }

@@ -99,7 +99,8 @@ impl Tunnel {
         };
         let sieves = [sieve(rules.limits, pings_client), sieve(Limits::default(), pings_pod)];
         let allowance = sieves[0].as_ref().and_then(|sieve| sieve.allowance.clone());
-        let pulse = Pulse { up: Rc::default(), down: Rc::default(), allowance, payload };
+        let (up, down, turns) = Default::default();
+        let pulse = Pulse { up, down, turns, allowance, payload };
         let [up_sieve, down_sieve] = sieves;
         let up = Pump::new(
             Direction::Up,
@@ -188,11 +189,22 @@ fn masking_key() -> [u8; 4] {
 pub struct Pulse {
     up: Rc<Switch>,
     down: Rc<Switch>,
+    turns: Rc<Cell<u32>>,
     allowance: Option<Rc<Allowance>>,
     payload: PingPayload,
 }
 
 impl Pulse {
+    /// Counts the turns of both pumps: as long as it stays, nothing that can be seen here changes.
+    pub fn turns(&self) -> u32 {
+        self.turns.get()
+    }
+
+    /// Whether nobody else holds on to the tunnel.
+    pub fn is_gone(&self) -> bool {
+        Rc::strong_count(&self.turns) == 1
+    }
+
     /// Bytes of `direction` that its sink has yet to take.
     pub fn waiting(&self, direction: Direction) -> usize {
         self.of(direction).kept.get()

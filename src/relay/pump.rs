@@ -11,7 +11,7 @@
 //! the sender and at most one read's worth of bytes stays here.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     future::Future,
     io,
     pin::Pin,
@@ -80,6 +80,8 @@ pub struct Pump {
     switch: Rc<Switch>,
     /// The other direction's.
     other: Rc<Switch>,
+    /// Of both directions.
+    turns: Rc<Cell<u32>>,
     /// What the sink is told when the source vanishes.
     farewell: CloseCode,
     /// What waits for a boundary.
@@ -153,6 +155,7 @@ impl Pump {
             stats,
             switch,
             other,
+            turns: pulse.turns.clone(),
             farewell,
             injection: None,
         };
@@ -421,6 +424,7 @@ impl Future for Pump {
         let pump = self.get_mut();
         let polled = pump.turn(cx);
         pump.switch.kept.set(pump.kept.rest().len());
+        pump.turns.set(pump.turns.get().wrapping_add(1));
         if polled.is_pending() {
             pump.switch.listen(cx.waker());
         }
