@@ -8,7 +8,7 @@
 use std::{fmt, time::Duration};
 
 /// How often sessions are looked at, at least and at most.
-const TICKS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+const TICKS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(2));
 
 /// Ticks in the shortest time-out.
 const TICKS_PER_TIMEOUT: u32 = 8;
@@ -469,13 +469,13 @@ mod tests {
 
     #[test]
     fn looks_are_as_frequent_as_the_shortest_time_out_needs() {
-        assert_eq!(RULES.tick(), Duration::from_secs(1));
+        assert_eq!(RULES.tick(), Duration::from_millis(1_250));
         let quick = LifeRules { write_timeout: Some(Duration::from_millis(200)), ..RULES };
         assert_eq!(quick.tick(), Duration::from_millis(25));
         let hurried = LifeRules { close_timeout: Duration::from_millis(1), ..RULES };
         assert_eq!(hurried.tick(), Duration::from_millis(10));
         let ping = LifeRules { ping_timeout: Duration::from_millis(80), ..RULES };
-        assert_eq!(ping.tick(), Duration::from_secs(1), "nobody is asked");
+        assert_eq!(ping.tick(), Duration::from_millis(1_250), "nobody is asked");
         let asks = LifeRules { pod_ping_interval: Some(Duration::from_secs(60)), ..ping };
         assert_eq!(asks.tick(), Duration::from_millis(10));
     }
