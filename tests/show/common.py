@@ -111,7 +111,7 @@ def npm(name, *packages):
 class Program:
     """A child process whose output is kept and watched; it ends with this script at the latest."""
 
-    def __init__(self, *command, env=None, cwd=None, name=None):
+    def __init__(self, *command, env=None, cwd=None, name=None, pass_fds=()):
         self.name = name or Path(str(command[0])).name
         self.lines = []
         self._news = threading.Condition()
@@ -124,6 +124,7 @@ class Program:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
+            pass_fds=pass_fds,
         )
         _children.append(self)
         self._reader = threading.Thread(target=self._read, daemon=True)
