@@ -30,7 +30,9 @@
 //!    `http::dial` shakes hands, and the pod's 101 is checked.
 //! 5. [`actors::session`]: the client's socket and the direction up; [`actors::backend`]: the
 //!    pod's connection and the direction down. Each drives one [`relay::Pump`].
-//! 6. The session ends when both directions have; dropping it returns its slot, its place in
+//! 6. `actors::sweep`, once per worker, looks at all sessions of its thread a few times in the
+//!    shortest time-out and asks [`domain::life`] whether one has to end or to be asked for a Pong.
+//! 7. The session ends when both directions have; dropping it returns its slot, its place in
 //!    [`actors::registry`] and both sockets.
 //!
 //! # Other settings
@@ -43,8 +45,7 @@
 //!
 //! `main` → [`app`], [`demo`] → [`reload`] → [`http`] → [`plan`] → [`actors`] → [`net`] → [`relay`],
 //! [`domain`]. [`config`] is read by `app`, `reload`, `http` and `plan` and knows `net`, `domain` and
-//! [`relay::close`]; `relay` and `domain` know nobody. A test
-//! enforces it.
+//! `relay`; `relay` and `domain` know nobody. A test enforces it.
 //!
 //! # Words
 //!

@@ -17,12 +17,13 @@
 //! | [`registry::DrainAll`], [`registry::AwaitEmpty`], [`registry::CountDrained`] | shutdown → [`RegistryActor`] | when all are gone; how many there were |
 //! | [`registry::MoveAll`] | [`MetricsActor`] → [`RegistryActor`] | – |
 //! | [`session::CloseSession`] | [`RegistryActor`] → [`SessionActor`] | – |
+//! | `sweep::Act` | a worker's sweep → [`SessionActor`] | – |
 //! | [`session::PodSideEnded`] | [`BackendActor`] → [`SessionActor`] | – |
 //!
 //! [`MetricsActor`], [`DiscoveryActor`] and [`RegistryActor`] live on a control thread of their own,
 //! so that health and metrics answer while the workers are busy; [`supervision`] keeps them going
-//! when a handler panics. A [`SessionActor`] and its [`BackendActor`] live
-//! on the worker that accepted the client; the bytes between them cross no mailbox.
+//! when a handler panics. A [`SessionActor`] and its [`BackendActor`] live on the worker that accepted
+//! the client; the bytes between them cross no mailbox.
 //!
 //! [`DiscoveryActor`]: discovery::DiscoveryActor
 //! [`MetricsActor`]: metrics::MetricsActor

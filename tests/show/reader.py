@@ -14,7 +14,8 @@ from common import check
 
 OPTIONAL = {"reported", "reportAgeMs", "agentsConnections", "podName", "podIP", "nodeName"}
 FURTHER = {
-    "answer": {"lookups": list},
+    "answer": {"lookups": list, "reload": dict},
+    "reload": {"at": str, "result": str, "problems": list},
     "lookup": {"source": str, "service": str, "known": int, "error": str, "failingForMs": int},
     "service": {
         "requests": int, "reason": str, "weight": float, "maxConnections": int, "ejectedForMs": int,
@@ -72,6 +73,8 @@ def read(text):
     example = golden()
     whole = json.loads(text, object_pairs_hook=no_twice, parse_constant=refuse)
     read_object(whole, example, FURTHER["answer"], "the answer")
+    if "reload" in whole:
+        read_object(whole["reload"], {}, FURTHER["reload"], "reload")
     for number, lookup in enumerate(whole.get("lookups", [])):
         where = f"lookups[{number}]"
         read_object(lookup, {}, FURTHER["lookup"], where)
