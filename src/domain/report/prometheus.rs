@@ -64,8 +64,10 @@ impl PrometheusReader {
         if has_odd_timestamp || words.next().is_some() {
             return Err(malformed());
         }
-        let is_count =
-            |value: &f64| value.fract() == 0.0 && (0.0..=MAX_CONNECTIONS as f64).contains(value);
+        let is_count = |count: &f64| {
+            let is_whole = count.fract() == 0.0 && (*count != 0.0 || is_zero(value));
+            is_whole && (0.0..=MAX_CONNECTIONS as f64).contains(count)
+        };
         let count = number(value).filter(is_count).ok_or_else(|| self.error(shown(value)))?;
         Ok(Some(count as u64))
     }
@@ -141,6 +143,12 @@ fn is_label_name(name: &[u8]) -> bool {
 /// As the floating-point numbers of Go, which the format refers to, are usually written.
 fn number(word: &[u8]) -> Option<f64> {
     str::from_utf8(word).ok()?.parse().ok()
+}
+
+/// Whether a number that reads as zero is none that was too small to be told from it.
+fn is_zero(number: &[u8]) -> bool {
+    let mut mantissa = number.split(|byte| b"eE".contains(byte)).next().into_iter().flatten();
+    !mantissa.any(|byte| (b'1'..=b'9').contains(byte))
 }
 
 /// A label's name and its value.
@@ -260,13 +268,25 @@ sessions{kind="odd"} NaN
 
     #[test]
     fn no_other_value_is_a_count() {
-        for value in
-            ["NaN", "+Inf", "-Inf", "-1", "1.5", "2147483648", "1e300", "0x1p4", "1_0", "x"]
-        {
+        for value in [
+            "NaN",
+            "+Inf",
+            "-Inf",
+            "-1",
+            "1.5",
+            "2147483648",
+            "1e300",
+            "0x1p4",
+            "1_0",
+            "x",
+            "1e-1000",
+            "-63e-1000",
+        ] {
             let expected =
                 format!("sessions is {value}, expected a whole number from 0 to 2147483647");
             assert_eq!(count(&[], &format!("sessions {value}\n")).unwrap_err(), expected);
         }
+        assert_eq!(count(&[], "sessions -0.0e-1000\n"), Ok(0));
         assert_eq!(
             count(&[], "sessions{a=\"1\"} 2147483647\nsessions{a=\"2\"} 1\n").unwrap_err(),
             "sessions is 2147483648, expected a whole number from 0 to 2147483647"
