@@ -19,7 +19,7 @@ use crate::{
         admission::Ticket,
         health::EARLY_DEATH,
         lease::Lease,
-        life::{Action, Cause, Leg, LifeRules},
+        life::{Action, Cause, Leg, LifeRules, Loss},
     },
     relay::{Control, Direction, End, FirstEnd, Peer, Tunnel, TunnelRules, close::CloseCode},
 };
@@ -198,7 +198,12 @@ impl Handler<Act> for SessionActor {
             Action::Ping(leg) => return self.control.ping(comes_from(leg)),
             Action::Close(Cause::Age) => self.control.close(restart, restart, "lived for long"),
             Action::Close(Cause::Idle) => self.control.close(going, going, "idle for long"),
-            Action::GiveUp(leg, _) => self.control.give_up(comes_from(leg), "no answer to a Ping"),
+            Action::GiveUp(leg, Loss::Silent) => {
+                self.control.give_up(comes_from(leg), "no answer to a Ping");
+            }
+            Action::GiveUp(leg, Loss::Stalled) => {
+                self.control.give_up(comes_from(leg), "nothing is taken");
+            }
             Action::Cut => self.control.abort(),
         }
         self.closed_by_us = true;

@@ -246,6 +246,8 @@ class AtPod(Peer):
 class Pod:
     """Echoes what it hears after it has thought for so many seconds, and reports its sessions."""
 
+    protocol = AtPod  # of its connections
+
     def __init__(self, name, thinks=0.0):
         self.name, self.thinks = name, thinks
         self.told = {}  # what its report has beside the count
@@ -255,7 +257,7 @@ class Pod:
 
     async def start(self):
         loop = asyncio.get_running_loop()
-        self.server = await loop.create_server(lambda: AtPod(self), "127.0.0.1", 0, backlog=4096)
+        self.server = await loop.create_server(lambda: self.protocol(self), "127.0.0.1", 0, backlog=4096)
         self.address = "{}:{}".format(*self.server.sockets[0].getsockname())
         self.url = f"http://{self.address}"
         return self

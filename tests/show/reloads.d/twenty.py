@@ -76,12 +76,9 @@ class Pod(sessions.Pod):
 
     last = None
 
-    async def start(self):
-        loop = asyncio.get_running_loop()
-        self.server = await loop.create_server(lambda: AtPod(self), "127.0.0.1", 0, backlog=4096)
-        self.address = "{}:{}".format(*self.server.sockets[0].getsockname())
-        self.url = f"http://{self.address}"
-        return self
+    @property
+    def protocol(self):
+        return AtPod
 
 
 class AtPod(sessions.AtPod):
