@@ -227,10 +227,9 @@ impl Pump {
         }
     }
 
-    /// Sends what waits for a boundary, of which this is one. Not behind the source's own Close,
-    /// which may have come with the boundary.
+    /// Sends what waits for a boundary, of which this is one.
     fn inject(&mut self) {
-        match self.injection.take().filter(|_| !self.tracker.closed()) {
+        match self.injection.take() {
             Some(Injection::Close(frame)) => {
                 self.kept.push(&frame);
                 self.discard(End::Closed);
@@ -374,11 +373,12 @@ impl Pump {
         progress
     }
 
-    /// Follows what is relayed and writes it, with our own frame between where one waits.
+    /// Follows what is relayed and writes it, with our own frame between where one waits. It goes
+    /// before a Close that comes in the same chunk, because that may be the answer to ours.
     fn pass(&mut self, chunk: &[u8], cx: &mut Context<'_>) {
         let progress = self.follow(chunk);
         let written = match progress.boundary {
-            Some(boundary) if self.injection.is_some() && !self.tracker.closed() => {
+            Some(boundary) if self.injection.is_some() => {
                 let written = self.write_or_keep(&chunk[..boundary], cx);
                 self.inject();
                 if self.relaying() {
@@ -386,7 +386,13 @@ impl Pump {
                 }
                 written
             }
-            _ => self.write_or_keep(chunk, cx),
+            _ => {
+                if self.tracker.closed() {
+                    // We waited for the end of the source's own Close.
+                    self.injection = None;
+                }
+                self.write_or_keep(chunk, cx)
+            }
         };
         if let Err(error) = written {
             self.sink_failed(error);

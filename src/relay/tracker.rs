@@ -41,7 +41,8 @@ pub struct Progress {
     pub frames: u64,
     /// Data messages that ended in this chunk.
     pub messages: u64,
-    /// Length of the part of the chunk up to its last frame boundary, if a frame ended in it.
+    /// Length of the part of the chunk up to its last frame boundary, if a frame ended in it: where
+    /// another frame may be injected. The end of a Close and what follows it is no such place.
     pub boundary: Option<usize>,
 }
 
@@ -64,7 +65,9 @@ impl Tracker {
             if step.ended {
                 progress.frames += 1;
                 progress.messages += u64::from(self.ends_message);
-                progress.boundary = Some(at);
+                if !self.closed {
+                    progress.boundary = Some(at);
+                }
             }
         }
         progress
@@ -289,6 +292,14 @@ mod tests {
         tracker.feed(&[0x88, 2, 0x03, 0xe8, 0x81]);
         assert!(tracker.closed());
         assert_eq!(tracker.close_code(), Some(1000));
+    }
+
+    #[test]
+    fn the_end_of_a_close_is_no_boundary_and_what_follows_it_has_none() {
+        let mut tracker = Tracker::default();
+        let progress = tracker.feed(&[0x81, 1, b'x', 0x88, 0, 0x81, 1, b'y']);
+        assert_eq!((progress.frames, progress.boundary), (3, Some(3)));
+        assert_eq!(tracker.feed(&[0x81, 1, b'z']).boundary, None);
     }
 
     #[test]

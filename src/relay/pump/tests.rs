@@ -448,26 +448,55 @@ async fn who_is_silent_is_told_why_where_nothing_waits_for_it() {
 }
 
 #[actix_rt::test]
-async fn the_sources_own_close_is_the_only_one_whatever_comes_with_it() {
+async fn there_is_one_close_whatever_comes_with_the_boundary() {
     in_time(async {
-        let (message, own) = (text(b"cut by a chunk"), [0x88, 2, 0x03, 0xe8]);
-        // The frame that we wait for ends together with a Close, or is one.
+        let (message, own) = (text(b"cut by a chunk"), [0x88, 2, 0x03, 0xe9]);
+        let ours = frame::close(CloseCode::SERVICE_RESTART, "bye", None);
+        let (cut, rest) = message.split_at(5);
+        // What the pod has said when we want to close, what it says then, what comes of that.
         let cases = [
-            (message[..5].to_vec(), [&message[5..], &own].concat()),
-            (own[..3].to_vec(), own[3..].to_vec()),
-            (message[..5].to_vec(), [&message[5..], &text(b"more"), &own].concat()),
+            // Its own may be the answer to ours, which goes before it.
+            (cut, [rest, &own].concat(), [rest, &ours].concat()),
+            (cut, [rest, &text(b"more"), &own].concat(), [rest, &text(b"more"), &ours].concat()),
+            // It was there before ours.
+            (&own[..3], own[3..].to_vec(), own[3..].to_vec()),
         ];
-        for (first, rest) in cases {
+        for (first, then, expected) in cases {
             let (mut client, mut pod, Tunnel { up, down, control }, _) = tunnel(4096, b"", b"");
             actix_rt::spawn(async move { tokio::join!(up, down) });
-            pod.write_all(&first).await.unwrap();
+            pod.write_all(first).await.unwrap();
             let mut seen = vec![0; first.len()];
             client.read_exact(&mut seen).await.unwrap();
             control.close(CloseCode::SERVICE_RESTART, CloseCode::GOING_AWAY, "bye");
-            pod.write_all(&rest).await.unwrap();
+            pod.write_all(&then).await.unwrap();
             drop(pod);
-            assert_eq!([seen, all(&mut client).await].concat(), [first, rest].concat());
+            assert_eq!(all(&mut client).await, expected);
         }
+    })
+    .await;
+}
+
+#[actix_rt::test]
+async fn who_breaks_a_limit_hears_so_even_if_the_pods_answer_comes_first() {
+    in_time(async {
+        let limits = Limits { frame_size: Some(3), ..Limits::default() };
+        let rules = TunnelRules { limits, ..TunnelRules::default() };
+        let (mut client, mut pod, Tunnel { up, down, control: _control }, _) =
+            tunnel_with(4096, b"", b"", rules);
+        actix_rt::spawn(async move { tokio::join!(up, down) });
+        let message = text(b"cut by a chunk");
+        let (cut, rest) = message.split_at(5);
+        pod.write_all(cut).await.unwrap();
+        let mut seen = [0; 5];
+        client.read_exact(&mut seen).await.unwrap();
+        client.write_all(&[&[0x81, 0x84][..], &[0; 8]].concat()).await.unwrap();
+        let mut told = [0; 2];
+        pod.read_exact(&mut told).await.unwrap();
+        pod.write_all(&[rest, &[0x88, 2, 0x03, 0xe9]].concat()).await.unwrap();
+        drop(pod);
+        let reason = "a frame of 4 bytes is too large";
+        let ours = frame::close(CloseCode::MESSAGE_TOO_BIG, reason, None);
+        assert_eq!(all(&mut client).await, [rest, &ours].concat());
     })
     .await;
 }

@@ -9,6 +9,7 @@ import re
 import socket
 import struct
 import termios
+from pathlib import Path
 
 import byhand
 
@@ -72,6 +73,12 @@ def readable(raw, everybodys=False):
             parts[-1] = byhand.frame(one.opcode, payload, one.fin, OPEN_MASK if one.key else None)
         at = one.end
     return b"".join([*parts, raw[at:]])
+
+
+def hexadecimal(address):
+    """An IPv4 address and port as /proc/net/tcp has them."""
+    host, port = address
+    return f"{int.from_bytes(socket.inet_aton(host), 'little'):08X}:{port:04X}"
 
 
 class Flood:
@@ -156,6 +163,17 @@ class End:
     def _unsent(self):
         """Bytes that the other system has not acknowledged (TIOCOUTQ is SIOCOUTQ)."""
         return int.from_bytes(fcntl.ioctl(self.sock, termios.TIOCOUTQ, bytes(4)), "little")
+
+    async def taken(self):
+        """Waits until the other end has read what was sent: closing with bytes unread is an RST."""
+        return await byhand.eventually(lambda: not self._unread())
+
+    def _unread(self):
+        """Bytes that the other end's system holds for it: /proc/net/tcp, local and remote, then the queues."""
+        ends = [hexadecimal(self.sock.getpeername()), hexadecimal(self.sock.getsockname())]
+        lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
+        queues = next(fields[4] for fields in lines if fields[1:3] == ends)
+        return self._unsent() + int(queues.split(":")[1], 16)
 
     def shut(self):
         with contextlib.suppress(OSError):  # it is gone altogether

@@ -233,6 +233,10 @@ class Play:
     async def blurts(self, side, data):
         await self.side[side].send(data)
 
+    async def taken(self, side):
+        if not await self.side[side].taken():
+            raise RuntimeError(f"the {side}'s words are not read")
+
     async def floods(self, side):
         await self.side[side].fill()
 

@@ -317,14 +317,13 @@ def our_closes(row, service, trigger, codes, reason):
         for name, said in WITHIN.items():
             cut, rest = said(side)
             hears = [*says(side, cut), *trigger, ("hears", side, CLOSE)]
-            # Its answer may come in the same segment as the end of its frame: either Close will do, but
-            # not both. A Close that was begun before ours is one, too.
-            closes = [told[other], own_close(side, heard(told[side], CLOSE))] if name != "within a Close" else [b""]
-            both = {side: gets(told[side]), other: [gets(cut, rest, last) for last in closes]}
+            # A Close that was begun before ours is the only one.
+            last = b"" if name == "within a Close" else told[other]
+            both = {side: gets(told[side]), other: gets(cut, rest, last)}
             yield cell(row, f"the {side} {name}, which it ends", service, [*hears, ("blurts", side, rest)], **both)
         cut, rest = WITHIN["within a frame"](side)
         hears = [*says(side, cut), *trigger, ("hears", side, CLOSE)]
-        both = {side: gets(told[side]), other: [gets(cut, rest, told[other]), gets(cut, rest, CLOSE_1000[side])]}
+        both = {side: gets(told[side]), other: gets(cut, rest, told[other])}
         steps = [*hears, ("blurts", side, rest + CLOSE_1000[side])]
         yield cell(row, f"the {side} within a frame, whose end comes with its Close", service, steps, **both)
         both = {side: gets(told[side]), other: gets(cut)}
@@ -484,8 +483,8 @@ def in_handshakes():
         ("by FIN", [*begin, ("leaves", "client")]),
         ("by RST", [*begin, ("resets", "client")]),
         ("by FIN, with bytes in flight", [("asks", early), ("asked",), ("leaves", "client")]),
-        ("by FIN, half of the 101 is there", [*begin, ("replies", 0.5), ("leaves", "client")]),
-        ("by RST, half of the 101 is there", [*begin, ("replies", 0.5), ("resets", "client")]),
+        ("by FIN, half of the 101 is there", [*begin, ("replies", 0.5), ("taken", "pod"), ("leaves", "client")]),
+        ("by RST, half of the 101 is there", [*begin, ("replies", 0.5), ("taken", "pod"), ("resets", "client")]),
     ):
         yield cell(row, name, "calm", steps, begun=False, client=GONE, pod=gets())
     yield cell(row, "by a half-close", "calm", [*begin, ("shuts", "client")], begun=False, client=gets(), pod=gets())
