@@ -9,6 +9,7 @@ import dataclasses
 import json
 import re
 import signal
+import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +24,7 @@ import common
 from common import check, say
 
 HERE = Path(__file__).parent
+TUNGSTENITE = "tungstenite-client"
 LANES = 6
 NO_CLOSE = ("none", "", False)  # RFC 6455 calls it 1006, which never travels
 FLOOD_FRAME_WHOLE = FLOOD_FRAME + 4  # with its header
@@ -300,14 +302,15 @@ def said(text):
 async def show(pods):
     npm = common.npm("ws", "ws@8")
     node = json.loads((npm / "node_modules/ws/package.json").read_text())["version"]
+    subprocess.run(["cargo", "build", "--quiet", "--example", TUNGSTENITE], cwd=common.ROOT, check=True)
     makers = {
+        "tokio-tungstenite": lambda: Client([common.ROOT / "target/debug/examples" / TUNGSTENITE]),
         f"websockets {version('websockets')}": lambda: Client([sys.executable, HERE / "client.py"]),
         f"npm ws {node}": lambda: Client([common.need("node"), HERE / "client.mjs"], npm),
         "wsbalancer client (awc)": lambda: OwnClient([common.BINARY, "client"]),
     }
     every = list(cells())
     say(f"{len(every)} cells with each of {', '.join(makers)}")
-    say("  tokio-tungstenite has no program here: tests/it/ends.rs and tests/it/life.rs play it")
     balancer = play.balance(pods, table.SERVICES)
     lanes, plays, number = asyncio.Semaphore(LANES), [], 0
     for name, make in makers.items():
