@@ -6,12 +6,19 @@ use actix::Addr;
 use actix_web::{
     App, HttpResponse, HttpServer,
     dev::Server,
-    error::ErrorInternalServerError,
-    http::header::{CACHE_CONTROL, CacheControl, CacheDirective},
+    error::{ErrorBadRequest, ErrorInternalServerError},
+    http::header::{Accept, CACHE_CONTROL, HeaderValue, VARY},
     web,
 };
 
-use super::{api, distribution::Distribution, health::Health, reloads::Reloads, traffic::Traffic};
+use super::{
+    api,
+    dashboard::{self, Format, Wanted},
+    distribution::Distribution,
+    health::Health,
+    reloads::Reloads,
+    traffic::Traffic,
+};
 use crate::{
     actors::{
         discovery::{Discovered, DiscoveryActor},
@@ -113,16 +120,30 @@ pub(super) fn fault_hooks(routes: &mut web::ServiceConfig) {
         .route("/fault/registry", web::post().to(registry));
 }
 
-async fn distribution(state: web::Data<AdminState>) -> actix_web::Result<HttpResponse> {
+/// The distribution, or the page that shows it.
+async fn distribution(
+    state: web::Data<AdminState>,
+    wanted: web::Query<Wanted>,
+    accept: Option<web::Header<Accept>>,
+) -> actix_web::Result<HttpResponse> {
+    let format = Format::of(&wanted, accept.as_deref()).map_err(ErrorBadRequest)?;
+    let mut answer = match format {
+        Format::Html => dashboard::page(),
+        Format::Json => HttpResponse::Ok().json(latest(&state).await?),
+    };
+    let fields = answer.headers_mut();
+    fields.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    fields.insert(VARY, HeaderValue::from_static("accept"));
+    Ok(answer)
+}
+
+async fn latest(state: &AdminState) -> actix_web::Result<Distribution> {
     let backends = state.metrics.send(Snapshot).await.map_err(ErrorInternalServerError)?;
     let sessions = state.registry.send(CountSessions).await.map_err(ErrorInternalServerError)?;
     let lookups = state.discovery.send(Discovered).await.map_err(ErrorInternalServerError)?.0;
     let reload = state.reloads.last();
     let now = SystemTime::now();
-    let distribution = Distribution::new(backends.0, lookups, sessions, now).with_reload(reload);
-    Ok(HttpResponse::Ok()
-        .insert_header((CACHE_CONTROL, CacheControl(vec![CacheDirective::NoStore])))
-        .json(distribution))
+    Ok(Distribution::new(backends.0, lookups, sessions, now).with_reload(reload))
 }
 
 /// Ready while new connections are welcome; having no pods does not matter here.

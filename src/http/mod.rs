@@ -9,6 +9,7 @@ pub mod arrivals;
 mod bodies;
 mod client;
 mod convert;
+mod dashboard;
 mod dial;
 mod distribution;
 mod exchange;

@@ -56,20 +56,31 @@ async fn the_distribution_has_the_plugins_fields_and_ours() {
 }
 
 #[actix_rt::test]
-async fn json_is_given_however_it_is_asked_for() {
+async fn the_distribution_comes_as_json_or_as_a_page() {
     let pod = Pod::echo().await;
     let balancer = Balancer::start([&pod]).await;
     let client = awc::Client::new();
-    for (path, accept) in [
-        ("/balancer-metrics", "*/*"),
-        ("/balancer-metrics?format=json", "text/html"),
-        ("/balancer-metrics", "application/json"),
+    let firefox = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
+    let (json, html) = ("application/json", "text/html; charset=utf-8");
+    for (query, accept, expected) in [
+        ("", "*/*", json),
+        ("?format=json", "text/html", json),
+        ("", "application/json", json),
+        ("", firefox, html),
+        ("?format=html", "*/*", html),
     ] {
-        let request = client.get(balancer.admin_url(path)).insert_header(("accept", accept));
-        let response = request.send().await.unwrap();
-        assert_eq!(response.status(), 200);
-        assert_eq!(response.headers().get("content-type").unwrap(), "application/json");
+        let url = balancer.admin_url(&format!("/balancer-metrics{query}"));
+        let answer = client.get(url).insert_header(("accept", accept)).send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        let field = |name| answer.headers().get(name).map(|value| value.to_str().unwrap());
+        assert_eq!(field("content-type"), Some(expected), "{query} {accept}");
+        assert_eq!((field("vary"), field("cache-control")), (Some("accept"), Some("no-store")));
+        assert_eq!(field("content-security-policy").is_some(), expected == html);
     }
+    let url = balancer.admin_url("/balancer-metrics?format=xml");
+    let mut answer = client.get(url).send().await.unwrap();
+    assert_eq!(answer.status(), 400);
+    assert_eq!(answer.body().await.unwrap(), "format=xml: there is json, and html\n");
 }
 
 #[actix_rt::test]
