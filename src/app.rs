@@ -25,6 +25,7 @@ use crate::{
         supervision::Supervisor,
     },
     config::{self, Config},
+    domain::admission::Admission,
     http::{
         admin::{self, AdminState},
         arrivals::Arrivals,
@@ -42,6 +43,10 @@ use crate::{
 
 /// How often it is looked whether requests are still under way at a shutdown.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// How long an answer that is known takes to leave, at most: connections that have never said a word
+/// count as unanswered too.
+const ANSWERED_WITHIN: Duration = Duration::from_millis(250);
 
 /// The control actors, on a thread of their own.
 pub struct Control {
@@ -184,6 +189,7 @@ pub struct App {
     admin_server: ServerHandle,
     inherited: Inherited,
     arrivals: Arc<Arrivals>,
+    admission: Arc<Admission>,
     /// Goes with the listener.
     _socket_file: Option<SocketFile>,
 }
@@ -208,6 +214,7 @@ impl App {
         let control = Control::start(config);
         let traffic = Traffic::new(config, control.metrics.clone(), control.registry.clone());
         let (health, arrivals) = (traffic.health.clone(), traffic.arrivals.clone());
+        let admission = traffic.admission.clone();
         let reloads = Arc::new(Reloads::new(config.clone()));
         let state = AdminState::new(&traffic, control.discovery.clone(), reloads.clone());
         let live = traffic.live();
@@ -247,6 +254,7 @@ impl App {
             admin_server: admin_server.handle(),
             inherited: listeners.inherited,
             arrivals,
+            admission,
             _socket_file: socket_file,
         };
         actix_rt::spawn(traffic_server);
@@ -300,16 +308,18 @@ impl App {
         let _ = timeout(config.server.shutdown_timeout, self.until_idle()).await;
     }
 
-    /// Waits until no session lives, no handshake that may become one is under way, and no plain
-    /// request is.
+    /// Waits until no session lives, no handshake that may become one is under way or in a queue,
+    /// and no plain request is; and until those who were refused have heard so.
     async fn until_idle(&self) {
         loop {
             let _ = self.control.registry.send(AwaitEmpty).await;
-            if !self.control.metrics.send(Snapshot).await.is_ok_and(|pods| pods.are_busy()) {
-                return;
+            let pods = self.control.metrics.send(Snapshot).await;
+            if self.admission.is_empty() && !pods.is_ok_and(|pods| pods.are_busy()) {
+                break;
             }
             sleep(LOOK_EVERY).await;
         }
+        let _ = timeout(ANSWERED_WITHIN, self.arrivals.none_left()).await;
     }
 
     /// Accepts nothing more from sockets that others share, so that the next process gets what waits
@@ -323,6 +333,7 @@ impl App {
             self.traffic_server.pause().await;
             sleep(PAUSED_WITHIN).await;
             log::info!("accepts nothing more: what comes is for the next process");
+            self.health.part();
             // For a client that was accepted to say what it wants.
             let at_most = self.reloads.config().server.request_timeout;
             let _ = timeout(at_most, self.arrivals.none_left()).await;

@@ -62,6 +62,11 @@ impl Admission {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner).limits = limits;
     }
 
+    /// Whether nobody is in.
+    pub fn is_empty(&self) -> bool {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner).sessions == 0
+    }
+
     /// Lets a session of `address` in.
     ///
     /// # Errors

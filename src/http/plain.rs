@@ -9,6 +9,7 @@ use std::{
     cell::Cell,
     convert::Infallible,
     net::IpAddr,
+    pin::pin,
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
 };
@@ -49,9 +50,11 @@ const MAX_FIELDS: usize = 256;
 type Answer = hyper::Response<Outgoing>;
 
 /// Serves the requests of one connection, one after the other, until it ends or becomes a tunnel.
-/// `arrival` ends with the first answer.
+/// `arrival` ends with the first answer. A process that goes down lets nobody wait here for another
+/// request: a proxy that keeps connections would send it to a process that refuses it.
 pub async fn serve(thread: Rc<Thread>, io: Rewind<Stream>, hop: Hop, arrival: Arrival) {
     let head_timeout = thread.worker().traffic.settings.head.timeout;
+    let health = thread.worker().traffic.health.clone();
     let arrival = Cell::new(Some(arrival));
     let service = service_fn(move |request| {
         // A connection may outlive many rules.
@@ -73,7 +76,17 @@ pub async fn serve(thread: Rc<Thread>, io: Rewind<Stream>, hop: Hop, arrival: Ar
         .max_headers(MAX_FIELDS)
         .serve_connection(TokioIo::new(io), service)
         .with_upgrades();
-    if let Err(error) = connection.await {
+    let mut connection = pin!(connection);
+    let ended = tokio::select! {
+        // What is there is a request to be answered, even now.
+        biased;
+        ended = connection.as_mut() => ended,
+        () = health.parting() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
         log::debug!("the connection of {} ended: {}", hop.address, describe(&error));
     }
 }

@@ -50,17 +50,16 @@ impl<'a> Tries<'a> {
         let lease = match picked {
             Ok(lease) => lease,
             Err(NoBackend::AllFull) if self.last.is_none() => {
-                let look = async || {
-                    // Places that the drain frees are for nobody here.
-                    if self.routed.traffic.health.is_draining() {
-                        return Some(Err(Refusal::ShuttingDown));
-                    }
-                    match self.pick().await {
-                        Ok(Err(NoBackend::AllFull)) => None,
-                        settled => Some(settled),
-                    }
+                let look = async || match self.pick().await {
+                    Ok(Err(NoBackend::AllFull)) => None,
+                    settled => Some(settled),
                 };
-                queue.wait(look).await.map_err(Refusal::Queue)???
+                tokio::select! {
+                    // Places that the drain frees are for nobody here.
+                    biased;
+                    () = self.routed.traffic.health.draining() => return Err(Refusal::ShuttingDown),
+                    found = queue.wait(look) => found.map_err(Refusal::Queue)???,
+                }
             }
             Err(none) => return Err(self.last.take().unwrap_or(Refusal::NoBackend(none))),
         };

@@ -165,3 +165,28 @@ async fn who_was_accepted_before_the_hand_over_is_still_served() {
     within("an answer", late.read_exact(&mut head)).await.unwrap();
     assert_eq!(&head, b"HTTP/1.1 101");
 }
+
+/// A proxy's connection that waits for another request would get it refused by a process that goes,
+/// while the next one serves the same socket.
+#[actix_rt::test]
+async fn a_kept_connection_ends_when_the_next_process_takes_over() {
+    let pod = Pod::echo().await;
+    let (traffic, address) = listener();
+    let balancer = successor(&traffic, &pod).await;
+    let mut kept = TcpStream::connect(address).await.unwrap();
+    kept.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    let mut head = [0; 12];
+    within("an answer", kept.read_exact(&mut head)).await.unwrap();
+    assert_eq!(&head[..9], b"HTTP/1.1 ");
+    // A session, so that the process lives on.
+    let _session = connect(address).await;
+    balancer.terminate();
+    let mut rest = Vec::new();
+    within("the end", kept.read_to_end(&mut rest)).await.unwrap();
+    assert!(!rest.windows(9).any(|word| word == b"HTTP/1.1 "), "one answer");
+    let url = format!("http://{}/livez", balancer.admin);
+    let answer = awc::Client::new().get(url).send().await;
+    assert_eq!(answer.expect("a process that still lives").status(), 200);
+    balancer.terminate();
+    balancer.finish().await;
+}

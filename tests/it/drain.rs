@@ -16,7 +16,7 @@ use crate::support::{
     client::{Client, connect, handshake, raw},
     eventually,
     frames::{CLOSE, FIN, unmasked},
-    pod::{Pod, Script, header, read_head, switching},
+    pod::{Pod, Script, header, read_head, report, switching},
     program::Program,
     within,
 };
@@ -188,6 +188,47 @@ async fn plain_requests_under_way_are_answered_to_the_end() {
     assert_eq!(status.code(), Some(0), "{log}");
 }
 
+/// What a proxy does: one connection for one request after the other.
+#[actix_rt::test]
+async fn connections_that_wait_for_another_request_end_instead_of_refusing_it() {
+    let (pod, balancer) = slow_pod().await;
+    let address = balancer.traffic;
+    let kept = async || {
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        let (mut at_pod, _) = accept(&pod).await;
+        let empty = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+        at_pod.write_all(empty).await.unwrap();
+        let head = within("an answer", read_head(&mut client)).await.unwrap();
+        assert_eq!(header(&head, "connection"), None, "{head}");
+        client
+    };
+    let (mut idle, mut asks, mut opens) = (kept().await, kept().await, kept().await);
+    asks.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    let (mut asked, _) = accept(&pod).await;
+    opens.write_all(handshake("").as_bytes()).await.unwrap();
+    let (mut opened, request) = accept(&pod).await;
+
+    balancer.terminate();
+    let mut nothing = Vec::new();
+    within("the end", idle.read_to_end(&mut nothing)).await.unwrap();
+    assert!(nothing.is_empty(), "{nothing:?}");
+    asked.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+    let head = within("an answer", read_head(&mut asks)).await.unwrap();
+    assert_eq!(header(&head, "connection"), Some("close"), "{head}");
+    within("the end", asks.read_to_end(&mut nothing)).await.unwrap();
+    assert!(nothing.is_empty(), "{nothing:?}");
+    opened.write_all(switching(&request, "").as_bytes()).await.unwrap();
+    let head = within("the 101", read_head(&mut opens)).await.unwrap();
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    let mut close = vec![0; service_restart().len()];
+    within("the Close", opens.read_exact(&mut close)).await.unwrap();
+    assert_eq!(close, service_restart());
+    drop((opens, opened));
+    let (status, log) = balancer.finish().await;
+    assert_eq!(status.code(), Some(0), "{log}");
+}
+
 /// A client that waits for a place must not get one that the drain frees.
 #[actix_rt::test]
 async fn clients_in_the_queue_are_sent_away() {
@@ -206,5 +247,38 @@ async fn clients_in_the_queue_are_sent_away() {
     let head = within("an answer", read_head(&mut waiting)).await.unwrap();
     assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
     balancer.terminate();
+    assert_eq!(balancer.finish().await.0.code(), Some(0));
+}
+
+/// No session is waited for where all places are others', and no pod has anything to do with those
+/// who wait for one.
+#[actix_rt::test]
+async fn clients_in_the_queue_are_sent_away_by_a_balancer_without_sessions_too() {
+    let pod = Pod::reporting(report(1)).await;
+    let variables = [
+        ("WSBALANCER__BALANCER__MAX_SESSIONS_PER_POD", "1"),
+        ("WSBALANCER__BALANCER__QUEUE_TIMEOUT", "1m"),
+    ];
+    let balancer = Program::run(&pod.url(), &variables).await;
+    let url = format!("http://{}/api/backends", balancer.admin);
+    eventually("a full pod", async || {
+        let body = awc::Client::new().get(&url).send().await.unwrap().body().await.unwrap();
+        body.windows(6).any(|word| word == b"\"full\"")
+    })
+    .await;
+    let mut waiting = Vec::new();
+    for _ in 0..5 {
+        let mut client = TcpStream::connect(balancer.traffic).await.unwrap();
+        client.write_all(handshake("").as_bytes()).await.unwrap();
+        waiting.push(client);
+    }
+    // Those that come in order are taken in order.
+    let _ = ask(balancer.traffic, "GET / HTTP/1.0\r\nHost: a\r\nUpgrade: websocket\r\n\r\n").await;
+    balancer.terminate();
+    for client in &mut waiting {
+        let head = within("an answer", read_head(client)).await.expect("an answer");
+        assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
+        assert!(header(&head, "retry-after").is_some(), "{head}");
+    }
     assert_eq!(balancer.finish().await.0.code(), Some(0));
 }
