@@ -8,10 +8,14 @@
 //!     DiscoveryActor: names that are looked up ◄────────────┘
 //! ```
 
-use std::{path::PathBuf, sync::Arc, time::SystemTime};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use actix::{Addr, MailboxError};
-use actix_rt::task::JoinHandle;
+use actix_rt::{task::JoinHandle, time::sleep};
 
 use crate::{
     actors::{
@@ -27,6 +31,9 @@ use crate::{
     plan::Indexes,
     telemetry::logging,
 };
+
+/// How long until settings that were wrong are read again unasked.
+const TRY_AGAIN: Duration = Duration::from_secs(5);
 
 /// Knows whom to tell of other settings.
 pub struct Reloader {
@@ -57,17 +64,35 @@ impl Reloader {
             watch = self.watch(file.as_ref(), watch);
         }
         loop {
-            let request = tokio::select! {
-                Some(request) = requests.recv() => Some(request),
-                () = changed(&mut watch) => None,
+            let (request, again) = tokio::select! {
+                Some(request) = requests.recv() => (Some(request), false),
+                () = changed(&mut watch) => (None, false),
+                () = sleep(TRY_AGAIN), if watch.is_some() && self.has_failed() => (None, true),
             };
             watch.as_mut().map(FileWatch::look);
-            let outcome = self.reload(config::from_process(file.as_deref())).await;
+            let read = config::from_process(file.as_deref());
+            if again && self.fails_alike(&read) {
+                continue;
+            }
+            let outcome = self.reload(read).await;
             watch = self.watch(file.as_ref(), watch);
             if let Some(request) = request {
                 let _ = request.send(outcome);
             }
         }
+    }
+
+    /// Whether the last settings were not to be had. The reason may lie in files that they name, which
+    /// nobody watches.
+    fn has_failed(&self) -> bool {
+        self.reloads.last().is_some_and(|last| last.result == ReloadResult::Invalid)
+    }
+
+    /// Whether what has been read is no better than at the last time.
+    fn fails_alike(&self, read: &Result<Config, Problems>) -> bool {
+        let last = self.reloads.last();
+        let same = |problems| last.is_some_and(|last| last.problems == sentences(problems));
+        read.as_ref().err().is_some_and(same)
     }
 
     /// Whether what has been read holds already.
@@ -101,10 +126,7 @@ impl Reloader {
     async fn reload(&mut self, read: Result<Config, Problems>) -> Arc<Outcome> {
         let (result, problems) = match read {
             Ok(config) => self.take(config).await,
-            Err(Problems(problems)) => {
-                let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
-                (ReloadResult::Invalid, problems)
-            }
+            Err(problems) => (ReloadResult::Invalid, sentences(&problems)),
         };
         for problem in &problems {
             log::warn!("reload {}, nothing changes: {problem}", result.label());
@@ -160,6 +182,10 @@ impl Reloader {
         self.indexes = indexes;
         Ok(())
     }
+}
+
+fn sentences(Problems(problems): &Problems) -> Vec<String> {
+    problems.iter().map(ToString::to_string).collect()
 }
 
 async fn changed(watch: &mut Option<FileWatch>) {

@@ -1,20 +1,25 @@
 //! Tells when files hold something else than before.
 //!
 //! The folders are watched and the contents compared: editors put another file in a file's place, and
-//! Kubernetes swaps a link (`..data`) several links away.
+//! Kubernetes swaps a link (`..data`) several links away. Who writes into a file is waited for: half
+//! of a configuration may be one, too.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashSet},
     fs,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher as _};
+use notify::{
+    Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _,
+    event::{AccessKind, AccessMode, ModifyKind},
+};
 use ring::digest::{SHA256, digest};
 use tokio::{
     sync::mpsc,
-    time::{Instant, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 
 /// Nothing must have happened for so long...
@@ -23,6 +28,13 @@ const QUIET: Duration = Duration::from_millis(200);
 /// ... unless it goes on for longer than this.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long a file may stay open for writing before it is read all the same.
+const WRITER_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often the files are looked at without any event: a folder further up may have been replaced,
+/// and some file systems tell nothing.
+const LOOK_ANYWAY: Duration = Duration::from_secs(10);
+
 /// Watches some files.
 pub struct FileWatch {
     files: Vec<PathBuf>,
@@ -30,7 +42,48 @@ pub struct FileWatch {
     seen: Vec<Option<Vec<u8>>>,
     watcher: RecommendedWatcher,
     folders: BTreeSet<PathBuf>,
+    /// Those among them that cannot be watched, which has been said.
+    unwatched: BTreeSet<PathBuf>,
     events: mpsc::Receiver<()>,
+    written: Written,
+    /// [`LOOK_ANYWAY`]
+    look_anyway: Duration,
+}
+
+/// Files in the folders that somebody has written into and not closed yet.
+#[derive(Clone, Default)]
+struct Written(Arc<Mutex<HashSet<PathBuf>>>);
+
+impl Written {
+    fn files(&self) -> MutexGuard<'_, HashSet<PathBuf>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes an event in; whether it can be about other contents.
+    fn note(&self, Event { kind, paths, .. }: Event) -> bool {
+        let paths = paths.into_iter().filter_map(|path| fs::canonicalize(path).ok());
+        match kind {
+            EventKind::Modify(ModifyKind::Data(_)) => self.files().extend(paths),
+            EventKind::Access(AccessKind::Close(AccessMode::Write)) => {
+                let mut files = self.files();
+                paths.for_each(|path| {
+                    files.remove(&path);
+                });
+            }
+            // That somebody reads is no change.
+            kind => return !kind.is_access(),
+        }
+        true
+    }
+
+    fn has_any(&self, files: &[PathBuf]) -> bool {
+        let written = self.files();
+        !written.is_empty()
+            && files
+                .iter()
+                .filter_map(|file| fs::canonicalize(file).ok())
+                .any(|file| written.contains(&file))
+    }
 }
 
 impl FileWatch {
@@ -40,14 +93,24 @@ impl FileWatch {
     /// The system has no watch to give.
     pub fn new(files: Vec<PathBuf>) -> notify::Result<Self> {
         let (sender, events) = mpsc::channel(1);
+        let written = Written::default();
+        let noted = written.clone();
         let watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
-            // That somebody reads is no change; a full channel says already that something is up.
-            if event.is_ok_and(|event| !event.kind.is_access()) {
+            // A full channel says already that something is up.
+            if event.is_ok_and(|event| noted.note(event)) {
                 let _ = sender.try_send(());
             }
         })?;
-        let folders = BTreeSet::new();
-        let mut watch = Self { seen: Vec::new(), files: Vec::new(), watcher, folders, events };
+        let mut watch = Self {
+            files: Vec::new(),
+            seen: Vec::new(),
+            watcher,
+            folders: BTreeSet::new(),
+            unwatched: BTreeSet::new(),
+            events,
+            written,
+            look_anyway: LOOK_ANYWAY,
+        };
         watch.follow(files);
         Ok(watch)
     }
@@ -70,18 +133,36 @@ impl FileWatch {
     /// Resolves when one of the files holds something else.
     pub async fn changed(&mut self) {
         loop {
-            if self.events.recv().await.is_none() {
-                return std::future::pending().await;
-            }
-            let until = Instant::now() + PATIENCE;
-            while let Ok(Some(())) =
-                timeout_at(until.min(Instant::now() + QUIET), self.events.recv()).await
-            {
+            if let Ok(event) = timeout(self.look_anyway, self.events.recv()).await {
+                if event.is_none() {
+                    return std::future::pending().await;
+                }
+                self.settled().await;
             }
             self.watch_folders();
             let now = contents(&self.files);
             if now != self.seen {
                 self.seen = now;
+                return;
+            }
+        }
+    }
+
+    /// Resolves when nothing happens any more, or when that takes too long.
+    async fn settled(&mut self) {
+        let since = Instant::now();
+        loop {
+            let patience = match self.written.has_any(&self.files) {
+                true => WRITER_PATIENCE,
+                false => PATIENCE,
+            };
+            let now = Instant::now();
+            let until = since + patience;
+            if now >= until {
+                return;
+            }
+            let more = timeout_at(until.min(now + QUIET), self.events.recv()).await;
+            if more.is_err() && !self.written.has_any(&self.files) {
                 return;
             }
         }
@@ -95,8 +176,14 @@ impl FileWatch {
         }
         // Folders that were watched are watched again: another may stand in one's place.
         for folder in &folders {
-            if let Err(error) = self.watcher.watch(folder, RecursiveMode::NonRecursive) {
-                log::warn!("{} is not watched: {error}", folder.display());
+            match self.watcher.watch(folder, RecursiveMode::NonRecursive) {
+                Ok(()) => {
+                    self.unwatched.remove(folder);
+                }
+                Err(error) if self.unwatched.insert(folder.clone()) => {
+                    log::warn!("{} is not watched: {error}", folder.display());
+                }
+                Err(_) => {}
             }
         }
         self.folders = folders;
@@ -120,7 +207,7 @@ fn contents(files: &[PathBuf]) -> Vec<Option<Vec<u8>>> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::{io::Write as _, os::unix::fs::symlink};
 
     use futures_util::FutureExt as _;
 
@@ -183,6 +270,42 @@ mod tests {
             fs::remove_dir_all(folder.0.join(format!("..{}", number - 1))).unwrap();
             sees(&mut watch).await;
         }
+    }
+
+    /// Whoever writes in pieces is not done before the file is closed.
+    #[actix_rt::test]
+    async fn a_file_is_not_looked_at_while_somebody_writes_it() {
+        let folder = Folder::new();
+        let file = folder.0.join("a.toml");
+        fs::write(&file, "one").unwrap();
+        let mut watch = FileWatch::new(vec![file.clone()]).unwrap();
+        let mut writer = fs::File::create(&file).unwrap();
+        writer.write_all(b"half ").unwrap();
+        let mut changed = Box::pin(watch.changed());
+        let quiet = tokio::time::timeout(3 * QUIET, &mut changed).await;
+        assert!(quiet.is_err(), "half of it is no change yet");
+        drop(changed);
+        writer.write_all(b"and half").unwrap();
+        drop(writer);
+        sees(&mut watch).await;
+        assert_eq!(watch.seen, contents(&[file]));
+    }
+
+    /// Nobody tells of what happens further up than the folder in which the file stands.
+    #[actix_rt::test]
+    async fn a_folder_that_is_replaced_is_seen_too() {
+        let folder = Folder::new();
+        for version in ["v1", "v2"] {
+            fs::create_dir(folder.0.join(version)).unwrap();
+            fs::write(folder.0.join(version).join("a.toml"), version).unwrap();
+        }
+        let current = folder.0.join("current");
+        symlink("v1", &current).unwrap();
+        let mut watch = FileWatch::new(vec![current.join("a.toml")]).unwrap();
+        watch.look_anyway = QUIET;
+        symlink("v2", folder.0.join("next")).unwrap();
+        fs::rename(folder.0.join("next"), &current).unwrap();
+        sees(&mut watch).await;
     }
 
     /// The target of a link elsewhere.

@@ -393,6 +393,26 @@ async fn authorities_that_are_renewed_hold_for_new_connections() {
     assert_eq!(balancer.post().await, (200, "unchanged".to_owned(), vec![]));
 }
 
+/// Files that settings name are not watched before these settings hold.
+#[actix_rt::test]
+async fn settings_that_lack_a_file_hold_as_soon_as_it_is_there() {
+    let pod = Pod::echo().await;
+    let authorities = Certificate::new("localhost");
+    let balancer =
+        Reloadable::start_with(&services(&[&pod]), &[("WSBALANCER__ADMIN__WATCH_CONFIG", "true")])
+            .await;
+    let late = authorities.file("late.pem");
+    let secure = pod.url().replace("http:", "https:");
+    let toml = format!("services = [{secure:?}]\n[balancer]\ntls_ca_file = {late:?}\n");
+    fs::write(&balancer.file, toml).unwrap();
+    eventually("a complaint", async || balancer.reloads("invalid").await == 1).await;
+    let problems = balancer.metrics().await["reload"]["problems"].to_string();
+    assert!(problems.contains("late.pem"), "{problems}");
+    fs::copy(authorities.file("cert.pem"), &late).unwrap();
+    eventually("the file", async || balancer.reloads("applied").await == 1).await;
+    assert_eq!(balancer.reloads("invalid").await, 1, "said once");
+}
+
 #[actix_rt::test]
 async fn a_listener_begins_to_speak_tls_and_cookies_outlive_reloads() {
     let [a, b] = [Pod::echo().await, Pod::echo().await];
