@@ -21,6 +21,9 @@ use crate::{
     relay::Peer,
 };
 
+/// How long a client may take nothing of an answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// How long a refused client may take to read its answer and hang up.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -66,7 +69,7 @@ impl Client {
     pub async fn switch(self, mut response: Response<()>) -> io::Result<Peer> {
         response.head_mut().set_connection_type(ConnectionType::Upgrade);
         let mut framed = self.into_framed();
-        framed.send(Message::Item((response, BodySize::None))).await?;
+        taken(framed.send(Message::Item((response, BodySize::None)))).await?;
         let FramedParts { io, mut read_buf, .. } = framed.into_parts();
         let (io, unread) = io.into_parts();
         read_buf.unsplit(unread);
@@ -99,7 +102,7 @@ impl Client {
             };
             let Some(chunk) = next else { break };
             match chunk {
-                Ok(chunk) => framed.feed(Message::Chunk(Some(chunk))).await?,
+                Ok(chunk) => taken(framed.feed(Message::Chunk(Some(chunk)))).await?,
                 Err(error) => {
                     // Cutting the client off is the only way left to say that this is not all.
                     flush(&mut framed).await?;
@@ -107,7 +110,7 @@ impl Client {
                 }
             }
         }
-        framed.send(Message::Chunk(None)).await?;
+        taken(framed.send(Message::Chunk(None))).await?;
         hang_up(framed).await
     }
 
@@ -121,7 +124,7 @@ impl Client {
         response.head_mut().set_connection_type(ConnectionType::Close);
         let size = BodySize::Sized(body.len() as u64);
         framed.feed(Message::Item((response, size))).await?;
-        framed.send(Message::Chunk(Some(body.into()))).await?;
+        taken(framed.send(Message::Chunk(Some(body.into())))).await?;
         hang_up(framed).await
     }
 
@@ -131,15 +134,54 @@ impl Client {
 }
 
 async fn flush(framed: &mut Framed<Rewind<Stream>, Codec>) -> io::Result<()> {
-    SinkExt::<Message<(Response<()>, BodySize)>>::flush(framed).await
+    taken(SinkExt::<Message<(Response<()>, BodySize)>>::flush(framed)).await
+}
+
+/// What becomes of `writing`, unless the client takes nothing for too long: nobody else looks after a
+/// connection that is no session yet.
+async fn taken<T>(writing: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    timeout(PATIENCE, writing).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
 /// Closes so that the answer arrives: a reset for unread bytes would overtake it (RFC 9112 §9.6).
 async fn hang_up(framed: Framed<Rewind<Stream>, Codec>) -> io::Result<()> {
     let mut io = framed.into_parts().io;
-    io.shutdown().await?;
+    taken(io.shutdown()).await?;
     let mut unread = [0; 1024];
     let drain = async { while io.read(&mut unread).await.is_ok_and(|n| n > 0) {} };
     let _ = timeout(LINGER, drain).await;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use futures_util::stream;
+    use tokio::io::duplex;
+
+    use super::*;
+
+    /// One that has asked for something, over a pipe that holds 64 bytes.
+    async fn client(io: tokio::io::DuplexStream) -> Client {
+        let io: Stream = Box::new(io);
+        let framed = Framed::new(Rewind::new(BytesMut::new(), io), Codec::default());
+        Client::new(framed, Hop { address: [127, 0, 0, 1].into(), tls: false }).await.unwrap()
+    }
+
+    #[actix_rt::test]
+    async fn who_takes_nothing_of_an_answer_is_given_up() {
+        tokio::time::pause();
+        let (_silent, io) = duplex(64);
+        let body = stream::repeat_with(|| Ok(Bytes::from_static(&[b'x'; 1 << 16])));
+        let answered = client(io).await.answer(
+            Response::ok().drop_body(),
+            BodySize::Stream,
+            body.boxed_local(),
+        );
+        let error = answered.await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        let (_silent, io) = duplex(64);
+        let error = client(io).await.refuse(&Refusal::ShuttingDown).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
 }

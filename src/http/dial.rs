@@ -3,7 +3,7 @@
 //! awc's connector is used directly because `awc::Client::ws()` throws away every answer that is
 //! not a 101, and because the tunnel wants the bare socket.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use actix_codec::{Framed, FramedParts};
 use actix_http::{
@@ -15,7 +15,7 @@ use actix_http::{
 use awc::error::PayloadError;
 use bytes::{Bytes, BytesMut};
 use futures_util::{
-    SinkExt as _, Stream, StreamExt as _,
+    SinkExt as _, Stream, StreamExt as _, TryStreamExt as _,
     stream::{self, LocalBoxStream},
 };
 use thiserror::Error;
@@ -66,14 +66,15 @@ impl DialError {
 /// Opens connections to the pods of one service and shakes hands; one per worker thread.
 pub struct Dialer {
     connector: Connector,
-    /// From a request that has been sent to the head of its answer.
-    pub head_timeout: Duration,
+    /// From a request that has been sent to the head of its answer, and from one piece of a body that
+    /// is no tunnel's to the next.
+    pub read_timeout: Duration,
 }
 
 impl Dialer {
     /// A dialer for the current thread.
-    pub fn new(settings: ConnectSettings, head_timeout: Duration) -> Self {
-        Self { connector: Connector::new(settings), head_timeout }
+    pub fn new(settings: ConnectSettings, read_timeout: Duration) -> Self {
+        Self { connector: Connector::new(settings), read_timeout }
     }
 
     /// A connection to `backend`.
@@ -107,9 +108,9 @@ impl Dialer {
                 }
             }
         };
-        let head = timeout(self.head_timeout, exchange)
+        let head = timeout(self.read_timeout, exchange)
             .await
-            .map_err(|_| DialError::HeadTimeout(self.head_timeout))??;
+            .map_err(|_| DialError::HeadTimeout(self.read_timeout))??;
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             let parts = pod.into_parts();
             return Ok(Answer::Switched(head, Peer::new(parts.io, parts.read_buf)));
@@ -123,7 +124,7 @@ impl Dialer {
                 framed(pod.into_map_codec(|codec| codec.into_payload_codec())).boxed_local()
             }
         };
-        Ok(Answer::Other(head, body))
+        Ok(Answer::Other(head, within(self.read_timeout, body)))
     }
 }
 
@@ -146,6 +147,17 @@ fn framed(
             None => Err(PayloadError::Incomplete(None)),
         }
     })
+}
+
+/// `body`, none of whose pieces may take longer than `patience`.
+fn within(patience: Duration, body: Body) -> Body {
+    let next = move |mut body: Body| async move {
+        match timeout(patience, body.try_next()).await {
+            Ok(next) => Ok(next?.map(|chunk| (chunk, body))),
+            Err(_) => Err(PayloadError::Io(io::ErrorKind::TimedOut.into())),
+        }
+    };
+    stream::try_unfold(body, next).boxed_local()
 }
 
 /// What has been read, then everything up to the end.

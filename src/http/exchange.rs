@@ -128,7 +128,7 @@ impl Exchange {
             });
         }
         let response = sender.try_send_request(request).boxed_local();
-        let head_timeout = routed.outlet.dialer.head_timeout;
+        let head_timeout = routed.outlet.dialer.read_timeout;
         let reuse = routed.service.reuse_connections.then(|| routed.outlet.idle.clone());
         Self { response, sender, slot, uploaded, head_timeout, reuse }
     }

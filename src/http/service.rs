@@ -120,6 +120,6 @@ impl Outlet {
     pub fn leads_to(&self, service: &Service) -> bool {
         self.service == service.name
             && self.connect == service.connect
-            && self.dialer.head_timeout == service.read_timeout
+            && self.dialer.read_timeout == service.read_timeout
     }
 }

@@ -3,7 +3,7 @@
 use actix_http::ws::hash_key;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
 };
 use tokio_tungstenite::tungstenite::Error;
 
@@ -277,6 +277,27 @@ async fn the_handshake_has_a_deadline_of_its_own() {
     let balancer = Balancer::with(&pods, &[("balancer.handshake_timeout", "300ms")]).await;
     let answer = exchange(&balancer, &handshake("")).await;
     assert!(answer.starts_with("HTTP/1.1 504 ") && answer.contains("300ms"), "{answer}");
+}
+
+#[actix_rt::test]
+async fn a_pod_that_falls_silent_within_its_refusal_is_not_waited_for() {
+    let pod = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let settings = [
+        ("services", &*format!("http://{}", pod.local_addr().unwrap())),
+        ("balancer.metric_path", "none"),
+        ("balancer.read_timeout", "300ms"),
+    ];
+    let balancer = Balancer::with([], &settings).await;
+    let mut client = TcpStream::connect(balancer.address()).await.unwrap();
+    client.write_all(handshake("").as_bytes()).await.unwrap();
+    let (mut at_pod, _) = within("a connection at the pod", pod.accept()).await.unwrap();
+    read_head(&mut at_pod).await.unwrap();
+    let half = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 10\r\n\r\nhalf ";
+    at_pod.write_all(half).await.unwrap();
+    let mut answer = Vec::new();
+    within("the end", client.read_to_end(&mut answer)).await.unwrap();
+    assert!(answer.ends_with(b"\r\n\r\nhalf "), "{}", answer.escape_ascii());
+    within("the end at the pod", at_pod.read(&mut [0])).await.unwrap();
 }
 
 #[actix_rt::test]
