@@ -132,7 +132,8 @@ impl Notice {
 /// What follows from a look-up.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Step {
-    /// Whether the addresses are others than before.
+    /// Whether the addresses are others than before, or there are none as far as is known now:
+    /// whoever counts on them may still have those of another name.
     pub changed: bool,
     /// What people should hear.
     pub notice: Option<Notice>,
@@ -188,7 +189,7 @@ impl KnownAddresses {
             Ok(Answer::None { absence, ttl }) => {
                 self.absences += 1;
                 self.failures = 0;
-                let changed = self.absences >= ABSENCES && !self.addresses.is_empty();
+                let changed = self.absences == ABSENCES;
                 if changed {
                     self.addresses.clear();
                 }
@@ -305,6 +306,9 @@ mod tests {
 
         let mut new = KnownAddresses::new(BOUNDS);
         assert_eq!(told(new.take(none(), now)), (false, empty, 2), "there is nothing to keep");
+        let step = told(new.take(none(), now));
+        assert_eq!(step, (true, None, 2), "unless somebody keeps what another name had");
+        assert_eq!(told(new.take(none(), now)), (false, None, 2));
         assert_eq!(told(new.take(found(&[1]), now)), (true, Some(Notice::Recovered), 5));
     }
 
@@ -345,7 +349,7 @@ mod tests {
                 }
                 let step = known.take(looked_up, Instant::now());
                 prop_assert_eq!(known.addresses(), &expected[..]);
-                prop_assert_eq!(step.changed, expected != sent);
+                prop_assert_eq!(step.changed, expected != sent || denials == 2);
                 prop_assert!(BOUNDS.min <= step.again_in && step.again_in <= BOUNDS.max);
                 sent.clone_from(&expected);
             }

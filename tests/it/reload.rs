@@ -341,15 +341,15 @@ async fn pods_are_asked_otherwise_and_looked_up_from_now_on() {
     balancer.apply(&(base + "[balancer]\nmetric_count = \"/other\"\n")).await;
     reported(7).await;
 
-    let discovered = |replicas: &str| {
+    let discovered = |name: &str, replicas: &str| {
         format!(
             "[balancer]\nnameservers = [\"{}\"]\ndiscovery_min_ttl = \"100ms\"\n{replicas}\
-             [services.default]\ndiscovery = {{ dns = \"http://chat:{}\" }}\n",
+             [services.default]\ndiscovery = {{ dns = \"http://{name}:{}\" }}\n",
             dns.address,
             pod.address.port()
         )
     };
-    balancer.apply(&discovered("")).await;
+    balancer.apply(&discovered("chat", "")).await;
     let names = async |count: usize| {
         eventually(&format!("{count} names"), async || {
             let metrics = balancer.metrics().await;
@@ -362,10 +362,17 @@ async fn pods_are_asked_otherwise_and_looked_up_from_now_on() {
     let mut client = balancer.connect().await;
     echoes(&mut client, "found by name").await;
     dns.a("balancers.", 0, &["127.0.0.1"]);
-    balancer.apply(&discovered("replicas = \"dns:balancers\"\n")).await;
+    balancer.apply(&discovered("chat", "replicas = \"dns:balancers\"\n")).await;
     names(2).await;
     echoes(&mut client, "still there").await;
     assert_eq!(balancer.metrics().await["ownSessions"], 1);
+
+    balancer.apply(&discovered("nobody", "")).await;
+    eventually("no pod", async || balancer.status().await == 503).await;
+    let pods = balancer.metrics().await["services"].clone();
+    let states: Vec<&Value> = pods.as_array().unwrap().iter().map(|pod| &pod["state"]).collect();
+    assert!(states.iter().all(|state| *state == "draining"), "{pods}");
+    echoes(&mut client, "as long as it lives").await;
 }
 
 #[actix_rt::test]
