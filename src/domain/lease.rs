@@ -1,14 +1,17 @@
 //! A session's slot on a backend, released by being dropped.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering::Relaxed},
+use std::{
+    hash::{Hash, Hasher},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use super::health::Trouble;
 
-/// Where a backend is reached.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// Where a backend is reached. However its URL is written, it is the same one.
+#[derive(Clone, Debug)]
 pub struct Backend {
     /// The service it belongs to.
     pub service: String,
@@ -33,12 +36,30 @@ pub enum Transport {
 }
 
 impl Backend {
+    fn identity(&self) -> (&str, &str, Transport) {
+        (&self.service, &self.address, self.transport)
+    }
+
     /// The name and port in `Host` fields that are not the client's.
     pub fn host(&self) -> &str {
         match self.transport {
             Transport::Unix => "localhost",
             Transport::Tcp | Transport::Tls => &self.address,
         }
+    }
+}
+
+impl PartialEq for Backend {
+    fn eq(&self, other: &Self) -> bool {
+        self.identity() == other.identity()
+    }
+}
+
+impl Eq for Backend {}
+
+impl Hash for Backend {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.identity().hash(state);
     }
 }
 

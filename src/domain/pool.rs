@@ -393,13 +393,19 @@ impl Pool {
 
     /// Makes the pool hold `backends`. Those that are new come cold, unless there was nobody
     /// before; those that are missing drain, and are forgotten after the grace period, once no
-    /// session is left on them; those that come back within it are as they were.
+    /// session is left on them; those that come back within it are as they were. URLs that are
+    /// written otherwise change nothing else.
     pub fn set_backends(&mut self, backends: Vec<Backend>, now: Instant) {
         let was_empty = self.entries.iter().all(|entry| entry.left_at.is_some());
         for entry in &mut self.entries {
-            if !backends.contains(&entry.backend) {
+            let Some(backend) = backends.iter().find(|backend| **backend == *entry.backend) else {
                 entry.left_at = entry.left_at.or(Some(now));
-            } else if let Some(left_at) = entry.left_at.take()
+                continue;
+            };
+            if backend.url != entry.backend.url {
+                entry.backend = Arc::new(backend.clone());
+            }
+            if let Some(left_at) = entry.left_at.take()
                 && now.saturating_duration_since(left_at) > self.settings.grace
             {
                 entry.health.start_anew(&entry.gauge.trouble, &self.settings.health, now);

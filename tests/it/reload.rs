@@ -145,6 +145,23 @@ async fn pods_come_and_go_and_their_sessions_and_counts_stay() {
 }
 
 #[actix_rt::test]
+async fn a_pod_whose_url_is_written_otherwise_is_the_same_pod() {
+    let pod = Pod::reporting(report(1)).await;
+    let moves = "[balancer]\npoll_interval = \"100ms\"\npod_drain_time = \"1ms\"\n";
+    let balancer = Reloadable::start(&(services(&[&pod]) + moves)).await;
+    let mut client = balancer.connect().await;
+    let url = pod.url().replace("http:", "ws:");
+    balancer.apply(&format!("services = [{url:?}]\n{moves}")).await;
+    pod.set_metric(report(5));
+    eventually("a report", async || balancer.metrics().await["totalConnections"] == 5).await;
+    let metrics = balancer.metrics().await;
+    let pods = metrics["services"].as_array().unwrap();
+    let told = pods.iter().map(|pod| (&pod["url"], &pod["state"], &pod["own"]));
+    assert_eq!(told.collect::<Vec<_>>(), [(&json!(url), &json!("up"), &json!(1))]);
+    echoes(&mut client, "not moved").await;
+}
+
+#[actix_rt::test]
 async fn a_bad_file_changes_nothing_and_is_reported_everywhere() {
     let pod = Pod::echo().await;
     let balancer = Reloadable::start(&services(&[&pod])).await;
