@@ -7,7 +7,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use wsbalancer::{
     app::{App, Listeners},
     cli::{Cli, Command},
-    config::{self, Config, Problems},
+    config::{self, Problems},
     demo,
     http::admin::READYZ,
     telemetry::logging,
@@ -36,10 +36,7 @@ fn main() -> ExitCode {
 
 async fn execute(command: Command) -> Result<(), Box<dyn Error>> {
     match command {
-        Command::Run(settings) => {
-            let config = config::from_process(settings.config.as_deref())?;
-            run(&config, settings.config).await
-        }
+        Command::Run(settings) => run(settings.config).await,
         Command::Check(settings) => {
             print!("{}", config::from_process(settings.config.as_deref())?);
             Ok(())
@@ -67,11 +64,13 @@ async fn execute(command: Command) -> Result<(), Box<dyn Error>> {
     }
 }
 
-async fn run(config: &Config, file: Option<PathBuf>) -> Result<(), Box<dyn Error>> {
-    logging::init(config.log);
+async fn run(file: Option<PathBuf>) -> Result<(), Box<dyn Error>> {
+    // First of all: whoever starts us may signal at once, and what nobody waits for ends the process.
     let shutdown = shutdown_signal()?;
     let mut hangup = signal(SignalKind::hangup())?;
-    let mut app = App::start(config, Listeners::take(config)?)?;
+    let config = config::from_process(file.as_deref())?;
+    logging::init(config.log);
+    let mut app = App::start(&config, Listeners::take(&config)?)?;
     let reloads = app.reload_from(file);
     actix_rt::spawn(async move {
         while hangup.recv().await.is_some() {
