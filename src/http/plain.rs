@@ -12,6 +12,7 @@ use std::{
     pin::pin,
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
 };
 
 use actix_http::{Method, RequestHead, StatusCode, header};
@@ -40,12 +41,15 @@ use super::{
 };
 use crate::{
     domain::lease::Backend,
-    net::{Stream, rewind::Rewind},
+    net::{Stream, patient::Patient, rewind::Rewind},
     relay::Peer,
 };
 
 /// Fields that hyper itself takes; what is over the configured limit below that gets our sentence.
 const MAX_FIELDS: usize = 256;
+
+/// How long a client may take nothing of an answer, as in nginx's `send_timeout`.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 type Answer = hyper::Response<Outgoing>;
 
@@ -74,7 +78,7 @@ pub async fn serve(thread: Rc<Thread>, io: Rewind<Stream>, hop: Hop, arrival: Ar
         .timer(TokioTimer::new())
         .header_read_timeout(head_timeout)
         .max_headers(MAX_FIELDS)
-        .serve_connection(TokioIo::new(io), service)
+        .serve_connection(TokioIo::new(Patient::new(io, PATIENCE)), service)
         .with_upgrades();
     let mut connection = pin!(connection);
     let ended = tokio::select! {
@@ -131,8 +135,8 @@ fn switch(worker: &Rc<Worker>, opened: Opened, address: IpAddr, upgrade: OnUpgra
     let worker = worker.clone();
     actix_rt::spawn(async move {
         let Ok(upgraded) = upgrade.await else { return };
-        let Ok(parts) = upgraded.downcast::<TokioIo<Rewind<Stream>>>() else { return };
-        let (io, unread) = parts.io.into_inner().into_parts();
+        let Ok(parts) = upgraded.downcast::<TokioIo<Patient<Rewind<Stream>>>>() else { return };
+        let (io, unread) = parts.io.into_inner().into_inner().into_parts();
         let mut early = BytesMut::from(parts.read_buf);
         early.unsplit(unread);
         Established { client: Peer::new(io, early), pod, slot, rules }.start(&worker, address);

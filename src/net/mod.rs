@@ -6,6 +6,7 @@ pub mod activation;
 pub mod connect;
 mod dns;
 pub mod listen;
+pub mod patient;
 pub mod proxy_protocol;
 pub mod resolve;
 pub mod rewind;
