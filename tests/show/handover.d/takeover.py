@@ -3,12 +3,14 @@
 import asyncio
 import collections
 import contextlib
+import json
 import signal
 import socket
 import sys
 import time
 from pathlib import Path
 
+import byhand
 import chats
 import common
 import crowd
@@ -23,6 +25,7 @@ BACKLOG = 4096  # connections that wait in the socket, if the system allows as m
 DRAIN = 2  # seconds over which an old process closes its sessions
 SPREAD = 0.5  # how far each of them may be off, while others come and go; the drain's own evidence is stricter
 STOPPED = r"stopped: (\d+) sessions were open, (\d+) were cut"
+BEHIND, ASKED = 100, 100  # connects and plain requests a second where Traefik is between
 CONTROL = 4  # seconds of connects
 # Its first socket is descriptor 3, and LISTEN_PID the process's own number, which nobody knows before it runs.
 AS_SYSTEMD = """\
@@ -59,6 +62,69 @@ async def show_restart(short):
     account(came)
 
 
+async def show_behind(short):
+    seconds, turns = (6, 1) if short else (10, 3)
+    say(f"the same behind Traefik, which keeps connections: {BEHIND} connects and {ASKED} plain requests a second")
+    async with ground() as host:
+        traefik = Traefik(host)
+        host.front = traefik.address
+        await traefik.ready()
+        asking = asyncio.create_task(ask(traefik.address, seconds))
+        async with visitors(host, seconds, BEHIND) as came:
+            for turn in range(turns):
+                await asyncio.sleep(max(0.0, came.began + (turn + 0.5) * seconds / turns - time.monotonic()))
+                old = host.current
+                await host.start()
+                await leaves(old, came)
+        statuses = await asking
+        traefik.stop()
+    account(came)
+    check(set(statuses) == {200} and statuses[200] > ASKED, f"plain requests: {dict(statuses)}")
+
+
+class Traefik(common.Program):
+    """Everything that comes goes to the socket that is handed on."""
+
+    def __init__(self, host):
+        server = {"loadBalancer": {"servers": [{"url": f"http://{host.address}"}]}}
+        rules = {"routers": {"all": {"rule": "PathPrefix(`/`)", "service": "all"}}, "services": {"all": server}}
+        file = host.file.with_name("rules.yml")
+        file.write_text(json.dumps({"http": rules}))  # JSON is YAML
+        self.address = f"127.0.0.1:{common.free_port()}"
+        super().__init__(
+            Path(sys.executable).with_name("traefik"), f"--entrypoints.web.address={self.address}",
+            f"--providers.file.filename={file}", "--global.checknewversion=false", "--global.sendanonymoususage=false")
+
+
+    async def ready(self):
+        """Waits until it routes: it says nothing when it does."""
+        async with asyncio.timeout(byhand.DEADLINE):
+            while await status(self.address) != 200:
+                await asyncio.sleep(0.1)
+
+
+async def ask(address, seconds):
+    """Plain requests, as many as there should be; how often they came to what."""
+    began = time.monotonic()
+    asking = []
+    for number in range(ASKED * seconds):
+        await asyncio.sleep(max(0.0, began + number / ASKED - time.monotonic()))
+        asking.append(asyncio.create_task(status(address)))
+    return collections.Counter(await asyncio.gather(*asking))
+
+
+async def status(address):
+    """What becomes of a plain request on a connection of its own."""
+    try:
+        reader, writer = await asyncio.open_connection(*address.split(":"))
+        writer.write(byhand.request("/metric", address, "Connection: close").encode())
+        line = await asyncio.wait_for(reader.readline(), byhand.DEADLINE)
+        writer.close()
+        return int(line.split()[1])
+    except (OSError, IndexError, TimeoutError) as error:
+        return type(error).__name__
+
+
 async def show_control(_):
     say(f"control: each process opens the socket itself, {RATE} connects a second for {CONTROL} s, one restart")
     async with ground(hands_over=False) as host, visitors(host, CONTROL) as came:
@@ -77,6 +143,7 @@ class Host:
         self.pods, self.hands_over = pods, hands_over
         self.socket = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
         self.address = "{}:{}".format(*self.socket.getsockname())
+        self.front = self.address  # where clients come to
         if not hands_over:
             self.socket.close()
         self.file = common.scratch("handover") / "balancer.toml"
@@ -165,9 +232,9 @@ class Came:
         self.began = time.monotonic()
         self.visitors, self.tasks = [], []
 
-    async def keep_coming(self, address, seconds):
-        for number in range(RATE * seconds):
-            await asyncio.sleep(max(0.0, self.began + number / RATE - time.monotonic()))
+    async def keep_coming(self, address, seconds, rate):
+        for number in range(rate * seconds):
+            await asyncio.sleep(max(0.0, self.began + number / rate - time.monotonic()))
             self.visitors.append(Visitor(address, stays=number % 2 == 0))
             self.tasks.append(asyncio.create_task(self.visitors[-1].live()))
         say(f"         {len(self.visitors)} clients came within {time.monotonic() - self.began:.1f} s")
@@ -188,10 +255,10 @@ class Came:
 
 
 @contextlib.asynccontextmanager
-async def visitors(host, seconds):
+async def visitors(host, seconds, rate=RATE):
     """Clients that come for so long; afterwards those who stay are counted, and all leave."""
     came = Came()
-    coming = asyncio.create_task(came.keep_coming(host.address, seconds))
+    coming = asyncio.create_task(came.keep_coming(host.front, seconds, rate))
     yield came
     await coming
     stayers = came.stayers()
