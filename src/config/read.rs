@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashSet},
     net::{IpAddr, SocketAddr},
-    num::NonZeroU32,
+    num::{NonZeroU16, NonZeroU32},
     ops::RangeInclusive,
     time::Duration,
 };
@@ -379,7 +379,14 @@ pub(super) fn backend(url: &str, service: &str) -> Result<Backend, String> {
     if uri.path() != "/" || uri.query().is_some() || url.contains('#') {
         return Err(format!("{expected}, without path: each request keeps its own"));
     }
-    let port = authority.port_u16().unwrap_or(own_port);
+    // Uri takes what is no port for none at all.
+    let port = match authority.as_str()[authority.host().len()..].trim_start_matches(':') {
+        "" => own_port,
+        port => {
+            let advice = "expected a port from 1 to 65535 in the pod's URL";
+            port.parse().map(NonZeroU16::get).map_err(|_| format!("{advice}, not {port:?}"))?
+        }
+    };
     let address = format!("{}:{port}", authority.host());
     Ok(Backend { service, url: written, address, transport })
 }

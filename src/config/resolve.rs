@@ -380,6 +380,36 @@ mod tests {
     }
 
     #[test]
+    fn a_port_that_is_none_is_a_mistake_and_never_the_usual_one() {
+        for (url, port) in [
+            ("http://127.0.0.1:99999", "99999"),
+            ("https://127.0.0.1:443000", "443000"),
+            ("http://[::1]:65536", "65536"),
+            ("http://a:0", "0"),
+            ("http://a:x", "x"),
+        ] {
+            let problems = resolve(None, &[("WSBALANCER_SERVICES", url)]).map(drop).unwrap_err();
+            let advice = "expected a port from 1 to 65535 in the pod's URL";
+            let told = format!("services = {url:?} (from WSBALANCER__SERVICES): {url:?}: {advice}");
+            let problems = problems.to_string();
+            assert!(
+                problems.contains(&told) && problems.contains(&format!("{port:?}\n")),
+                "{problems}"
+            );
+        }
+        for (kind, url) in [("dns", "http://feed:80800"), ("srv", "http://_ws._tcp.feed:80800")] {
+            let file = format!("[services.feed]\ndiscovery = {{ {kind} = \"{url}\" }}\n");
+            let problems = resolve(Some(&file), &[]).map(drop).unwrap_err().to_string();
+            assert!(problems.contains("a port from 1 to 65535"), "{problems}");
+        }
+        let urls = "http://a,https://b,http://c:,http://[::1]:65535,ws://[::1],http://d:1";
+        let config = resolve(None, &[("WSBALANCER_SERVICES", urls)]).unwrap();
+        let pods = config.services[0].backends.iter();
+        let addresses: Vec<_> = pods.map(|pod| pod.address.as_str()).collect();
+        assert_eq!(addresses, ["a:80", "b:443", "c:80", "[::1]:65535", "[::1]:80", "d:1"]);
+    }
+
+    #[test]
     fn no_pods_is_a_mistake_with_a_remedy() {
         let problems = resolve(None, &[]).unwrap_err();
         assert_eq!(problems.0.len(), 1);
