@@ -14,7 +14,7 @@ use actix_http::{
 };
 use ipnet::IpNet;
 
-use super::load::{Layers, Problem, Problems, Setting, is_secret};
+use super::load::{Layers, Problem, Problems, Setting, holds_fields, is_secret, shown_item};
 use crate::{
     domain::{
         lease::{Backend, Transport},
@@ -127,14 +127,15 @@ impl Reader {
     }
 
     pub(super) fn complain(&mut self, key: &str, advice: impl Into<String>) {
-        let Setting { texts, origin, .. } = self.setting(key);
+        let setting = self.setting(key);
         let key = self.place(key);
-        self.problem(Problem {
-            value: (!is_secret(&key)).then(|| texts.join(",")),
-            key,
-            origin,
-            advice: advice.into(),
-        });
+        let fields = || setting.items().map(|item| shown_item(&key, item)).collect::<Vec<_>>();
+        let shown = || match holds_fields(&key) {
+            true => fields().join(","),
+            false => setting.texts.join(","),
+        };
+        let value = (!is_secret(&key)).then(shown);
+        self.problem(Problem { value, key, origin: setting.origin, advice: advice.into() });
     }
 
     /// About a table, or about something that should stand in one: where the table's first key
@@ -249,7 +250,10 @@ impl Reader {
         for item in setting.items() {
             match parse(item) {
                 Ok(value) => parsed.push(value),
-                Err(advice) => self.complain(key, format!("{item:?}: {advice}")),
+                Err(advice) => {
+                    let item = shown_item(key, item);
+                    self.complain(key, format!("{item:?}: {advice}"));
+                }
             }
         }
         parsed

@@ -14,7 +14,7 @@ use log::LevelFilter;
 
 use super::{
     life::tcp,
-    load::{Layers, Problems, Setting, is_secret},
+    load::{Layers, Problems, Setting, holds_fields, is_secret, shown_item},
     read::{Reader, SWITCH},
     routes::routes,
     services::{Affinity, Service, complain_of_file, key_pair, services},
@@ -227,7 +227,8 @@ pub fn admin_listen(layers: Layers) -> Result<SocketAddr, Problems> {
 }
 
 impl fmt::Display for Config {
-    /// Every key with its value and origin, as TOML with dotted keys.
+    /// Every key with its value and origin, as TOML with dotted keys; those with something to hide
+    /// are comments.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // What JSON escapes and how is right in TOML too, which cannot be said of Rust's way; only
         // DEL is a control character to TOML alone.
@@ -254,8 +255,11 @@ impl fmt::Display for Config {
                     writeln!(f, "{key} = {}  # {origin}", quoted(text))?;
                 }
                 _ => {
-                    let items: Vec<_> = setting.items().map(quoted).collect();
-                    writeln!(f, "{key} = [{}]  # {origin}", items.join(", "))?;
+                    let items = setting.items().map(|item| quoted(&shown_item(key, item)));
+                    let items: Vec<_> = items.collect();
+                    let hides = holds_fields(key) && !items.is_empty();
+                    let mark = if hides { "# " } else { "" };
+                    writeln!(f, "{mark}{key} = [{}]  # {origin}", items.join(", "))?;
                 }
             }
         }
@@ -662,6 +666,42 @@ mod tests {
         }
         let printed = with("WSBALANCER__ADMIN__TOKEN", "s3cret").unwrap();
         assert!(printed.contains("admin.token = ***") && !printed.contains("s3cret"), "{printed}");
+    }
+
+    #[test]
+    fn fields_for_pods_are_shown_by_name_and_never_with_their_values() {
+        let file = "[balancer]\nset_headers = [\"Authorization: Bearer s3cret, s3cret\", \"X-A:s3cret\"]\n\
+                    [services.web]\nbackends = [\"http://a\"]\n\
+                    [[routes]]\nservice = \"web\"\n";
+        let variables = [("WSBALANCER__SERVICES__WEB__ADD_HEADERS", "X-Key: s3cret,X-B: s3cret")];
+        let printed = resolve(Some(file), &variables).unwrap().to_string();
+        for expected in [
+            "# balancer.set_headers = [\"Authorization: ***\", \"X-A: ***\"]  # /",
+            "# services.web.add_headers = [\"X-Key: ***\", \"X-B: ***\"]  # WSBALANCER__",
+            "\nbalancer.add_headers = []  # default",
+        ] {
+            assert!(printed.contains(expected), "{expected:?} is missing in:\n{printed}");
+        }
+        assert!(!printed.contains("s3cret"), "{printed}");
+        let again = Layers::from_texts(Some(&printed), []).and_then(Config::resolve);
+        assert!(again.unwrap().services[0].balancer.set_headers.is_empty(), "*** is no value");
+
+        // The comma of a value separates two where a variable holds the list.
+        let mistakes = [
+            ("WSBALANCER_SERVICES", "http://a"),
+            ("WSBALANCER__BALANCER__SET_HEADERS", "Authorization: Digest s3cret, s3cret"),
+            ("WSBALANCER__BALANCER__ADD_HEADERS", "X A: s3cret,X-B: s3cret\u{7f}"),
+        ];
+        let problems = resolve(None, &mistakes).map(drop).unwrap_err().to_string();
+        for expected in [
+            "balancer.set_headers = \"Authorization: ***,***\" (from WSBALANCER__BALANCER__SET_HEADERS): \
+             \"***\": expected \"Name: value\"",
+            "\"X A: ***\": expected the name of a header field",
+            "\"X-B: ***\": its value holds",
+        ] {
+            assert!(problems.contains(expected), "{expected:?} is missing in:\n{problems}");
+        }
+        assert!(!problems.contains("s3cret"), "{problems}");
     }
 
     #[test]
