@@ -1,8 +1,8 @@
 //! What operators may ask and do: `/api` on the admin listener, in JSON.
 //!
 //! Calls that change something need the token of `admin.token`. Without a token they are for
-//! programs on the same machine: neither for others, nor for pages in a browser, which anybody may
-//! have written.
+//! programs on the same machine: neither for others, by way of a proxy on it or not, nor for pages in
+//! a browser, which anybody may have written.
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
 
@@ -37,6 +37,10 @@ use crate::{
 
 /// The longest time over which sessions may be moved.
 const MAX_OVER: Duration = Duration::from_secs(24 * 3600);
+
+/// Fields that proxies add to the requests of others.
+const PROXY_FIELDS: [header::HeaderName; 3] =
+    [header::FORWARDED, header::X_FORWARDED_FOR, header::VIA];
 
 type State = web::Data<AdminState>;
 type Answered = actix_web::Result<HttpResponse>;
@@ -77,7 +81,9 @@ impl Access {
     /// Whether a call from `peer` with these fields may change something.
     fn check(&self, peer: Option<IpAddr>, fields: &HeaderMap) -> Result<(), Denial> {
         let Some(token) = &self.0 else {
-            if !peer.is_some_and(|peer| peer.to_canonical().is_loopback()) {
+            // A proxy on this machine asks for somebody else, and mostly says so.
+            let passed_on = PROXY_FIELDS.iter().any(|name| fields.contains_key(name));
+            if passed_on || !peer.is_some_and(|peer| peer.to_canonical().is_loopback()) {
                 return Err(Denial::Address);
             }
             // Browsers name the page that a call comes from.
@@ -110,7 +116,8 @@ impl Denial {
             }
             Self::Address => error(
                 StatusCode::FORBIDDEN,
-                "without admin.token, calls that change something are for this machine only",
+                "without admin.token, calls that change something are for programs on this machine, \
+                 not through a proxy: set admin.token",
             ),
             Self::Page => error(
                 StatusCode::FORBIDDEN,
@@ -297,6 +304,14 @@ mod tests {
         }
         for peer in ["10.0.0.1", "2001:db8::1", "::ffff:10.0.0.1", "nobody"] {
             assert_eq!(check(peer, &[]), Err(Denial::Address), "{peer}");
+        }
+        // What proxies say: whoever is behind one on this machine may be anywhere.
+        for (name, value) in [
+            (header::FORWARDED, "for=10.0.0.1"),
+            (header::X_FORWARDED_FOR, "10.0.0.1"),
+            (header::VIA, "1.1 nginx"),
+        ] {
+            assert_eq!(check("127.0.0.1", &[(name, value)]), Err(Denial::Address), "{value}");
         }
         let page = [(header::ORIGIN, "http://localhost:9090")];
         assert_eq!(check("127.0.0.1", &page), Err(Denial::Page));

@@ -368,6 +368,25 @@ async fn pages_may_change_nothing() {
 }
 
 #[actix_rt::test]
+async fn whoever_comes_through_a_proxy_on_this_machine_may_change_nothing_without_a_token() {
+    let pod = Pod::echo().await;
+    let balancer = Balancer::start([&pod]).await;
+    let url = balancer.admin_url("/api/services/default/drain");
+    for field in
+        [("x-forwarded-for", "203.0.113.9"), ("Forwarded", "for=203.0.113.9"), ("Via", "1.1 proxy")]
+    {
+        let (status, json) = call(&url, Method::POST, &[field], "").await;
+        assert_eq!(status, 403, "{field:?}: {json}");
+        assert!(json["error"].as_str().unwrap().contains("set admin.token"), "{json}");
+    }
+    assert_ne!(state(&balancer, &pod.address.to_string()).await.0, "draining");
+    let with_token = Balancer::with([&pod], &[("admin.token", "s3cret")]).await;
+    let url = with_token.admin_url("/api/services/default/drain");
+    let fields = [("X-Forwarded-For", "203.0.113.9"), ("Authorization", "Bearer s3cret")];
+    assert_eq!(call(&url, Method::POST, &fields, "").await.0, 200);
+}
+
+#[actix_rt::test]
 async fn nothing_of_it_is_on_the_traffic_listener() {
     let pod = Pod::named("the pod").await;
     let balancer = Balancer::start([&pod]).await;
