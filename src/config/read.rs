@@ -142,11 +142,12 @@ impl Reader {
     /// stands is said instead of where the missing one does.
     pub(super) fn complain_of_table(&mut self, key: &str, advice: impl Into<String>) {
         let table = key.rsplit_once('.').map_or(key, |(table, _)| table);
-        let is_near = |known: &str| {
-            let below = |of: &str| known.strip_prefix(of).is_some_and(|rest| rest.starts_with('.'));
-            known == key || known == table || below(key) || below(table)
+        let first = |of: &str| {
+            let below =
+                |known: &str| known.strip_prefix(of).is_some_and(|rest| rest.starts_with('.'));
+            self.settings.iter().find(|(known, _)| *known == of || below(known))
         };
-        let near = self.settings.iter().find(|(known, _)| is_near(known));
+        let near = first(key).or_else(|| first(table));
         let origin = near.map_or_else(|| "nowhere".to_owned(), |(_, near)| near.origin.clone());
         let key = key.to_owned();
         self.problem(Problem { key, value: None, origin, advice: advice.into() });

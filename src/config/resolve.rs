@@ -515,6 +515,14 @@ mod tests {
     }
 
     #[test]
+    fn a_service_needs_a_name() {
+        let file = "[services.\"\"]\nbackends = [\"http://a\"]\n[[routes]]\nservice = \"\"\n";
+        let problems = resolve(Some(file), &[]).map(drop).unwrap_err().to_string();
+        assert!(problems.contains("services. (from /"), "{problems}");
+        assert!(problems.contains("): expected a service's name of lower-case"), "{problems}");
+    }
+
+    #[test]
     fn services_need_routes_and_routes_must_not_tie() {
         let problems = resolve(Some(&format!("[balancer]\ntls_verify = false\n{TWO}")), &[]);
         let problems = problems.unwrap_err().to_string();
