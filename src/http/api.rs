@@ -35,6 +35,9 @@ use crate::{
     telemetry::logging,
 };
 
+/// What the query of a drain may say: over which time its sessions are moved.
+const OVER: &str = "over";
+
 /// The longest time over which sessions may be moved.
 const MAX_OVER: Duration = Duration::from_secs(24 * 3600);
 
@@ -197,11 +200,17 @@ async fn drain(
     drains: bool,
     query: &HashMap<String, String>,
 ) -> Answered {
+    if let Some(key) = query.keys().find(|key| *key != OVER) {
+        let sentence = format!("{key:?}: unknown, expected {OVER}, such as ?{OVER}=20s");
+        return Ok(error(StatusCode::BAD_REQUEST, &sentence));
+    }
     let parse = |text: &String| {
         let over = humantime::parse_duration(text).ok().filter(|over| *over <= MAX_OVER);
-        over.ok_or_else(|| format!("over = {text:?}: expected a duration with its unit, 0s to 24h"))
+        over.ok_or_else(|| {
+            format!("{OVER} = {text:?}: expected a duration with its unit, 0s to 24h")
+        })
     };
-    let over = match query.get("over").map(parse).transpose() {
+    let over = match query.get(OVER).map(parse).transpose() {
         Ok(over) => over,
         Err(sentence) => return Ok(error(StatusCode::BAD_REQUEST, &sentence)),
     };
