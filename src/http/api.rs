@@ -7,17 +7,19 @@
 use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
 
 use actix_web::{
-    Error, HttpRequest, HttpResponse,
+    Error, FromRequest, Handler, HttpRequest, HttpResponse, Resource, Responder,
     body::{BoxBody, MessageBody},
     dev::{ServiceRequest, ServiceResponse},
     error::ErrorInternalServerError,
+    guard,
     http::{
-        StatusCode,
+        Method, StatusCode,
         header::{self, HeaderMap},
     },
     middleware::{Next, from_fn},
     web,
 };
+use futures_util::future::ready;
 use serde::Serialize;
 use serde_json::json;
 
@@ -56,20 +58,41 @@ pub fn routes(app: &mut web::ServiceConfig) {
     app.service(
         web::scope("/api")
             .wrap(from_fn(authorise))
-            .route("/version", web::get().to(version))
-            .route("/backends", web::get().to(backends))
-            .route("/backends/{address}/drain", web::post().to(drain_backend))
-            .route("/backends/{address}/undrain", web::post().to(undrain_backend))
-            .route("/services/{name}/drain", web::post().to(drain_service))
-            .route("/services/{name}/undrain", web::post().to(undrain_service))
-            .route("/sessions", web::get().to(sessions))
-            .route("/sessions/{id}", web::delete().to(close_session))
-            .route("/log-level", web::put().to(set_log_level))
-            .route("/config", web::get().to(reloads::config))
-            .route("/reload", web::post().to(reloads::reload))
+            .service(only("/version", Method::GET, version))
+            .service(only("/backends", Method::GET, backends))
+            .service(only("/backends/{address}/drain", Method::POST, drain_backend))
+            .service(only("/backends/{address}/undrain", Method::POST, undrain_backend))
+            .service(only("/services/{name}/drain", Method::POST, drain_service))
+            .service(only("/services/{name}/undrain", Method::POST, undrain_service))
+            .service(only("/sessions", Method::GET, sessions))
+            .service(only("/sessions/{id}", Method::DELETE, close_session))
+            .service(only("/log-level", Method::PUT, set_log_level))
+            .service(only("/config", Method::GET, reloads::config))
+            .service(only("/reload", Method::POST, reloads::reload))
             .configure(fault_hooks)
             .default_service(web::to(nothing)),
     );
+}
+
+/// `path` for calls of one `method`, and HEAD where that is GET (RFC 9110 §9.1); others hear which.
+pub(super) fn only<H, Args>(path: &str, method: Method, handler: H) -> Resource
+where
+    H: Handler<Args, Output: Responder + 'static>,
+    Args: FromRequest + 'static,
+{
+    let methods = if method == Method::GET { vec![method, Method::HEAD] } else { vec![method] };
+    let allow = methods.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
+    let is_taken = guard::fn_guard(move |request| methods.contains(&request.head().method));
+    let refuse = web::to(move |request: HttpRequest| ready(not_allowed(&request, &allow)));
+    web::resource(path).route(web::route().guard(is_taken).to(handler)).default_service(refuse)
+}
+
+fn not_allowed(request: &HttpRequest, allow: &str) -> HttpResponse {
+    let sentence = format!("{} takes no {}, but {allow}", request.path(), request.method());
+    let mut answer = error(StatusCode::METHOD_NOT_ALLOWED, &sentence);
+    let allow = allow.parse().expect("names of methods");
+    answer.headers_mut().insert(header::ALLOW, allow);
+    answer
 }
 
 /// Why a call that changes something is refused.
