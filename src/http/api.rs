@@ -305,7 +305,16 @@ async fn close_session(state: State, id: web::Path<String>) -> Answered {
     })
 }
 
-async fn set_log_level(body: String) -> HttpResponse {
+async fn set_log_level(body: Result<String, Error>) -> HttpResponse {
+    let names = || logging::LEVELS.map(|(name, _)| name).join(", ");
+    let body = match body {
+        Ok(body) => body,
+        // No text, or too much of it.
+        Err(unread) => {
+            let status = unread.as_response_error().status_code();
+            return error(status, &format!("{unread}: expected one of {}", names()));
+        }
+    };
     let text = body.trim();
     match logging::LEVELS.iter().find(|(name, _)| *name == text) {
         Some((name, level)) => {
@@ -313,8 +322,8 @@ async fn set_log_level(body: String) -> HttpResponse {
             HttpResponse::Ok().json(json!({ "level": name }))
         }
         None => {
-            let names = logging::LEVELS.map(|(name, _)| name).join(", ");
-            error(StatusCode::BAD_REQUEST, &format!("{text:?}: expected one of {names}"))
+            let sentence = format!("{text:?}: expected one of {}", names());
+            error(StatusCode::BAD_REQUEST, &sentence)
         }
     }
 }

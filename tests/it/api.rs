@@ -418,6 +418,17 @@ async fn a_known_path_says_which_method_it_takes() {
 }
 
 #[actix_rt::test]
+async fn a_log_level_that_cannot_be_read_is_told_in_json() {
+    let balancer = Balancer::with([], &[("services", "http://127.0.0.1:1")]).await;
+    let url = balancer.admin_url("/api/log-level");
+    for (body, status) in [(vec![0xff, 0xfe], 400), (vec![b'x'; 300_000], 413)] {
+        let (told, _, sentence) = refusal(&url, Method::PUT, body).await;
+        assert_eq!(told, status, "{sentence}");
+        assert!(sentence.contains("expected one of error, warn, info, debug"), "{sentence}");
+    }
+}
+
+#[actix_rt::test]
 async fn nothing_of_it_is_on_the_traffic_listener() {
     let pod = Pod::named("the pod").await;
     let balancer = Balancer::start([&pod]).await;
