@@ -132,7 +132,9 @@ async fn pods_come_and_go_and_their_sessions_and_counts_stay() {
     balancer.apply(&services(&[&b, &c])).await;
     let own = async |pod: &Pod| balancer.pod(pod).await["own"].clone();
     assert_eq!((own(&a).await, own(&b).await, own(&c).await), (json!(2), json!(2), json!(0)));
-    assert_eq!(balancer.pod(&a).await["state"], "draining");
+    let left = balancer.pod(&a).await;
+    let reason = "it is not among the service's pods any more";
+    assert_eq!((&left["state"], &left["reason"]), (&json!("draining"), &json!(reason)));
     clients.extend(join_all((0..2).map(|_| balancer.connect())).await);
     assert_eq!((a.open(), b.open(), c.open()), (2, 2, 2));
 
