@@ -147,6 +147,30 @@ async fn pods_come_and_go_and_their_sessions_and_counts_stay() {
 }
 
 #[actix_rt::test]
+async fn a_service_that_is_gone_cannot_be_drained() {
+    let [a, b] = [Pod::echo().await, Pod::echo().await];
+    let service = |name: &str, pod: &Pod| {
+        let url = pod.url();
+        format!("[services.{name}]\nbackends = [\"{url}\"]\n[[routes]]\nservice = \"{name}\"\n")
+    };
+    let chat = service("chat", &a);
+    let both = chat.clone() + &service("web", &b) + "path_prefix = \"/web\"\n";
+    let balancer = Reloadable::start(&both).await;
+    let drain = async |name: &str| {
+        let url = balancer.admin(&format!("/api/services/{name}/drain"));
+        let mut answer = awc::Client::new().post(url).send().await.unwrap();
+        (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
+    };
+    balancer.apply(&chat).await;
+    let unknown = |name: &str| (404, json!({"error": format!("no service is called {name:?}")}));
+    assert_eq!(drain("web").await, unknown("web"));
+    assert_eq!(drain("never").await, unknown("never"));
+    balancer.apply(&both).await;
+    assert_eq!(drain("web").await.0, 200, "it is back");
+    assert_eq!(drain("chat").await.0, 200);
+}
+
+#[actix_rt::test]
 async fn a_bad_file_changes_nothing_and_is_reported_everywhere() {
     let pod = Pod::echo().await;
     let balancer = Reloadable::start(&services(&[&pod])).await;
