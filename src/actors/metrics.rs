@@ -84,7 +84,7 @@ pub struct OperatorDrain {
 pub enum Whose {
     /// Those at this address, in whichever service.
     Address(String),
-    /// All of this service, and those that are yet to come.
+    /// All of this service, and those that are yet to come, while the settings name it.
     Service(String),
 }
 
@@ -119,6 +119,8 @@ pub struct Reconfigure(pub Vec<(usize, ServiceRules)>);
 /// The backends of one service, and how they are asked for their counts.
 struct Watch {
     service: String,
+    /// Whether the settings name it.
+    is_configured: bool,
     pool: Pool,
     is_discovered: bool,
     polls: Option<PollSettings>,
@@ -133,6 +135,7 @@ impl Watch {
         let backends = rules.backends.clone().unwrap_or_default();
         Self {
             service: rules.service,
+            is_configured: true,
             is_discovered: rules.backends.is_none(),
             pool: Pool::new(backends, rules.settings, fastrand::u64(..)),
             polls: rules.polls,
@@ -148,6 +151,7 @@ impl Watch {
         if rules.counts_replicas {
             rules.settings.replicas = self.pool.replicas();
         }
+        self.is_configured = true;
         self.pool.set_settings(rules.settings);
         self.pod_drain_time = rules.pod_drain_time;
         self.closes_ejected = rules.closes_ejected;
@@ -382,6 +386,7 @@ impl Handler<Reconfigure> for MetricsActor {
         }
         for (index, watch) in self.services.iter_mut().enumerate() {
             if !stay.contains(&index) {
+                watch.is_configured = false;
                 watch.is_discovered = false;
                 watch.pool.set_backends(Vec::new(), Instant::now());
             }
@@ -419,7 +424,7 @@ impl Handler<OperatorDrain> for MetricsActor {
             self.tell(service);
             let watch = &mut self.services[service];
             let meant = match &whose {
-                Whose::Service(name) if *name != watch.service => continue,
+                Whose::Service(name) if *name != watch.service || !watch.is_configured => continue,
                 Whose::Service(_) => watch.pool.drain(None, drains),
                 Whose::Address(address) => watch.pool.drain(Some(address), drains),
             };

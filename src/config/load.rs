@@ -1,6 +1,7 @@
 //! The layers of settings and the origin of each value.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap},
     fmt,
     path::Path,
@@ -26,6 +27,21 @@ const ENV_SERVICES: &str = "WSBALANCER_SERVICES";
 /// Whether the value of `key` is nobody's business, not even in messages.
 pub fn is_secret(key: &str) -> bool {
     key.ends_with("cookie_key") || key == "admin.token"
+}
+
+/// Whether `key` holds `Name: value` fields, whose values may be credentials.
+pub fn holds_fields(key: &str) -> bool {
+    key.ends_with(".add_headers") || key.ends_with(".set_headers")
+}
+
+/// What anybody may see of `item` in the list `key`.
+pub fn shown_item<'a>(key: &str, item: &'a str) -> Cow<'a, str> {
+    match item.split_once(':') {
+        _ if !holds_fields(key) => item.into(),
+        Some((name, _)) => format!("{name}: ***").into(),
+        // Maybe the rest of a value with a comma.
+        None => "***".into(),
+    }
 }
 
 /// What the sockets are called that were opened for this process (LISTEN_FDNAMES of

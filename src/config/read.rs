@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashSet},
     net::{IpAddr, SocketAddr},
-    num::NonZeroU32,
+    num::{NonZeroU16, NonZeroU32},
     ops::RangeInclusive,
     time::Duration,
 };
@@ -14,7 +14,7 @@ use actix_http::{
 };
 use ipnet::IpNet;
 
-use super::load::{Layers, Problem, Problems, Setting, is_secret};
+use super::load::{Layers, Problem, Problems, Setting, holds_fields, is_secret, shown_item};
 use crate::{
     domain::{
         lease::{Backend, Transport},
@@ -127,25 +127,27 @@ impl Reader {
     }
 
     pub(super) fn complain(&mut self, key: &str, advice: impl Into<String>) {
-        let Setting { texts, origin, .. } = self.setting(key);
+        let setting = self.setting(key);
         let key = self.place(key);
-        self.problem(Problem {
-            value: (!is_secret(&key)).then(|| texts.join(",")),
-            key,
-            origin,
-            advice: advice.into(),
-        });
+        let fields = || setting.items().map(|item| shown_item(&key, item)).collect::<Vec<_>>();
+        let shown = || match holds_fields(&key) {
+            true => fields().join(","),
+            false => setting.texts.join(","),
+        };
+        let value = (!is_secret(&key)).then(shown);
+        self.problem(Problem { value, key, origin: setting.origin, advice: advice.into() });
     }
 
     /// About a table, or about something that should stand in one: where the table's first key
     /// stands is said instead of where the missing one does.
     pub(super) fn complain_of_table(&mut self, key: &str, advice: impl Into<String>) {
         let table = key.rsplit_once('.').map_or(key, |(table, _)| table);
-        let is_near = |known: &str| {
-            let below = |of: &str| known.strip_prefix(of).is_some_and(|rest| rest.starts_with('.'));
-            known == key || known == table || below(key) || below(table)
+        let first = |of: &str| {
+            let below =
+                |known: &str| known.strip_prefix(of).is_some_and(|rest| rest.starts_with('.'));
+            self.settings.iter().find(|(known, _)| *known == of || below(known))
         };
-        let near = self.settings.iter().find(|(known, _)| is_near(known));
+        let near = first(key).or_else(|| first(table));
         let origin = near.map_or_else(|| "nowhere".to_owned(), |(_, near)| near.origin.clone());
         let key = key.to_owned();
         self.problem(Problem { key, value: None, origin, advice: advice.into() });
@@ -249,7 +251,10 @@ impl Reader {
         for item in setting.items() {
             match parse(item) {
                 Ok(value) => parsed.push(value),
-                Err(advice) => self.complain(key, format!("{item:?}: {advice}")),
+                Err(advice) => {
+                    let item = shown_item(key, item);
+                    self.complain(key, format!("{item:?}: {advice}"));
+                }
             }
         }
         parsed
@@ -379,7 +384,14 @@ pub(super) fn backend(url: &str, service: &str) -> Result<Backend, String> {
     if uri.path() != "/" || uri.query().is_some() || url.contains('#') {
         return Err(format!("{expected}, without path: each request keeps its own"));
     }
-    let port = authority.port_u16().unwrap_or(own_port);
+    // Uri takes what is no port for none at all.
+    let port = match authority.as_str()[authority.host().len()..].trim_start_matches(':') {
+        "" => own_port,
+        port => {
+            let advice = "expected a port from 1 to 65535 in the pod's URL";
+            port.parse().map(NonZeroU16::get).map_err(|_| format!("{advice}, not {port:?}"))?
+        }
+    };
     let address = format!("{}:{port}", authority.host());
     Ok(Backend { service, url: written, address, transport })
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fmt};
 
 use super::{
     Affinity, Config, Service,
-    load::{Setting, is_secret},
+    load::{is_secret, shown_item},
 };
 
 /// Keys that hold from a process's start to its end: what they are about is made once.
@@ -29,9 +29,9 @@ const SERVER_TLS: &str = "server.tls_";
 pub struct Change {
     /// Its dotted path.
     pub key: String,
-    /// As it was, if it was there.
+    /// As it was, if it was there; of header fields it has the names.
     pub from: Option<String>,
-    /// As it is now, if it is there.
+    /// As it is now, likewise.
     pub to: Option<String>,
 }
 
@@ -76,7 +76,14 @@ impl Difference {
         let keys: BTreeSet<&String> = old.settings.keys().chain(new.settings.keys()).collect();
         let change = |key: &String| {
             let [from, to] = [old, new].map(|config| value(config, key));
-            (from != to).then(|| Change { key: key.clone(), from, to })
+            let shown = |items: Vec<&str>| {
+                items.iter().map(|item| shown_item(key, item)).collect::<Vec<_>>().join(", ")
+            };
+            (from != to).then(|| Change {
+                key: key.clone(),
+                from: from.map(shown),
+                to: to.map(shown),
+            })
         };
         let changes: Vec<Change> = keys.into_iter().filter_map(change).collect();
         let renewed = new.services.iter().filter(|service| {
@@ -112,13 +119,12 @@ impl fmt::Display for Difference {
 }
 
 /// A key's value; lists are the same however they are written.
-fn value(config: &Config, key: &str) -> Option<String> {
-    let items = |setting: &Setting| setting.items().collect::<Vec<_>>().join(", ");
-    let text = |setting: &Setting| match config.lists.contains(key) {
-        true => items(setting),
-        false => setting.texts.join(", "),
-    };
-    config.settings.get(key).map(text)
+fn value<'a>(config: &'a Config, key: &str) -> Option<Vec<&'a str>> {
+    let setting = config.settings.get(key)?;
+    Some(match config.lists.contains(key) {
+        true => setting.items().collect(),
+        false => setting.texts.iter().map(String::as_str).collect(),
+    })
 }
 
 fn same_service<'a>(config: &'a Config, service: &Service) -> Option<&'a Service> {
@@ -205,6 +211,10 @@ mod tests {
                 "services.chat.backends: \"http://a:1\" -> \"http://c:1\"",
             ]
         );
+        let fields =
+            |values: &str| config(&format!("{BASE}[balancer]\nset_headers = [{values}]\n"), &[]);
+        let changed = told(&fields("\"X-Key: s3cret, s3cret\""), &fields("\"X-Key: s3crets\""));
+        assert_eq!(changed, ["balancer.set_headers: \"X-Key: ***\" -> \"X-Key: ***\""]);
         let fewer = BASE.replace("[services.web]\nbackends = [\"http://b:1\"]\n", "");
         assert_eq!(
             told(&old, &config(&fewer, &[])),

@@ -14,7 +14,7 @@ use log::LevelFilter;
 
 use super::{
     life::tcp,
-    load::{Layers, Problems, Setting, is_secret},
+    load::{Layers, Problems, Setting, holds_fields, is_secret, shown_item},
     read::{Reader, SWITCH},
     routes::routes,
     services::{Affinity, Service, complain_of_file, key_pair, services},
@@ -227,7 +227,8 @@ pub fn admin_listen(layers: Layers) -> Result<SocketAddr, Problems> {
 }
 
 impl fmt::Display for Config {
-    /// Every key with its value and origin, as TOML with dotted keys.
+    /// Every key with its value and origin, as TOML with dotted keys; those with something to hide
+    /// are comments.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // What JSON escapes and how is right in TOML too, which cannot be said of Rust's way; only
         // DEL is a control character to TOML alone.
@@ -254,8 +255,11 @@ impl fmt::Display for Config {
                     writeln!(f, "{key} = {}  # {origin}", quoted(text))?;
                 }
                 _ => {
-                    let items: Vec<_> = setting.items().map(quoted).collect();
-                    writeln!(f, "{key} = [{}]  # {origin}", items.join(", "))?;
+                    let items = setting.items().map(|item| quoted(&shown_item(key, item)));
+                    let items: Vec<_> = items.collect();
+                    let hides = holds_fields(key) && !items.is_empty();
+                    let mark = if hides { "# " } else { "" };
+                    writeln!(f, "{mark}{key} = [{}]  # {origin}", items.join(", "))?;
                 }
             }
         }
@@ -380,6 +384,36 @@ mod tests {
     }
 
     #[test]
+    fn a_port_that_is_none_is_a_mistake_and_never_the_usual_one() {
+        for (url, port) in [
+            ("http://127.0.0.1:99999", "99999"),
+            ("https://127.0.0.1:443000", "443000"),
+            ("http://[::1]:65536", "65536"),
+            ("http://a:0", "0"),
+            ("http://a:x", "x"),
+        ] {
+            let problems = resolve(None, &[("WSBALANCER_SERVICES", url)]).map(drop).unwrap_err();
+            let advice = "expected a port from 1 to 65535 in the pod's URL";
+            let told = format!("services = {url:?} (from WSBALANCER__SERVICES): {url:?}: {advice}");
+            let problems = problems.to_string();
+            assert!(
+                problems.contains(&told) && problems.contains(&format!("{port:?}\n")),
+                "{problems}"
+            );
+        }
+        for (kind, url) in [("dns", "http://feed:80800"), ("srv", "http://_ws._tcp.feed:80800")] {
+            let file = format!("[services.feed]\ndiscovery = {{ {kind} = \"{url}\" }}\n");
+            let problems = resolve(Some(&file), &[]).map(drop).unwrap_err().to_string();
+            assert!(problems.contains("a port from 1 to 65535"), "{problems}");
+        }
+        let urls = "http://a,https://b,http://c:,http://[::1]:65535,ws://[::1],http://d:1";
+        let config = resolve(None, &[("WSBALANCER_SERVICES", urls)]).unwrap();
+        let pods = config.services[0].backends.iter();
+        let addresses: Vec<_> = pods.map(|pod| pod.address.as_str()).collect();
+        assert_eq!(addresses, ["a:80", "b:443", "c:80", "[::1]:65535", "[::1]:80", "d:1"]);
+    }
+
+    #[test]
     fn no_pods_is_a_mistake_with_a_remedy() {
         let problems = resolve(None, &[]).unwrap_err();
         assert_eq!(problems.0.len(), 1);
@@ -478,6 +512,14 @@ mod tests {
         assert!(!problems.contains("\"short\""), "secrets are not printed");
         let shared = problems.matches("balancer.cookie_key").count();
         assert_eq!(shared, 1, "what services share is wrong once:\n{problems}");
+    }
+
+    #[test]
+    fn a_service_needs_a_name() {
+        let file = "[services.\"\"]\nbackends = [\"http://a\"]\n[[routes]]\nservice = \"\"\n";
+        let problems = resolve(Some(file), &[]).map(drop).unwrap_err().to_string();
+        assert!(problems.contains("services. (from /"), "{problems}");
+        assert!(problems.contains("): expected a service's name of lower-case"), "{problems}");
     }
 
     #[test]
@@ -632,6 +674,42 @@ mod tests {
         }
         let printed = with("WSBALANCER__ADMIN__TOKEN", "s3cret").unwrap();
         assert!(printed.contains("admin.token = ***") && !printed.contains("s3cret"), "{printed}");
+    }
+
+    #[test]
+    fn fields_for_pods_are_shown_by_name_and_never_with_their_values() {
+        let file = "[balancer]\nset_headers = [\"Authorization: Bearer s3cret, s3cret\", \"X-A:s3cret\"]\n\
+                    [services.web]\nbackends = [\"http://a\"]\n\
+                    [[routes]]\nservice = \"web\"\n";
+        let variables = [("WSBALANCER__SERVICES__WEB__ADD_HEADERS", "X-Key: s3cret,X-B: s3cret")];
+        let printed = resolve(Some(file), &variables).unwrap().to_string();
+        for expected in [
+            "# balancer.set_headers = [\"Authorization: ***\", \"X-A: ***\"]  # /",
+            "# services.web.add_headers = [\"X-Key: ***\", \"X-B: ***\"]  # WSBALANCER__",
+            "\nbalancer.add_headers = []  # default",
+        ] {
+            assert!(printed.contains(expected), "{expected:?} is missing in:\n{printed}");
+        }
+        assert!(!printed.contains("s3cret"), "{printed}");
+        let again = Layers::from_texts(Some(&printed), []).and_then(Config::resolve);
+        assert!(again.unwrap().services[0].balancer.set_headers.is_empty(), "*** is no value");
+
+        // The comma of a value separates two where a variable holds the list.
+        let mistakes = [
+            ("WSBALANCER_SERVICES", "http://a"),
+            ("WSBALANCER__BALANCER__SET_HEADERS", "Authorization: Digest s3cret, s3cret"),
+            ("WSBALANCER__BALANCER__ADD_HEADERS", "X A: s3cret,X-B: s3cret\u{7f}"),
+        ];
+        let problems = resolve(None, &mistakes).map(drop).unwrap_err().to_string();
+        for expected in [
+            "balancer.set_headers = \"Authorization: ***,***\" (from WSBALANCER__BALANCER__SET_HEADERS): \
+             \"***\": expected \"Name: value\"",
+            "\"X A: ***\": expected the name of a header field",
+            "\"X-B: ***\": its value holds",
+        ] {
+            assert!(problems.contains(expected), "{expected:?} is missing in:\n{problems}");
+        }
+        assert!(!problems.contains("s3cret"), "{problems}");
     }
 
     #[test]

@@ -238,8 +238,8 @@ fn service(read: &mut Reader, name: String) -> Service {
     let key = format!("services.{name}.backends");
     let is_name =
         |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_".contains(&byte);
-    if !name.bytes().all(is_name) {
-        let advice = "expected lower-case letters, digits, - and _ in a service's name";
+    if name.is_empty() || !name.bytes().all(is_name) {
+        let advice = "expected a service's name of lower-case letters, digits, - and _";
         read.complain_of_table(&format!("services.{name}"), advice);
     }
     // A table without a single key.

@@ -190,7 +190,7 @@ impl Entry {
         if self.operator_drains {
             Some("an operator drains it")
         } else if self.left_at.is_some() {
-            Some("discovery does not find it any more")
+            Some("it is not among the service's pods any more")
         } else {
             self.report.as_ref().is_some_and(says_so).then_some("it says so")
         }

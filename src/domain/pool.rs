@@ -76,8 +76,8 @@ pub enum State {
     Stale,
     /// It has given no report that could be read.
     Unknown,
-    /// It takes no new connections: an operator wants that, it said so, or discovery does not find it
-    /// any more.
+    /// It takes no new connections: an operator wants that, it said so, or it is not among the
+    /// service's pods any more.
     Draining,
     /// It holds as many connections as it may.
     Full,

@@ -7,7 +7,10 @@ use actix_web::{
     App, HttpResponse, HttpServer,
     dev::Server,
     error::{ErrorBadRequest, ErrorInternalServerError},
-    http::header::{Accept, CACHE_CONTROL, HeaderValue, VARY},
+    http::{
+        Method,
+        header::{Accept, CACHE_CONTROL, HeaderValue, VARY},
+    },
     web,
 };
 
@@ -81,10 +84,10 @@ pub fn server(
         App::new()
             .app_data(web::Data::new(state.clone()))
             .configure(api::routes)
-            .route(&distribution_path, web::get().to(distribution))
-            .route(LIVEZ, web::get().to(|| async { "ok\n" }))
-            .route(READYZ, web::get().to(readyz))
-            .route(TELEMETRY, web::get().to(telemetry))
+            .service(api::only(&distribution_path, Method::GET, distribution))
+            .service(api::only(LIVEZ, Method::GET, || async { "ok\n" }))
+            .service(api::only(READYZ, Method::GET, readyz))
+            .service(api::only(TELEMETRY, Method::GET, telemetry))
     })
     .workers(1)
     .disable_signals()

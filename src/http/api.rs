@@ -1,23 +1,25 @@
 //! What operators may ask and do: `/api` on the admin listener, in JSON.
 //!
 //! Calls that change something need the token of `admin.token`. Without a token they are for
-//! programs on the same machine: neither for others, nor for pages in a browser, which anybody may
-//! have written.
+//! programs on the same machine: neither for others, by way of a proxy on it or not, nor for pages in
+//! a browser, which anybody may have written.
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
 
 use actix_web::{
-    Error, HttpRequest, HttpResponse,
+    Error, FromRequest, Handler, HttpRequest, HttpResponse, Resource, Responder,
     body::{BoxBody, MessageBody},
     dev::{ServiceRequest, ServiceResponse},
     error::ErrorInternalServerError,
+    guard,
     http::{
-        StatusCode,
+        Method, StatusCode,
         header::{self, HeaderMap},
     },
     middleware::{Next, from_fn},
     web,
 };
+use futures_util::future::ready;
 use serde::Serialize;
 use serde_json::json;
 
@@ -35,8 +37,15 @@ use crate::{
     telemetry::logging,
 };
 
+/// What the query of a drain may say: over which time its sessions are moved.
+const OVER: &str = "over";
+
 /// The longest time over which sessions may be moved.
 const MAX_OVER: Duration = Duration::from_secs(24 * 3600);
+
+/// Fields that proxies add to the requests of others.
+const PROXY_FIELDS: [header::HeaderName; 3] =
+    [header::FORWARDED, header::X_FORWARDED_FOR, header::VIA];
 
 type State = web::Data<AdminState>;
 type Answered = actix_web::Result<HttpResponse>;
@@ -49,20 +58,41 @@ pub fn routes(app: &mut web::ServiceConfig) {
     app.service(
         web::scope("/api")
             .wrap(from_fn(authorise))
-            .route("/version", web::get().to(version))
-            .route("/backends", web::get().to(backends))
-            .route("/backends/{address}/drain", web::post().to(drain_backend))
-            .route("/backends/{address}/undrain", web::post().to(undrain_backend))
-            .route("/services/{name}/drain", web::post().to(drain_service))
-            .route("/services/{name}/undrain", web::post().to(undrain_service))
-            .route("/sessions", web::get().to(sessions))
-            .route("/sessions/{id}", web::delete().to(close_session))
-            .route("/log-level", web::put().to(set_log_level))
-            .route("/config", web::get().to(reloads::config))
-            .route("/reload", web::post().to(reloads::reload))
+            .service(only("/version", Method::GET, version))
+            .service(only("/backends", Method::GET, backends))
+            .service(only("/backends/{address}/drain", Method::POST, drain_backend))
+            .service(only("/backends/{address}/undrain", Method::POST, undrain_backend))
+            .service(only("/services/{name}/drain", Method::POST, drain_service))
+            .service(only("/services/{name}/undrain", Method::POST, undrain_service))
+            .service(only("/sessions", Method::GET, sessions))
+            .service(only("/sessions/{id}", Method::DELETE, close_session))
+            .service(only("/log-level", Method::PUT, set_log_level))
+            .service(only("/config", Method::GET, reloads::config))
+            .service(only("/reload", Method::POST, reloads::reload))
             .configure(fault_hooks)
             .default_service(web::to(nothing)),
     );
+}
+
+/// `path` for calls of one `method`, and HEAD where that is GET (RFC 9110 §9.1); others hear which.
+pub(super) fn only<H, Args>(path: &str, method: Method, handler: H) -> Resource
+where
+    H: Handler<Args, Output: Responder + 'static>,
+    Args: FromRequest + 'static,
+{
+    let methods = if method == Method::GET { vec![method, Method::HEAD] } else { vec![method] };
+    let allow = methods.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
+    let is_taken = guard::fn_guard(move |request| methods.contains(&request.head().method));
+    let refuse = web::to(move |request: HttpRequest| ready(not_allowed(&request, &allow)));
+    web::resource(path).route(web::route().guard(is_taken).to(handler)).default_service(refuse)
+}
+
+fn not_allowed(request: &HttpRequest, allow: &str) -> HttpResponse {
+    let sentence = format!("{} takes no {}, but {allow}", request.path(), request.method());
+    let mut answer = error(StatusCode::METHOD_NOT_ALLOWED, &sentence);
+    let allow = allow.parse().expect("names of methods");
+    answer.headers_mut().insert(header::ALLOW, allow);
+    answer
 }
 
 /// Why a call that changes something is refused.
@@ -77,7 +107,9 @@ impl Access {
     /// Whether a call from `peer` with these fields may change something.
     fn check(&self, peer: Option<IpAddr>, fields: &HeaderMap) -> Result<(), Denial> {
         let Some(token) = &self.0 else {
-            if !peer.is_some_and(|peer| peer.to_canonical().is_loopback()) {
+            // A proxy on this machine asks for somebody else, and mostly says so.
+            let passed_on = PROXY_FIELDS.iter().any(|name| fields.contains_key(name));
+            if passed_on || !peer.is_some_and(|peer| peer.to_canonical().is_loopback()) {
                 return Err(Denial::Address);
             }
             // Browsers name the page that a call comes from.
@@ -110,7 +142,8 @@ impl Denial {
             }
             Self::Address => error(
                 StatusCode::FORBIDDEN,
-                "without admin.token, calls that change something are for this machine only",
+                "without admin.token, calls that change something are for programs on this machine, \
+                 not through a proxy: set admin.token",
             ),
             Self::Page => error(
                 StatusCode::FORBIDDEN,
@@ -190,11 +223,17 @@ async fn drain(
     drains: bool,
     query: &HashMap<String, String>,
 ) -> Answered {
+    if let Some(key) = query.keys().find(|key| *key != OVER) {
+        let sentence = format!("{key:?}: unknown, expected {OVER}, such as ?{OVER}=20s");
+        return Ok(error(StatusCode::BAD_REQUEST, &sentence));
+    }
     let parse = |text: &String| {
         let over = humantime::parse_duration(text).ok().filter(|over| *over <= MAX_OVER);
-        over.ok_or_else(|| format!("over = {text:?}: expected a duration with its unit, 0s to 24h"))
+        over.ok_or_else(|| {
+            format!("{OVER} = {text:?}: expected a duration with its unit, 0s to 24h")
+        })
     };
-    let over = match query.get("over").map(parse).transpose() {
+    let over = match query.get(OVER).map(parse).transpose() {
         Ok(over) => over,
         Err(sentence) => return Ok(error(StatusCode::BAD_REQUEST, &sentence)),
     };
@@ -266,7 +305,16 @@ async fn close_session(state: State, id: web::Path<String>) -> Answered {
     })
 }
 
-async fn set_log_level(body: String) -> HttpResponse {
+async fn set_log_level(body: Result<String, Error>) -> HttpResponse {
+    let names = || logging::LEVELS.map(|(name, _)| name).join(", ");
+    let body = match body {
+        Ok(body) => body,
+        // No text, or too much of it.
+        Err(unread) => {
+            let status = unread.as_response_error().status_code();
+            return error(status, &format!("{unread}: expected one of {}", names()));
+        }
+    };
     let text = body.trim();
     match logging::LEVELS.iter().find(|(name, _)| *name == text) {
         Some((name, level)) => {
@@ -274,8 +322,8 @@ async fn set_log_level(body: String) -> HttpResponse {
             HttpResponse::Ok().json(json!({ "level": name }))
         }
         None => {
-            let names = logging::LEVELS.map(|(name, _)| name).join(", ");
-            error(StatusCode::BAD_REQUEST, &format!("{text:?}: expected one of {names}"))
+            let sentence = format!("{text:?}: expected one of {}", names());
+            error(StatusCode::BAD_REQUEST, &sentence)
         }
     }
 }
@@ -297,6 +345,14 @@ mod tests {
         }
         for peer in ["10.0.0.1", "2001:db8::1", "::ffff:10.0.0.1", "nobody"] {
             assert_eq!(check(peer, &[]), Err(Denial::Address), "{peer}");
+        }
+        // What proxies say: whoever is behind one on this machine may be anywhere.
+        for (name, value) in [
+            (header::FORWARDED, "for=10.0.0.1"),
+            (header::X_FORWARDED_FOR, "10.0.0.1"),
+            (header::VIA, "1.1 nginx"),
+        ] {
+            assert_eq!(check("127.0.0.1", &[(name, value)]), Err(Denial::Address), "{value}");
         }
         let page = [(header::ORIGIN, "http://localhost:9090")];
         assert_eq!(check("127.0.0.1", &page), Err(Denial::Page));

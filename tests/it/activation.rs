@@ -10,6 +10,7 @@ use std::{
 };
 
 use futures_util::{SinkExt as _, StreamExt as _, future::join_all};
+use socket2::{Domain, Socket, Type};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpStream, UnixStream},
@@ -82,6 +83,34 @@ async fn a_unix_socket_is_taken_over_and_its_file_stays() {
     balancer.finish().await;
     assert!(path.exists(), "it is not ours to remove");
     std::fs::remove_file(path).unwrap();
+}
+
+#[actix_rt::test]
+async fn what_nobody_can_be_accepted_from_is_named_and_ends_the_start() {
+    let pod = Pod::echo().await;
+    let (listening, address) = listener();
+    let bound = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    bound.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let connected = std::net::TcpStream::connect(address).unwrap();
+    let (paired, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+    let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let file = std::fs::File::open("/dev/null").unwrap();
+    for (socket, why) in [
+        (OwnedFd::from(bound), "it does not listen"),
+        (connected.into(), "it does not listen"),
+        (paired.into(), "it does not listen"),
+        (datagrams.into(), "it is no stream socket"),
+        (file.into(), "it is no stream socket"),
+    ] {
+        let admin = listening.try_clone().unwrap();
+        let mut command = activated(&[admin.into(), socket], "admin:traffic");
+        command.env("WSBALANCER_SERVICES", pod.url());
+        let (status, log) = within("the exit", Program::spawn(command).finish()).await;
+        assert_eq!(status.code(), Some(1), "{log}");
+        let told = format!("socket 1 (\"traffic\") that was handed over cannot be used: {why}");
+        assert!(log.contains(&told), "{log}");
+        assert!(log.contains("ListenStream=") && log.contains("Accept=no"), "{log}");
+    }
 }
 
 /// Connects, says something, and hears it or that the balancer goes down.

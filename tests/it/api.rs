@@ -327,10 +327,12 @@ async fn what_is_not_there_or_cannot_be_is_told_in_a_sentence() {
         (Method::DELETE, "/api/sessions/0", 404, "id 0"),
         (Method::DELETE, "/api/sessions/x", 404, "id x"),
         (Method::GET, "/api/nothing", 404, "no GET /api/nothing"),
-        (Method::POST, "/api/sessions", 404, "no POST /api/sessions"),
         (Method::PUT, "/api/log-level", 400, "expected one of error, warn, info, debug, trace"),
         (Method::POST, &format!("{of_pod}/drain?over=20"), 400, "over = \"20\""),
         (Method::POST, &format!("{of_pod}/drain?over=25h"), 400, "0s to 24h"),
+        (Method::POST, &format!("{of_pod}/drain?ovr=1m"), 400, "\"ovr\": unknown, expected over"),
+        (Method::POST, &format!("{of_pod}/drain?over=1m&x"), 400, "\"x\": unknown"),
+        (Method::POST, "/api/services/default/undrain?ovr=1m", 400, "\"ovr\""),
     ] {
         let (told, json) = call(&balancer.admin_url(path), method, &[], "loud").await;
         let sentence = json["error"].as_str().unwrap_or_default();
@@ -365,6 +367,65 @@ async fn pages_may_change_nothing() {
     let page = [("Origin", "https://elsewhere.example")];
     assert_eq!(call(&url, Method::POST, &page, "").await.0, 403);
     assert_ne!(state(&balancer, &pod.address.to_string()).await.0, "draining");
+}
+
+#[actix_rt::test]
+async fn whoever_comes_through_a_proxy_on_this_machine_may_change_nothing_without_a_token() {
+    let pod = Pod::echo().await;
+    let balancer = Balancer::start([&pod]).await;
+    let url = balancer.admin_url("/api/services/default/drain");
+    for field in
+        [("x-forwarded-for", "203.0.113.9"), ("Forwarded", "for=203.0.113.9"), ("Via", "1.1 proxy")]
+    {
+        let (status, json) = call(&url, Method::POST, &[field], "").await;
+        assert_eq!(status, 403, "{field:?}: {json}");
+        assert!(json["error"].as_str().unwrap().contains("set admin.token"), "{json}");
+    }
+    assert_ne!(state(&balancer, &pod.address.to_string()).await.0, "draining");
+    let with_token = Balancer::with([&pod], &[("admin.token", "s3cret")]).await;
+    let url = with_token.admin_url("/api/services/default/drain");
+    let fields = [("X-Forwarded-For", "203.0.113.9"), ("Authorization", "Bearer s3cret")];
+    assert_eq!(call(&url, Method::POST, &fields, "").await.0, 200);
+}
+
+/// Status and `Allow` of the answer, and the sentence in it.
+async fn refusal(url: &str, method: Method, body: Vec<u8>) -> (u16, Option<String>, String) {
+    let request = awc::Client::new().request(method, url);
+    let mut answer = request.send_body(body).await.expect("an answer");
+    let allow = answer.headers().get("allow").map(|value| value.to_str().unwrap().to_owned());
+    let json: Value = answer.json().await.expect("JSON");
+    let sentence = json["error"].as_str().expect("a sentence").to_owned();
+    (answer.status().as_u16(), allow, sentence)
+}
+
+#[actix_rt::test]
+async fn a_known_path_says_which_method_it_takes() {
+    let balancer = Balancer::with([], &[("services", "http://127.0.0.1:1")]).await;
+    for (method, path, allow) in [
+        (Method::GET, "/api/reload", "POST"),
+        (Method::POST, "/api/sessions", "GET, HEAD"),
+        (Method::GET, "/api/sessions/1", "DELETE"),
+        (Method::GET, "/api/backends/a:1/drain", "POST"),
+        (Method::POST, "/api/log-level", "PUT"),
+        (Method::DELETE, "/readyz", "GET, HEAD"),
+        (Method::POST, "/balancer-metrics", "GET, HEAD"),
+    ] {
+        let url = balancer.admin_url(path);
+        let (status, told, sentence) = refusal(&url, method.clone(), Vec::new()).await;
+        assert_eq!((status, told.as_deref()), (405, Some(allow)), "{method} {path}");
+        assert_eq!(sentence, format!("{path} takes no {method}, but {allow}"));
+    }
+}
+
+#[actix_rt::test]
+async fn a_log_level_that_cannot_be_read_is_told_in_json() {
+    let balancer = Balancer::with([], &[("services", "http://127.0.0.1:1")]).await;
+    let url = balancer.admin_url("/api/log-level");
+    for (body, status) in [(vec![0xff, 0xfe], 400), (vec![b'x'; 300_000], 413)] {
+        let (told, _, sentence) = refusal(&url, Method::PUT, body).await;
+        assert_eq!(told, status, "{sentence}");
+        assert!(sentence.contains("expected one of error, warn, info, debug"), "{sentence}");
+    }
 }
 
 #[actix_rt::test]

@@ -107,6 +107,11 @@ async fn probes_answer_and_nothing_of_it_is_on_the_traffic_listener() {
     for path in ["/livez", "/readyz"] {
         assert_eq!(client.get(balancer.admin_url(path)).send().await.unwrap().status(), 200);
     }
+    for path in ["/livez", "/readyz", "/telemetry", "/balancer-metrics", "/api/version"] {
+        // As wget --spider asks.
+        let mut answer = client.head(balancer.admin_url(path)).send().await.unwrap();
+        assert_eq!((answer.status().as_u16(), &*answer.body().await.unwrap()), (200, &b""[..]));
+    }
     for path in ["/livez", "/readyz", "/balancer-metrics"] {
         let url = format!("http://{}{path}", balancer.address());
         assert_eq!(client.get(url).send().await.unwrap().status(), 502, "{path} is for pods");

@@ -132,7 +132,9 @@ async fn pods_come_and_go_and_their_sessions_and_counts_stay() {
     balancer.apply(&services(&[&b, &c])).await;
     let own = async |pod: &Pod| balancer.pod(pod).await["own"].clone();
     assert_eq!((own(&a).await, own(&b).await, own(&c).await), (json!(2), json!(2), json!(0)));
-    assert_eq!(balancer.pod(&a).await["state"], "draining");
+    let left = balancer.pod(&a).await;
+    let reason = "it is not among the service's pods any more";
+    assert_eq!((&left["state"], &left["reason"]), (&json!("draining"), &json!(reason)));
     clients.extend(join_all((0..2).map(|_| balancer.connect())).await);
     assert_eq!((a.open(), b.open(), c.open()), (2, 2, 2));
 
@@ -159,6 +161,30 @@ async fn a_pod_whose_url_is_written_otherwise_is_the_same_pod() {
     let told = pods.iter().map(|pod| (&pod["url"], &pod["state"], &pod["own"]));
     assert_eq!(told.collect::<Vec<_>>(), [(&json!(url), &json!("up"), &json!(1))]);
     echoes(&mut client, "not moved").await;
+}
+
+#[actix_rt::test]
+async fn a_service_that_is_gone_cannot_be_drained() {
+    let [a, b] = [Pod::echo().await, Pod::echo().await];
+    let service = |name: &str, pod: &Pod| {
+        let url = pod.url();
+        format!("[services.{name}]\nbackends = [\"{url}\"]\n[[routes]]\nservice = \"{name}\"\n")
+    };
+    let chat = service("chat", &a);
+    let both = chat.clone() + &service("web", &b) + "path_prefix = \"/web\"\n";
+    let balancer = Reloadable::start(&both).await;
+    let drain = async |name: &str| {
+        let url = balancer.admin(&format!("/api/services/{name}/drain"));
+        let mut answer = awc::Client::new().post(url).send().await.unwrap();
+        (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
+    };
+    balancer.apply(&chat).await;
+    let unknown = |name: &str| (404, json!({"error": format!("no service is called {name:?}")}));
+    assert_eq!(drain("web").await, unknown("web"));
+    assert_eq!(drain("never").await, unknown("never"));
+    balancer.apply(&both).await;
+    assert_eq!(drain("web").await.0, 200, "it is back");
+    assert_eq!(drain("chat").await.0, 200);
 }
 
 #[actix_rt::test]

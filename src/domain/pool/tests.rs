@@ -480,7 +480,7 @@ fn it_is_told_when_pods_begin_and_cease_to_drain_by_their_own_word_or_by_leaving
     assert_eq!(polled(&mut pool, said(None, Some("disk"))), [down]);
     assert_eq!(polled(&mut pool, said(None, Some("disk"))), []);
     pool.set_backends(vec![(*backends[1]).clone()], now);
-    let reason = "discovery does not find it any more";
+    let reason = "it is not among the service's pods any more";
     assert_eq!(pool.take_news(), [News::Drains { backend: backend.clone(), reason }]);
     pool.forget(now + Duration::from_secs(61));
     assert_eq!(pool.take_news(), [News::Forgotten { backend }]);
