@@ -215,7 +215,7 @@ async fn connections_that_wait_for_another_request_end_instead_of_refusing_it() 
     assert!(nothing.is_empty(), "{nothing:?}");
     asked.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
     let head = within("an answer", read_head(&mut asks)).await.unwrap();
-    assert_eq!(header(&head, "connection"), Some("close"), "{head}");
+    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
     within("the end", asks.read_to_end(&mut nothing)).await.unwrap();
     assert!(nothing.is_empty(), "{nothing:?}");
     opened.write_all(switching(&request, "").as_bytes()).await.unwrap();
