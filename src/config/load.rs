@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use config::{Environment, File, FileFormat, Source, Value, ValueKind};
+use config::{ConfigError, Environment, File, FileFormat, Source, Value, ValueKind};
 
 /// The defaults: every key, commented.
 pub const DEFAULTS: &str = include_str!("../../config/default.toml");
@@ -224,7 +224,7 @@ impl Layers {
                 key: name.to_owned(),
                 value: None,
                 origin: name.to_owned(),
-                advice: format!("cannot be read as TOML: {error}"),
+                advice: format!("cannot be read: {}", without_source(&error)),
             }])
         })?;
         for (key, value) in table {
@@ -260,4 +260,18 @@ impl Layers {
         let origin = origin(&key);
         self.0.insert(key, Setting { texts, origin, is_list });
     }
+}
+
+/// What is wrong and where, on one line: the lines of the file that TOML's errors quote may hold
+/// secrets.
+fn without_source(error: &ConfigError) -> String {
+    let text = match error {
+        ConfigError::FileParse { cause, .. } => cause.to_string(),
+        other => other.to_string(),
+    };
+    let is_quoted = |line: &str| {
+        line.trim_start_matches(|c: char| c.is_ascii_digit() || c == ' ').starts_with('|')
+    };
+    let said: Vec<&str> = text.lines().filter(|line| !is_quoted(line)).collect();
+    said.join(": ")
 }

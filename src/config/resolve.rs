@@ -429,6 +429,13 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_toml_is_not_quoted() {
+        let text = "services = []\n[balancer]\nset_headers = [\"Authorization: Bearer s3cret]\n";
+        let problems = resolve(Some(text), &[]).unwrap_err().to_string();
+        assert!(problems.contains("line 3, column ") && !problems.contains("s3cret"), "{problems}");
+    }
+
+    #[test]
     fn variables_that_kubernetes_sets_for_a_service_are_not_ours() {
         let variables = [
             ("WSBALANCER_SERVICES", "http://a:3001"),
