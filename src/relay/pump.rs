@@ -187,8 +187,11 @@ impl Pump {
                 self.sink_failed(error);
             }
             if let State::Finishing(end) = &mut self.state {
+                let told = Pin::new(&mut *self.sink.borrow_mut()).poll_shutdown(cx);
                 // A sink that is already gone cannot be told, which is as good.
-                let _ = ready!(Pin::new(&mut *self.sink.borrow_mut()).poll_shutdown(cx));
+                if told.is_pending() && !matches!(end, End::WriteFailed(_)) {
+                    return Poll::Pending;
+                }
                 return Poll::Ready(std::mem::replace(end, End::Eof));
             }
             if self.injection.is_some() && self.relaying() && self.tracker.at_boundary() {
@@ -280,6 +283,7 @@ impl Pump {
     /// The sink takes nothing any more.
     fn sink_failed(&mut self, error: io::Error) {
         self.kept = Kept::default();
+        self.unflushed = false;
         self.switch.is_closing.set(true);
         let end = End::WriteFailed(error);
         match self.relaying() {

@@ -2,10 +2,12 @@ use std::{cell::RefCell, rc::Rc, sync::Arc};
 
 use bytes::BytesMut;
 use futures_util::FutureExt as _;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+use tokio::io::{
+    AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufStream, DuplexStream, duplex,
+};
 
 use super::*;
-use crate::relay::{Peer, Tunnel, TunnelRules, close::CloseCode, frame, sieve::Limits};
+use crate::relay::{Io, Peer, Tunnel, TunnelRules, close::CloseCode, frame, sieve::Limits};
 
 /// A tunnel over in-memory pipes of `room` bytes: the far ends, the tunnel, its figures.
 fn tunnel(
@@ -14,6 +16,13 @@ fn tunnel(
     early_down: &[u8],
 ) -> (DuplexStream, DuplexStream, Tunnel, Arc<TunnelStats>) {
     tunnel_with(room, early_up, early_down, TunnelRules::default())
+}
+
+/// A tunnel to `pod` over a pipe of `room` bytes.
+fn tunnel_to(pod: impl Io + 'static, room: usize) -> (DuplexStream, Tunnel) {
+    let (client, client_side) = duplex(room);
+    let peers = (Peer::new(client_side, BytesMut::new()), Peer::new(pod, BytesMut::new()));
+    (client, Tunnel::new(peers.0, peers.1, &Arc::default(), &TunnelRules::default()))
 }
 
 fn tunnel_with(
@@ -38,6 +47,44 @@ fn tunnel_with(
 async fn in_time(test: impl Future<Output = ()>) {
     let patience = std::time::Duration::from_secs(30);
     tokio::time::timeout(patience, test).await.expect("an end");
+}
+
+/// Takes everything, and fails when it is to pass that on: not at once, but when asked again.
+struct Unflushable {
+    inner: DuplexStream,
+    was_asked: bool,
+}
+
+impl AsyncRead for Unflushable {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Unflushable {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if std::mem::replace(&mut self.was_asked, true) {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_flush(cx)
+    }
 }
 
 fn text(payload: &[u8]) -> Vec<u8> {
@@ -70,7 +117,7 @@ async fn a_sink_that_buffers_is_flushed_after_every_message() {
     in_time(async {
         let (mut client, client_side) = duplex(1024);
         let (mut pod, pod_side) = duplex(16);
-        let buffering = tokio::io::BufStream::with_capacity(64, 64, pod_side);
+        let buffering = BufStream::with_capacity(64, 64, pod_side);
         let stats = Arc::<TunnelStats>::default();
         let Tunnel { up, down, control: _control } = Tunnel::new(
             Peer { socket: Rc::new(RefCell::new(client_side)), early: BytesMut::new() },
@@ -195,6 +242,39 @@ fn control_frame(frame: &[u8]) -> (u8, Vec<u8>) {
 
 fn close_payload(code: u16, reason: &str) -> (u8, Vec<u8>) {
     (frame::opcode::CLOSE, [&code.to_be_bytes()[..], reason.as_bytes()].concat())
+}
+
+#[actix_rt::test]
+async fn what_a_sink_took_and_lost_fails_once() {
+    in_time(async {
+        let (_pod, inner) = duplex(64);
+        let (mut client, Tunnel { up, down: _down, control: _control }) =
+            tunnel_to(Unflushable { inner, was_asked: false }, 64);
+        let up = actix_rt::spawn(up);
+        // Read in vain up to the Close: a client whose bytes stay unread would be reset.
+        client.write_all(&text(&[b'x'; 120]).repeat(10)).await.unwrap();
+        assert!(!up.is_finished());
+        client.write_all(&[0x88, 0x80, 0, 0, 0, 0]).await.unwrap();
+        assert!(matches!(up.await.unwrap(), End::WriteFailed(_)));
+    })
+    .await;
+}
+
+#[actix_rt::test]
+async fn a_sink_that_is_given_up_is_waited_for_no_more() {
+    in_time(async {
+        let (_pod, pod_side) = duplex(16);
+        let (mut client, Tunnel { up, down: _down, control }) =
+            tunnel_to(BufStream::with_capacity(64, 64, pod_side), 1024);
+        let up = actix_rt::spawn(up);
+        // Into the buffer before the pod, which takes only the first of it.
+        client.write_all(&text(&[b'x'; 40])).await.unwrap();
+        tokio::task::yield_now().await;
+        control.0.up.set(Command::SinkLost);
+        client.write_all(&[0x88, 0x80, 0, 0, 0, 0]).await.unwrap();
+        assert!(matches!(up.await.unwrap(), End::WriteFailed(_)));
+    })
+    .await;
 }
 
 #[actix_rt::test]
