@@ -145,7 +145,7 @@ impl Control {
             Direction::Down => (down, up, Some(masking_key())),
         };
         source.set(Command::SourceLost);
-        sink.set(match sink.kept.get() {
+        sink.set(match sink.waiting.get() {
             0 => Command::Close(frame::close(CloseCode::GOING_AWAY, reason, mask)),
             _ => Command::SinkLost,
         });
@@ -205,9 +205,10 @@ impl Pulse {
         Rc::strong_count(&self.turns) == 1
     }
 
-    /// Bytes of `direction` that its sink has yet to take.
+    /// Bytes of `direction` that its sink has yet to take. Those that it holds itself, as TLS does,
+    /// count as one.
     pub fn waiting(&self, direction: Direction) -> usize {
-        self.of(direction).kept.get()
+        self.of(direction).waiting.get()
     }
 
     /// Pings that have gone along with `direction`.
@@ -263,8 +264,8 @@ enum Command {
 struct Switch {
     command: Cell<Command>,
     waker: RefCell<Option<Waker>>,
-    /// Bytes that wait for the sink.
-    kept: Cell<usize>,
+    /// See [`Pulse::waiting`].
+    waiting: Cell<usize>,
     /// Pings that have gone to the sink.
     pings: Cell<u32>,
     /// Answers that the source owes to the Pings of the other direction.

@@ -35,7 +35,8 @@ use super::{
 /// messages.
 const SCRATCH_LEN: usize = 64 * 1024;
 
-/// Bytes per read after the sink has refused some, so that a reader that stays slow pins less.
+/// Bytes per read after the sink has refused some, or has not passed them on, so that a reader that
+/// stays slow pins less, and that what it takes shows in smaller steps.
 const SHORT_READ: usize = 16 * 1024;
 
 /// Reads before a pump lets the other sessions of its thread have their turn.
@@ -414,16 +415,18 @@ impl Pump {
             self.read_len = SHORT_READ;
             return Ok(());
         }
+        match Pin::new(&mut *self.sink.borrow_mut()).poll_flush(cx) {
+            Poll::Ready(flushed) => flushed?,
+            Poll::Pending => {
+                self.unflushed = true;
+                self.read_len = SHORT_READ;
+                return Ok(());
+            }
+        }
         if chunk.len() == self.read_len {
             self.read_len = (self.read_len * 2).min(SCRATCH_LEN);
         }
-        match Pin::new(&mut *self.sink.borrow_mut()).poll_flush(cx) {
-            Poll::Ready(flushed) => flushed,
-            Poll::Pending => {
-                self.unflushed = true;
-                Ok(())
-            }
-        }
+        Ok(())
     }
 }
 
@@ -433,7 +436,8 @@ impl Future for Pump {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End> {
         let pump = self.get_mut();
         let polled = pump.turn(cx);
-        pump.switch.kept.set(pump.kept.rest().len());
+        // How much a sink has yet to pass on it does not tell: it counts as one byte.
+        pump.switch.waiting.set(pump.kept.rest().len() + usize::from(pump.unflushed));
         pump.turns.set(pump.turns.get().wrapping_add(1));
         if polled.is_pending() {
             pump.switch.listen(cx.waker());

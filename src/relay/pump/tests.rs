@@ -245,6 +245,27 @@ fn close_payload(code: u16, reason: &str) -> (u8, Vec<u8>) {
 }
 
 #[actix_rt::test]
+async fn what_a_sink_has_taken_but_not_passed_on_waits() {
+    in_time(async {
+        let (mut pod, pod_side) = duplex(16);
+        let (mut client, Tunnel { up, down: _down, control }) =
+            tunnel_to(BufStream::with_capacity(64, 64, pod_side), 1024);
+        let pulse = control.pulse();
+        actix_rt::spawn(up);
+        let message = text(&[b'x'; 40]);
+        client.write_all(&message).await.unwrap();
+        while pulse.waiting(Direction::Up) == 0 {
+            tokio::task::yield_now().await;
+        }
+        pod.read_exact(&mut vec![0; message.len()]).await.unwrap();
+        while pulse.waiting(Direction::Up) > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[actix_rt::test]
 async fn what_a_sink_took_and_lost_fails_once() {
     in_time(async {
         let (_pod, inner) = duplex(64);
