@@ -1,7 +1,8 @@
-//! Looks after all sessions of one thread: time-outs, Pings, how fast clients may send.
+//! Looks after all sessions of one thread: time-outs and Pings.
 //!
 //! One task per worker thread looks at what the pumps show of themselves, a few times in the
-//! shortest time-out. So no session has a timer, and relaying a message touches no clock.
+//! shortest time-out. So no session has a timer, and relaying a message touches no clock, unless it is
+//! one that is counted.
 
 use std::{
     cell::RefCell,
@@ -72,12 +73,9 @@ pub fn watch(
 
 /// Ends with the last session.
 async fn sweep() {
-    let mut last = Instant::now();
     while let Some(tick) = SWEEPER.with_borrow(Sweeper::next_tick) {
         actix_rt::time::sleep(tick).await;
-        let passed = last.elapsed();
-        last += passed;
-        SWEEPER.with_borrow_mut(|sweeper| sweeper.look(passed));
+        SWEEPER.with_borrow_mut(Sweeper::look);
     }
 }
 
@@ -94,13 +92,12 @@ impl Sweeper {
         }
     }
 
-    fn look(&mut self, passed: Duration) {
+    fn look(&mut self) {
         let now = since_start();
         self.sessions.retain_mut(|watched| {
             if watched.pulse.is_gone() {
                 return false;
             }
-            watched.pulse.refill(passed);
             watched.look(now);
             true
         });

@@ -30,7 +30,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use self::{
     close::CloseCode,
     frame::PingPayload,
-    sieve::{Allowance, Awaited, Limits, Sieve},
+    sieve::{Awaited, Limits, Sieve},
 };
 pub use self::{
     pump::{End, Pump},
@@ -97,11 +97,10 @@ impl Tunnel {
         let sieve = |limits: Limits, pings: bool| {
             (pings || limits != Limits::default()).then(|| Box::new(Sieve::new(limits, payload)))
         };
-        let sieves = [sieve(rules.limits, pings_client), sieve(Limits::default(), pings_pod)];
-        let allowance = sieves[0].as_ref().and_then(|sieve| sieve.allowance.clone());
+        let [up_sieve, down_sieve] =
+            [sieve(rules.limits, pings_client), sieve(Limits::default(), pings_pod)];
         let (up, down, turns) = Default::default();
-        let pulse = Pulse { up, down, turns, allowance, payload };
-        let [up_sieve, down_sieve] = sieves;
+        let pulse = Pulse { up, down, turns, payload };
         let up = Pump::new(
             Direction::Up,
             (client.socket.clone(), client.early, up_sieve),
@@ -190,7 +189,6 @@ pub struct Pulse {
     up: Rc<Switch>,
     down: Rc<Switch>,
     turns: Rc<Cell<u32>>,
-    allowance: Option<Rc<Allowance>>,
     payload: PingPayload,
 }
 
@@ -224,15 +222,6 @@ impl Pulse {
     /// A Close of ours is on its way, or a peer is dead.
     pub fn is_closing(&self) -> bool {
         self.up.is_closing.get() || self.down.is_closing.get()
-    }
-
-    /// What the client may send, to be filled as time passes.
-    pub fn refill(&self, time: std::time::Duration) {
-        if let Some(allowance) = &self.allowance
-            && allowance.refill(time)
-        {
-            self.up.wake();
-        }
     }
 
     fn of(&self, direction: Direction) -> &Switch {

@@ -18,6 +18,7 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Instant,
 };
 
 use bytes::BytesMut;
@@ -199,18 +200,12 @@ impl Pump {
                 self.inject();
                 continue;
             }
-            if self.relaying()
-                && let Some(sifted) = self.sift()
-            {
-                match sifted {
-                    Sifted::Passes(bytes) => self.pass(&bytes, cx),
-                    Sifted::Violates(violation) => self.violated(violation),
-                    // The switch wakes us when there is something to do.
-                    Sifted::Waits => return Poll::Pending,
-                }
-                continue;
+            match ready!(self.poll_sift(cx)) {
+                Sifted::Passes(bytes) => self.pass(&bytes, cx),
+                Sifted::Violates(violation) => self.violated(violation),
+                Sifted::Paused(_) => {}
+                Sifted::WantsMore => ready!(self.poll_read_write(cx)),
             }
-            ready!(self.poll_read_write(cx));
         }
         cx.waker().wake_by_ref();
         Poll::Pending
@@ -248,13 +243,16 @@ impl Pump {
         }
     }
 
-    /// What the sieve says to what it holds; `None` when it wants more from the source.
-    fn sift(&mut self) -> Option<Sifted> {
-        let sieve = self.sieve.as_mut().filter(|sieve| !sieve.is_empty())?;
-        match sieve.sift(&self.tracker, &self.switch.awaited) {
-            Sifted::Waits if !sieve.is_paused() => None,
-            sifted => Some(sifted),
+    /// What the sieve says to what it holds, as soon as a pause is over.
+    fn poll_sift(&mut self, cx: &mut Context<'_>) -> Poll<Sifted> {
+        let relaying = self.relaying();
+        let holding = self.sieve.as_mut().filter(|sieve| relaying && !sieve.is_empty());
+        let Some(sieve) = holding else { return Poll::Ready(Sifted::WantsMore) };
+        let sifted = sieve.sift(&self.tracker, &self.switch.awaited, Instant::now);
+        if let Sifted::Paused(until) = sifted {
+            ready!(sieve.poll_pause(until, cx));
         }
+        Poll::Ready(sifted)
     }
 
     /// The source has sent what it may not: both sides are told, and nothing more is passed on.

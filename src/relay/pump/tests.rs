@@ -493,38 +493,77 @@ async fn who_sends_too_fast_waits_or_is_closed() {
     use crate::relay::sieve::Rate;
     in_time(async {
         let message = [&[0x81, 0x81][..], &[0; 4], b"m"].concat();
-        let rules = |closes| {
-            let rate = Some(Rate { per_second: 10, burst: 3, closes });
+        let rules = |per_second, closes| {
+            let rate = Some(Rate { per_second, burst: 3, closes });
             let limits = Limits { rate, ..Limits::default() };
             TunnelRules { limits, ..TunnelRules::default() }
         };
-        let (mut client, mut pod, Tunnel { up, down, control }, stats) =
-            tunnel_with(65_536, b"", b"", rules(false));
-        let pulse = control.pulse();
+        let (mut client, mut pod, Tunnel { up, down, control: _control }, stats) =
+            tunnel_with(65_536, b"", b"", rules(100, false));
         actix_rt::spawn(async move { tokio::join!(up, down) });
         client.write_all(&message.repeat(10)).await.unwrap();
-        let mut got = message.repeat(3);
+        let mut got = message.repeat(10);
         pod.read_exact(&mut got).await.unwrap();
-        for passed in [4, 5] {
-            pulse.refill(std::time::Duration::from_millis(100));
-            pod.read_exact(&mut got[..message.len()]).await.unwrap();
-            assert_eq!(stats.up.messages(), passed);
-        }
-        pulse.refill(std::time::Duration::from_secs(60));
-        pod.read_exact(&mut got).await.unwrap();
-        assert_eq!(stats.up.messages(), 8, "no more at once after a long pause");
+        assert_eq!(stats.up.messages(), 10);
 
         let (mut client, mut pod, Tunnel { up, down, control: _control }, _) =
-            tunnel_with(65_536, b"", b"", rules(true));
+            tunnel_with(65_536, b"", b"", rules(1, true));
         actix_rt::spawn(async move { tokio::join!(up, down) });
         client.write_all(&message.repeat(4)).await.unwrap();
         let mut told = [0; 4];
         client.read_exact(&mut told).await.unwrap();
         assert_eq!((told[0], &told[2..]), (0x88, &1008u16.to_be_bytes()[..]));
-        pod.read_exact(&mut got).await.unwrap();
+        pod.read_exact(&mut got[..3 * message.len()]).await.unwrap();
         let mut told = [0; 2];
         pod.read_exact(&mut told).await.unwrap();
         assert_eq!(told[0], 0x88, "a Close instead of the fourth");
+    })
+    .await;
+}
+
+#[actix_rt::test]
+async fn a_close_that_comes_in_pieces_does_not_wait_for_the_rate() {
+    use crate::relay::sieve::Rate;
+    in_time(async {
+        let message = [&[0x81, 0x81][..], &[0; 4], b"m"].concat();
+        let rate = Some(Rate { per_second: 1, burst: 3, closes: false });
+        let limits = Limits { rate, ..Limits::default() };
+        let rules = TunnelRules { limits, ..TunnelRules::default() };
+        let (mut client, mut pod, Tunnel { up, down, control: _control }, stats) =
+            tunnel_with(65_536, b"", b"", rules);
+        actix_rt::spawn(async move { tokio::join!(up, down) });
+        client.write_all(&message.repeat(3)).await.unwrap();
+        let mut got = message.repeat(3);
+        pod.read_exact(&mut got).await.unwrap();
+        let close = [0x88, 0x80, 0, 0, 0, 0];
+        for byte in close {
+            client.write_all(&[byte]).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        let mut told = [0; 6];
+        pod.read_exact(&mut told).await.unwrap();
+        assert_eq!((told, stats.up.messages()), (close, 3));
+    })
+    .await;
+}
+
+#[actix_rt::test]
+async fn who_sends_more_slowly_than_it_might_is_left_alone() {
+    use crate::relay::sieve::Rate;
+    in_time(async {
+        let message = [&[0x81, 0x81][..], &[0; 4], b"m"].concat();
+        let rate = Some(Rate { per_second: 500, burst: 1, closes: true });
+        let limits = Limits { rate, ..Limits::default() };
+        let rules = TunnelRules { limits, ..TunnelRules::default() };
+        let (mut client, mut pod, Tunnel { up, down, control: _control }, stats) =
+            tunnel_with(1024, b"", b"", rules);
+        actix_rt::spawn(async move { tokio::join!(up, down) });
+        for messages in 1..=10 {
+            client.write_all(&message).await.unwrap();
+            pod.read_exact(&mut vec![0; message.len()]).await.unwrap();
+            assert_eq!(stats.up.messages(), messages);
+            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        }
     })
     .await;
 }
