@@ -59,7 +59,7 @@ pub fn watch(
     rules: Arc<Rules>,
 ) {
     SWEEPER.with_borrow_mut(|sweeper| {
-        let life = Life::new(&rules.life, fastrand::f64(), since_start());
+        let life = Life::new(fastrand::f32(), since_start());
         let tick = rules.life.tick();
         sweeper.tick = if sweeper.sessions.is_empty() { tick } else { sweeper.tick.min(tick) };
         sweeper.make_room();
