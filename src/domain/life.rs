@@ -229,7 +229,7 @@ impl Life {
         });
         if seen.is_half_closed {
             let is_over = self.active_at.is_over(rules.half_closed_timeout, now);
-            return is_over.then_some(Action::Cut);
+            return (is_over || is_too_old).then_some(Action::Cut);
         }
         if rules.idle_timeout.is_some_and(|limit| self.active_at.is_over(limit, now)) {
             return Some(Action::Close(Cause::Idle));
@@ -381,6 +381,23 @@ mod tests {
             session.says(Leg::Pod);
         }
         assert_eq!(session.wait(100), Some((31, Action::Cut)));
+    }
+
+    #[test]
+    fn who_half_closes_gets_no_older_than_others() {
+        let rules = LifeRules { max_age: Some(Duration::from_secs(100)), ..RULES };
+        let mut session = Session::new(rules);
+        session.seen.is_half_closed = true;
+        let mut seconds = 0;
+        let action = loop {
+            session.says(Leg::Pod);
+            seconds += 1;
+            if let Some((_, action)) = session.wait(1) {
+                break action;
+            }
+            assert!(seconds < 200, "still there");
+        };
+        assert_eq!((seconds, action), (95, Action::Cut));
     }
 
     #[test]
