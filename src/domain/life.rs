@@ -78,7 +78,7 @@ pub struct Seen {
     pub peers: [Peer; 2],
     /// One side has ended, or a Close frame has passed.
     pub is_half_closed: bool,
-    /// A Close frame of ours is on its way, or one side is dead.
+    /// A Close frame of ours is on its way, or one side is dead: from here on `close_timeout` counts.
     pub is_closing: bool,
 }
 
@@ -152,7 +152,7 @@ pub struct Life {
     closing_at: Option<Moment>,
     began_at: Moment,
     luck: f32,
-    peers: [Watched; 2],
+    peers: [Signs; 2],
 }
 
 /// Hundredths of a second since any fixed moment. They begin anew after 497 days, so that moments
@@ -175,8 +175,9 @@ impl Moment {
     }
 }
 
+/// The last signs of life of one peer.
 #[derive(Debug)]
-struct Watched {
+struct Signs {
     heard_at: Moment,
     taken_at: Moment,
     ping: Ping,
@@ -198,7 +199,7 @@ impl Life {
     /// tenth, so that sessions which began together do not end together.
     pub fn new(luck: f32, now: Duration) -> Self {
         let at = Moment::new(now);
-        let watched = || Watched { heard_at: at, taken_at: at, ping: Ping::None };
+        let signs = || Signs { heard_at: at, taken_at: at, ping: Ping::None };
         Self {
             seen: Seen::default(),
             looked_at: at,
@@ -206,7 +207,7 @@ impl Life {
             closing_at: None,
             began_at: at,
             luck,
-            peers: [watched(), watched()],
+            peers: [signs(), signs()],
         }
     }
 
@@ -247,21 +248,22 @@ impl Life {
 
     fn take_in(&mut self, seen: Seen, now: Moment) {
         for (at, other) in [(0, 1), (1, 0)] {
-            let (before, peer, source) =
-                (&self.seen.peers[at], &seen.peers[at], &seen.peers[other]);
-            let watched = &mut self.peers[at];
-            // While the other side has yet to take what this one has said, it is not listened to.
-            if peer.heard != before.heard || source.waiting > 0 {
+            let (before, peer) = (&self.seen.peers[at], &seen.peers[at]);
+            // What a peer says waits for the opposite one, and what waits for it is from there.
+            let (opposite_before, opposite) = (&self.seen.peers[other], &seen.peers[other]);
+            let signs = &mut self.peers[at];
+            // While the opposite one has yet to take what this one has said, it is not listened to.
+            if peer.heard != before.heard || opposite.waiting > 0 {
                 // Or a little later: nobody is asked too late.
-                watched.heard_at = self.looked_at;
-                watched.ping = Ping::None;
+                signs.heard_at = self.looked_at;
+                signs.ping = Ping::None;
             }
-            let source_went_on = source.relayed != self.seen.peers[other].relayed;
-            if peer.waiting == 0 || peer.waiting != before.waiting || source_went_on {
-                watched.taken_at = now;
+            let opposite_went_on = opposite.relayed != opposite_before.relayed;
+            if peer.waiting == 0 || peer.waiting != before.waiting || opposite_went_on {
+                signs.taken_at = now;
             }
-            if peer.pings != before.pings && watched.ping == Ping::Asked {
-                watched.ping = Ping::Sent(self.looked_at);
+            if peer.pings != before.pings && signs.ping == Ping::Asked {
+                signs.ping = Ping::Sent(self.looked_at);
             }
             if peer.relayed != before.relayed || peer.waiting != before.waiting {
                 self.active_at = now;

@@ -219,7 +219,7 @@ impl Pulse {
         self.of(direction).awaited.swallowed.get()
     }
 
-    /// A Close of ours is on its way, or a peer is dead.
+    /// A Close of ours is on its way, or a peer is dead: the end has begun, and should not take long.
     pub fn is_closing(&self) -> bool {
         self.up.is_closing.get() || self.down.is_closing.get()
     }
