@@ -1,8 +1,8 @@
 //! Looks after all sessions of one thread: time-outs and Pings.
 //!
 //! One task per worker thread looks at what the pumps show of themselves, a few times in the
-//! shortest time-out. So no session has a timer, and relaying a message touches no clock, unless it is
-//! one that is counted.
+//! shortest time-out. So no session has a timer, and relaying a message touches no clock. Where
+//! messages are counted both are otherwise: there the pumps see to it.
 
 use std::{
     cell::RefCell,

@@ -14,7 +14,8 @@ pub const KEEPALIVE: RangeInclusive<Duration> =
 /// When TCP gives a peer up; `None` is the system's own idea.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TcpSettings {
-    /// Silence until the peer is probed, within [`KEEPALIVE`], and a third of it between two of three probes.
+    /// Silence until the peer is probed, within [`KEEPALIVE`], and a third of it between two of
+    /// three probes.
     pub keepalive: Option<Duration>,
     /// How long sent bytes may go without acknowledgement (RFC 5482).
     pub user_timeout: Option<Duration>,
