@@ -1,4 +1,4 @@
-//! The pod's side of a session: owns the connection to the pod and the direction from it.
+//! The pod's side of a session: drives the direction from the pod to the client.
 
 use actix::{
     Actor, ActorContext as _, ActorFutureExt as _, Addr, AsyncContext as _, Context,
@@ -8,7 +8,7 @@ use actix::{
 use super::session::{PodSideEnded, SessionActor};
 use crate::relay::{End, Pump};
 
-/// Holds the awc connection to the chosen pod; paired with a [`SessionActor`] on the same thread.
+/// Drives the pump from the pod to the client; paired with a [`SessionActor`] on the same thread.
 pub struct BackendActor {
     /// Keeps it alive when its own direction has ended first.
     session: Addr<SessionActor>,

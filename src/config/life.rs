@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{read::Reader, services::close_code};
 use crate::{
     domain::life::LifeRules,
-    net::tcp::TcpSettings,
+    net::tcp::{KEEPALIVE, TcpSettings},
     relay::{
         TunnelRules,
         sieve::{Limits, Rate},
@@ -41,11 +41,17 @@ pub(super) fn life(read: &mut Reader) -> LifeRules {
 
 /// Of the connections that `section` is about.
 pub(super) fn tcp(read: &mut Reader, section: &str) -> TcpSettings {
-    let mut or_never = |key| {
-        let duration = read.duration(&format!("{section}.{key}"), Duration::ZERO..=DAY);
+    let mut or_never = |key: &str, most| {
+        let duration = read.duration(&format!("{section}.{key}"), Duration::ZERO..=most);
         (!duration.is_zero()).then_some(duration)
     };
-    TcpSettings { keepalive: or_never("tcp_keepalive"), user_timeout: or_never("tcp_user_timeout") }
+    let keepalive = or_never("tcp_keepalive", *KEEPALIVE.end());
+    let user_timeout = or_never("tcp_user_timeout", DAY);
+    if keepalive.is_some_and(|time| !KEEPALIVE.contains(&time)) {
+        let advice = "out of range, expected 0s, or 1s to 9h";
+        read.complain(&format!("{section}.tcp_keepalive"), advice);
+    }
+    TcpSettings { keepalive, user_timeout }
 }
 
 pub(super) fn tunnel(read: &mut Reader, life: &LifeRules) -> TunnelRules {
@@ -71,5 +77,39 @@ pub(super) fn tunnel(read: &mut Reader, life: &LifeRules) -> TunnelRules {
         limits: Limits { frame_size, message_size, rate },
         pings: [life.client_ping_interval.is_some(), life.pod_ping_interval.is_some()],
         pod_lost: close_code(read, "balancer.close_code_pod_lost"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::{Config, Layers};
+
+    #[test]
+    fn what_tcp_cannot_count_is_a_mistake() {
+        let (few, many) = ("expected 0s, or 1s to 9h", "expected 0s to 9h");
+        for (value, advice) in [
+            ("0s", None),
+            ("1s", None),
+            ("9h", None),
+            ("999ms", Some(few)),
+            ("1ms", Some(few)),
+            ("9h 1s", Some(many)),
+            ("1d", Some(many)),
+        ] {
+            for section in ["server", "balancer"] {
+                let file =
+                    format!("services = \"http://a\"\n[{section}]\ntcp_keepalive = {value:?}\n");
+                let told = Layers::from_texts(Some(&file), []).and_then(Config::resolve).err();
+                let told = told.map(|problems| problems.to_string());
+                match (&told, advice) {
+                    (None, None) => {}
+                    (Some(told), Some(advice))
+                        if told
+                            .contains(&format!("{section}.tcp_keepalive = {value:?} (from "))
+                            && told.contains(advice) => {}
+                    _ => panic!("{section}, {value}: {told:?}"),
+                }
+            }
+        }
     }
 }

@@ -78,7 +78,7 @@ pub struct Seen {
     pub peers: [Peer; 2],
     /// One side has ended, or a Close frame has passed.
     pub is_half_closed: bool,
-    /// A Close frame of ours is on its way, or one side is dead.
+    /// A Close frame of ours is on its way, or one side is dead: from here on `close_timeout` counts.
     pub is_closing: bool,
 }
 
@@ -150,12 +150,14 @@ pub struct Life {
     looked_at: Moment,
     active_at: Moment,
     closing_at: Option<Moment>,
-    ends_at: Option<Moment>,
-    peers: [Watched; 2],
+    began_at: Moment,
+    luck: f32,
+    peers: [Signs; 2],
 }
 
-/// Hundredths of a second since any fixed moment, enough for a year.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// Hundredths of a second since any fixed moment. They begin anew after 497 days, so that moments
+/// can be told apart by their age alone, and only up to that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Moment(u32);
 
 impl Moment {
@@ -164,7 +166,8 @@ impl Moment {
     }
 
     fn age(self, now: Self) -> Duration {
-        Duration::from_millis(10) * now.0.saturating_sub(self.0)
+        // What one thread sees of time never goes back.
+        Duration::from_millis(10) * now.0.wrapping_sub(self.0)
     }
 
     fn is_over(self, limit: Duration, now: Self) -> bool {
@@ -172,8 +175,9 @@ impl Moment {
     }
 }
 
+/// The last signs of life of one peer.
 #[derive(Debug)]
-struct Watched {
+struct Signs {
     heard_at: Moment,
     taken_at: Moment,
     ping: Ping,
@@ -193,17 +197,17 @@ enum Ping {
 impl Life {
     /// A session that begins `now`. `luck`, from 0 to 1, shortens its greatest age by up to a
     /// tenth, so that sessions which began together do not end together.
-    pub fn new(rules: &LifeRules, luck: f64, now: Duration) -> Self {
-        let ends_at = |age: Duration| Moment::new(now + age.mul_f64(1.0 - luck / 10.0));
+    pub fn new(luck: f32, now: Duration) -> Self {
         let at = Moment::new(now);
-        let watched = || Watched { heard_at: at, taken_at: at, ping: Ping::None };
+        let signs = || Signs { heard_at: at, taken_at: at, ping: Ping::None };
         Self {
             seen: Seen::default(),
             looked_at: at,
             active_at: at,
             closing_at: None,
-            ends_at: rules.max_age.map(ends_at),
-            peers: [watched(), watched()],
+            began_at: at,
+            luck,
+            peers: [signs(), signs()],
         }
     }
 
@@ -221,14 +225,17 @@ impl Life {
                 return Some(Action::GiveUp(leg, Loss::Stalled));
             }
         }
+        let is_too_old = rules.max_age.is_some_and(|age| {
+            self.began_at.is_over(age.mul_f64(1.0 - f64::from(self.luck) / 10.0), now)
+        });
         if seen.is_half_closed {
             let is_over = self.active_at.is_over(rules.half_closed_timeout, now);
-            return is_over.then_some(Action::Cut);
+            return (is_over || is_too_old).then_some(Action::Cut);
         }
         if rules.idle_timeout.is_some_and(|limit| self.active_at.is_over(limit, now)) {
             return Some(Action::Close(Cause::Idle));
         }
-        if self.ends_at.is_some_and(|end| now >= end) {
+        if is_too_old {
             return Some(Action::Close(Cause::Age));
         }
         [Leg::Client, Leg::Pod].into_iter().find_map(|leg| self.question(leg, rules, now))
@@ -241,21 +248,22 @@ impl Life {
 
     fn take_in(&mut self, seen: Seen, now: Moment) {
         for (at, other) in [(0, 1), (1, 0)] {
-            let (before, peer, source) =
-                (&self.seen.peers[at], &seen.peers[at], &seen.peers[other]);
-            let watched = &mut self.peers[at];
-            // While the other side has yet to take what this one has said, it is not listened to.
-            if peer.heard != before.heard || source.waiting > 0 {
+            let (before, peer) = (&self.seen.peers[at], &seen.peers[at]);
+            // What a peer says waits for the opposite one, and what waits for it is from there.
+            let (opposite_before, opposite) = (&self.seen.peers[other], &seen.peers[other]);
+            let signs = &mut self.peers[at];
+            // While the opposite one has yet to take what this one has said, it is not listened to.
+            if peer.heard != before.heard || opposite.waiting > 0 {
                 // Or a little later: nobody is asked too late.
-                watched.heard_at = self.looked_at;
-                watched.ping = Ping::None;
+                signs.heard_at = self.looked_at;
+                signs.ping = Ping::None;
             }
-            let source_went_on = source.relayed != self.seen.peers[other].relayed;
-            if peer.waiting == 0 || peer.waiting != before.waiting || source_went_on {
-                watched.taken_at = now;
+            let opposite_went_on = opposite.relayed != opposite_before.relayed;
+            if peer.waiting == 0 || peer.waiting != before.waiting || opposite_went_on {
+                signs.taken_at = now;
             }
-            if peer.pings != before.pings && watched.ping == Ping::Asked {
-                watched.ping = Ping::Sent(self.looked_at);
+            if peer.pings != before.pings && signs.ping == Ping::Asked {
+                signs.ping = Ping::Sent(self.looked_at);
             }
             if peer.relayed != before.relayed || peer.waiting != before.waiting {
                 self.active_at = now;
@@ -310,7 +318,7 @@ mod tests {
     impl Session {
         fn new(rules: LifeRules) -> Self {
             let now = Duration::from_secs(1_000);
-            Self { life: Life::new(&rules, 0.5, now), rules, seen: Seen::default(), now }
+            Self { life: Life::new(0.5, now), rules, seen: Seen::default(), now }
         }
 
         /// The first thing to be done, and after how many seconds, if that is within `seconds`.
@@ -378,10 +386,47 @@ mod tests {
     }
 
     #[test]
+    fn who_half_closes_gets_no_older_than_others() {
+        let rules = LifeRules { max_age: Some(Duration::from_secs(100)), ..RULES };
+        let mut session = Session::new(rules);
+        session.seen.is_half_closed = true;
+        let mut seconds = 0;
+        let action = loop {
+            session.says(Leg::Pod);
+            seconds += 1;
+            if let Some((_, action)) = session.wait(1) {
+                break action;
+            }
+            assert!(seconds < 200, "still there");
+        };
+        assert_eq!((seconds, action), (95, Action::Cut));
+    }
+
+    #[test]
+    fn moments_may_begin_anew() {
+        let end_of_moments = Duration::from_millis(10) * u32::MAX;
+        let rules = LifeRules { max_age: Some(Duration::from_secs(150)), ..RULES };
+        for (talks, end) in [(false, (100, Cause::Idle)), (true, (150, Cause::Age))] {
+            for before in [0, 50, 120].map(Duration::from_secs) {
+                let now = end_of_moments - before;
+                let life = Life::new(0.0, now);
+                let mut session = Session { life, rules, seen: Seen::default(), now };
+                let ended = (1..=200).find_map(|second| {
+                    if talks {
+                        session.says(Leg::Client);
+                    }
+                    Some((second, session.wait(1)?.1))
+                });
+                assert_eq!(ended, Some((end.0, Action::Close(end.1))), "{before:?}");
+            }
+        }
+    }
+
+    #[test]
     fn age_is_spread_over_a_tenth() {
         let rules = LifeRules { max_age: Some(Duration::from_secs(50)), ..RULES };
         let end = |luck| {
-            let life = Life::new(&rules, luck, Duration::ZERO);
+            let life = Life::new(luck, Duration::ZERO);
             let mut session = Session { life, rules, seen: Seen::default(), now: Duration::ZERO };
             session.wait(100)
         };

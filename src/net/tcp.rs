@@ -1,16 +1,21 @@
 //! What TCP itself does about peers that have vanished without a word.
 
-use std::{io, time::Duration};
+use std::{io, ops::RangeInclusive, time::Duration};
 
 use socket2::{SockRef, TcpKeepalive};
 
 /// Probes without an answer until a connection is dead.
 const PROBES: u32 = 3;
 
+/// What [`TcpSettings::keepalive`] may be: Linux counts it in whole seconds, up to 32767.
+pub const KEEPALIVE: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(9 * 3600);
+
 /// When TCP gives a peer up; `None` is the system's own idea.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TcpSettings {
-    /// Silence until the peer is probed, and a third of it between two of three probes.
+    /// Silence until the peer is probed, within [`KEEPALIVE`], and a third of it between two of
+    /// three probes.
     pub keepalive: Option<Duration>,
     /// How long sent bytes may go without acknowledgement (RFC 5482).
     pub user_timeout: Option<Duration>,
@@ -41,6 +46,17 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
 
     use super::*;
+
+    #[test]
+    fn the_shortest_and_the_longest_are_taken() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        for time in [*KEEPALIVE.start(), Duration::from_millis(1_500), *KEEPALIVE.end()] {
+            let settings = TcpSettings { keepalive: Some(time), user_timeout: None };
+            settings.apply(SockRef::from(&listener)).unwrap();
+            let taken = SockRef::from(&listener).tcp_keepalive_time().unwrap();
+            assert_eq!(taken.as_secs(), time.as_secs());
+        }
+    }
 
     #[test]
     fn what_a_listener_has_its_connections_have() {

@@ -30,7 +30,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use self::{
     close::CloseCode,
     frame::PingPayload,
-    sieve::{Allowance, Awaited, Limits, Sieve},
+    sieve::{Awaited, Limits, Sieve},
 };
 pub use self::{
     pump::{End, Pump},
@@ -97,11 +97,10 @@ impl Tunnel {
         let sieve = |limits: Limits, pings: bool| {
             (pings || limits != Limits::default()).then(|| Box::new(Sieve::new(limits, payload)))
         };
-        let sieves = [sieve(rules.limits, pings_client), sieve(Limits::default(), pings_pod)];
-        let allowance = sieves[0].as_ref().and_then(|sieve| sieve.allowance.clone());
+        let [up_sieve, down_sieve] =
+            [sieve(rules.limits, pings_client), sieve(Limits::default(), pings_pod)];
         let (up, down, turns) = Default::default();
-        let pulse = Pulse { up, down, turns, allowance, payload };
-        let [up_sieve, down_sieve] = sieves;
+        let pulse = Pulse { up, down, turns, payload };
         let up = Pump::new(
             Direction::Up,
             (client.socket.clone(), client.early, up_sieve),
@@ -145,7 +144,7 @@ impl Control {
             Direction::Down => (down, up, Some(masking_key())),
         };
         source.set(Command::SourceLost);
-        sink.set(match sink.kept.get() {
+        sink.set(match sink.waiting.get() {
             0 => Command::Close(frame::close(CloseCode::GOING_AWAY, reason, mask)),
             _ => Command::SinkLost,
         });
@@ -190,7 +189,6 @@ pub struct Pulse {
     up: Rc<Switch>,
     down: Rc<Switch>,
     turns: Rc<Cell<u32>>,
-    allowance: Option<Rc<Allowance>>,
     payload: PingPayload,
 }
 
@@ -205,9 +203,10 @@ impl Pulse {
         Rc::strong_count(&self.turns) == 1
     }
 
-    /// Bytes of `direction` that its sink has yet to take.
+    /// Bytes of `direction` that its sink has yet to take. Those that it holds itself, as TLS does,
+    /// count as one.
     pub fn waiting(&self, direction: Direction) -> usize {
-        self.of(direction).kept.get()
+        self.of(direction).waiting.get()
     }
 
     /// Pings that have gone along with `direction`.
@@ -220,18 +219,9 @@ impl Pulse {
         self.of(direction).awaited.swallowed.get()
     }
 
-    /// A Close of ours is on its way, or a peer is dead.
+    /// A Close of ours is on its way, or a peer is dead: the end has begun, and should not take long.
     pub fn is_closing(&self) -> bool {
         self.up.is_closing.get() || self.down.is_closing.get()
-    }
-
-    /// What the client may send, to be filled as time passes.
-    pub fn refill(&self, time: std::time::Duration) {
-        if let Some(allowance) = &self.allowance
-            && allowance.refill(time)
-        {
-            self.up.wake();
-        }
     }
 
     fn of(&self, direction: Direction) -> &Switch {
@@ -263,8 +253,8 @@ enum Command {
 struct Switch {
     command: Cell<Command>,
     waker: RefCell<Option<Waker>>,
-    /// Bytes that wait for the sink.
-    kept: Cell<usize>,
+    /// See [`Pulse::waiting`].
+    waiting: Cell<usize>,
     /// Pings that have gone to the sink.
     pings: Cell<u32>,
     /// Answers that the source owes to the Pings of the other direction.

@@ -18,6 +18,7 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Instant,
 };
 
 use bytes::BytesMut;
@@ -35,7 +36,8 @@ use super::{
 /// messages.
 const SCRATCH_LEN: usize = 64 * 1024;
 
-/// Bytes per read after the sink has refused some, so that a reader that stays slow pins less.
+/// Bytes per read after the sink has refused some, or has not passed them on, so that a reader that
+/// stays slow pins less, and that what it takes shows in smaller steps.
 const SHORT_READ: usize = 16 * 1024;
 
 /// Reads before a pump lets the other sessions of its thread have their turn.
@@ -187,26 +189,23 @@ impl Pump {
                 self.sink_failed(error);
             }
             if let State::Finishing(end) = &mut self.state {
+                let told = Pin::new(&mut *self.sink.borrow_mut()).poll_shutdown(cx);
                 // A sink that is already gone cannot be told, which is as good.
-                let _ = ready!(Pin::new(&mut *self.sink.borrow_mut()).poll_shutdown(cx));
+                if told.is_pending() && !matches!(end, End::WriteFailed(_)) {
+                    return Poll::Pending;
+                }
                 return Poll::Ready(std::mem::replace(end, End::Eof));
             }
             if self.injection.is_some() && self.relaying() && self.tracker.at_boundary() {
                 self.inject();
                 continue;
             }
-            if self.relaying()
-                && let Some(sifted) = self.sift()
-            {
-                match sifted {
-                    Sifted::Passes(bytes) => self.pass(&bytes, cx),
-                    Sifted::Violates(violation) => self.violated(violation),
-                    // The switch wakes us when there is something to do.
-                    Sifted::Waits => return Poll::Pending,
-                }
-                continue;
+            match ready!(self.poll_sift(cx)) {
+                Sifted::Passes(bytes) => self.pass(&bytes, cx),
+                Sifted::Violates(violation) => self.violated(violation),
+                Sifted::Paused(_) => {}
+                Sifted::WantsMore => ready!(self.poll_read_write(cx)),
             }
-            ready!(self.poll_read_write(cx));
         }
         cx.waker().wake_by_ref();
         Poll::Pending
@@ -244,13 +243,16 @@ impl Pump {
         }
     }
 
-    /// What the sieve says to what it holds; `None` when it wants more from the source.
-    fn sift(&mut self) -> Option<Sifted> {
-        let sieve = self.sieve.as_mut().filter(|sieve| !sieve.is_empty())?;
-        match sieve.sift(&self.tracker, &self.switch.awaited) {
-            Sifted::Waits if !sieve.is_paused() => None,
-            sifted => Some(sifted),
+    /// What the sieve says to what it holds, as soon as a pause is over.
+    fn poll_sift(&mut self, cx: &mut Context<'_>) -> Poll<Sifted> {
+        let relaying = self.relaying();
+        let holding = self.sieve.as_mut().filter(|sieve| relaying && !sieve.is_empty());
+        let Some(sieve) = holding else { return Poll::Ready(Sifted::WantsMore) };
+        let sifted = sieve.sift(&self.tracker, &self.switch.awaited, Instant::now);
+        if let Sifted::Paused(until) = sifted {
+            ready!(sieve.poll_pause(until, cx));
         }
+        Poll::Ready(sifted)
     }
 
     /// The source has sent what it may not: both sides are told, and nothing more is passed on.
@@ -280,6 +282,7 @@ impl Pump {
     /// The sink takes nothing any more.
     fn sink_failed(&mut self, error: io::Error) {
         self.kept = Kept::default();
+        self.unflushed = false;
         self.switch.is_closing.set(true);
         let end = End::WriteFailed(error);
         match self.relaying() {
@@ -410,16 +413,18 @@ impl Pump {
             self.read_len = SHORT_READ;
             return Ok(());
         }
+        match Pin::new(&mut *self.sink.borrow_mut()).poll_flush(cx) {
+            Poll::Ready(flushed) => flushed?,
+            Poll::Pending => {
+                self.unflushed = true;
+                self.read_len = SHORT_READ;
+                return Ok(());
+            }
+        }
         if chunk.len() == self.read_len {
             self.read_len = (self.read_len * 2).min(SCRATCH_LEN);
         }
-        match Pin::new(&mut *self.sink.borrow_mut()).poll_flush(cx) {
-            Poll::Ready(flushed) => flushed,
-            Poll::Pending => {
-                self.unflushed = true;
-                Ok(())
-            }
-        }
+        Ok(())
     }
 }
 
@@ -429,7 +434,8 @@ impl Future for Pump {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End> {
         let pump = self.get_mut();
         let polled = pump.turn(cx);
-        pump.switch.kept.set(pump.kept.rest().len());
+        // How much a sink has yet to pass on it does not tell: it counts as one byte.
+        pump.switch.waiting.set(pump.kept.rest().len() + usize::from(pump.unflushed));
         pump.turns.set(pump.turns.get().wrapping_add(1));
         if polled.is_pending() {
             pump.switch.listen(cx.waker());

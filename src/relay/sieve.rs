@@ -4,9 +4,16 @@
 //! back what it cannot judge yet: a header that has not come whole, what may become our Pong, and
 //! messages that come too fast. All of it is judged by headers, before any payload is there.
 
-use std::{cell::Cell, rc::Rc, time::Duration};
+use std::{
+    cell::Cell,
+    mem,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
 
 use thiserror::Error;
+use tokio::time::{Sleep, sleep_until};
 
 use super::{
     close::CloseCode,
@@ -30,7 +37,8 @@ pub struct Limits {
 pub struct Rate {
     /// Messages per second, at least 1.
     pub per_second: u32,
-    /// Messages at once, after a pause, at least 1.
+    /// Messages at once, after a pause, at least 1. Who has to wait is woken to the millisecond, so
+    /// that with less than two milliseconds' worth not all of the rate is reached.
     pub burst: u32,
     /// Whether more than that ends the session; otherwise the sender has to wait.
     pub closes: bool,
@@ -60,32 +68,25 @@ impl Violation {
     }
 }
 
-/// Messages that may come now. Filled from outside, because pumps look at no clock.
+/// Messages that may come: a bucket of [`burst`](Rate::burst) that fills while time passes.
 #[derive(Debug)]
-pub struct Allowance {
+struct Allowance {
     rate: Rate,
-    messages: Cell<f64>,
+    /// When the bucket is full, which says as well what is in it before.
+    full_at: Option<Instant>,
 }
 
 impl Allowance {
-    fn new(rate: Rate) -> Self {
-        Self { rate, messages: Cell::new(rate.burst.into()) }
-    }
-
-    /// `time` has passed. Says whether somebody who had to wait may go on.
-    pub fn refill(&self, time: Duration) -> bool {
-        let before = self.messages.get();
-        let more = time.as_secs_f64() * f64::from(self.rate.per_second);
-        self.messages.set((before + more).min(self.rate.burst.into()));
-        before < 1.0 && self.messages.get() >= 1.0
-    }
-
-    fn take(&self) -> bool {
-        let left = self.messages.get() - 1.0;
-        if left >= 0.0 {
-            self.messages.set(left);
+    /// Takes one message, or says when there will be one.
+    fn take(&mut self, now: Instant) -> Result<(), Instant> {
+        let interval = Duration::from_secs(1) / self.rate.per_second;
+        let full_at = self.full_at.map_or(now, |full_at| full_at.max(now));
+        let all_but_one = interval * (self.rate.burst - 1);
+        if full_at > now + all_but_one {
+            return Err(full_at - all_but_one);
         }
-        left >= 0.0
+        self.full_at = Some(full_at + interval);
+        Ok(())
     }
 }
 
@@ -107,13 +108,14 @@ impl Awaited {
 #[derive(Debug)]
 pub struct Sieve {
     limits: Limits,
-    /// For everybody who fills it.
-    pub(super) allowance: Option<Rc<Allowance>>,
+    allowance: Option<Allowance>,
     payload: PingPayload,
     /// What has come and has not passed.
     held: Vec<u8>,
     /// Payload bytes of the message that has begun.
     message_size: u64,
+    /// While the sender has to wait.
+    pause: Option<Pin<Box<Sleep>>>,
 }
 
 /// How far what has come may go.
@@ -121,8 +123,10 @@ pub struct Sieve {
 pub enum Sifted {
     /// This may pass; more may follow.
     Passes(Vec<u8>),
-    /// Nothing more until there is more, or until the sender's allowance is filled.
-    Waits,
+    /// Nothing more until there is more.
+    WantsMore,
+    /// Nothing more until then: there is no use in reading on.
+    Paused(Instant),
     /// Nothing more at all.
     Violates(Violation),
 }
@@ -130,8 +134,8 @@ pub enum Sifted {
 impl Sieve {
     /// A sieve with `limits`, for Pongs with `payload`.
     pub fn new(limits: Limits, payload: PingPayload) -> Self {
-        let allowance = limits.rate.map(|rate| Rc::new(Allowance::new(rate)));
-        Self { limits, allowance, payload, held: Vec::new(), message_size: 0 }
+        let allowance = limits.rate.map(|rate| Allowance { rate, full_at: None });
+        Self { limits, allowance, payload, held: Vec::new(), message_size: 0, pause: None }
     }
 
     /// Takes what has come.
@@ -149,25 +153,33 @@ impl Sieve {
         self.is_empty() && awaited.count.get() == 0 && self.limits == Limits::default()
     }
 
-    /// Whether the sender has to wait: there is no use in reading on.
-    pub fn is_paused(&self) -> bool {
-        self.limits.rate.is_some_and(|rate| !rate.closes)
-            && self.allowance.as_ref().is_some_and(|allowance| allowance.messages.get() < 1.0)
-            && !self.held.is_empty()
+    /// Ends with the [pause](Sifted::Paused) that lasts `until` then.
+    pub fn poll_pause(&mut self, until: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        let pause = self.pause.get_or_insert_with(|| Box::pin(sleep_until(until.into())));
+        ready!(pause.as_mut().poll(cx));
+        self.pause = None;
+        Poll::Ready(())
     }
 
     /// Everything that is held back, because nothing more will come.
     pub fn give_up(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.held)
+        self.pause = None;
+        mem::take(&mut self.held)
     }
 
-    /// What may pass now, behind what `tracker` has followed.
-    pub fn sift(&mut self, tracker: &Tracker, awaited: &Awaited) -> Sifted {
+    /// What may pass now, behind what `tracker` has followed. The clock is looked at for messages
+    /// that are counted alone.
+    pub fn sift(
+        &mut self,
+        tracker: &Tracker,
+        awaited: &Awaited,
+        now: impl Fn() -> Instant,
+    ) -> Sifted {
         let mut tracker = tracker.clone();
         let mut passed = 0;
         let stop = loop {
             if passed == self.held.len() {
-                break Sifted::Waits;
+                break Sifted::WantsMore;
             }
             if tracker.at_boundary() {
                 match self.our_pong(&self.held[passed..], awaited) {
@@ -176,22 +188,27 @@ impl Sieve {
                         awaited.arrived(len);
                         continue;
                     }
-                    Pong::Perhaps => break Sifted::Waits,
+                    Pong::Perhaps => break Sifted::WantsMore,
                     Pong::No => {}
                 }
-                let header = FrameHeader::parse(&self.held[passed..]);
-                match header.map(|header| self.judge(&header)) {
-                    Some(Ok(true)) => {}
-                    Some(Ok(false)) | None => break Sifted::Waits,
-                    Some(Err(violation)) => break Sifted::Violates(violation),
+                let Some(header) = FrameHeader::parse(&self.held[passed..]) else {
+                    break Sifted::WantsMore;
+                };
+                if let Err(stop) = self.judge(&header, &now) {
+                    break stop;
                 }
             }
             passed += tracker.feed_frame(&self.held[passed..]).used;
         };
-        if passed == 0 {
-            return stop;
+        // No more room is kept than what is held takes: it may be held for long.
+        if passed > 0 {
+            let rest = self.held.split_off(passed);
+            return Sifted::Passes(mem::replace(&mut self.held, rest));
         }
-        Sifted::Passes(self.held.drain(..passed).collect())
+        if self.held.is_empty() {
+            self.held = Vec::new();
+        }
+        stop
     }
 
     fn our_pong(&self, bytes: &[u8], awaited: &Awaited) -> Pong {
@@ -214,27 +231,30 @@ impl Sieve {
         }
     }
 
-    /// Whether the frame that begins may pass now.
-    fn judge(&mut self, header: &FrameHeader) -> Result<bool, Violation> {
+    /// Whether the frame that begins may pass now; otherwise what to do instead.
+    fn judge(&mut self, header: &FrameHeader, now: impl Fn() -> Instant) -> Result<(), Sifted> {
         if header.is_control() {
-            return Ok(true);
+            return Ok(());
         }
         let size = header.payload_len;
         if self.limits.frame_size.is_some_and(|limit| size > limit) {
-            return Err(Violation::FrameSize(size));
+            return Err(Sifted::Violates(Violation::FrameSize(size)));
         }
         let message_size = self.message_size.saturating_add(size);
         if self.limits.message_size.is_some_and(|limit| message_size > limit) {
-            return Err(Violation::MessageSize(message_size));
+            return Err(Sifted::Violates(Violation::MessageSize(message_size)));
         }
         if header.fin
-            && let Some(allowance) = &self.allowance
-            && !allowance.take()
+            && let Some(allowance) = &mut self.allowance
+            && let Err(until) = allowance.take(now())
         {
-            return if allowance.rate.closes { Err(Violation::Rate) } else { Ok(false) };
+            return Err(match allowance.rate.closes {
+                true => Sifted::Violates(Violation::Rate),
+                false => Sifted::Paused(until),
+            });
         }
         self.message_size = if header.fin { 0 } else { message_size };
-        Ok(true)
+        Ok(())
     }
 }
 
@@ -302,7 +322,7 @@ mod tests {
                 let (chunk, left) = rest.split_at((*size).min(rest.len()));
                 rest = left;
                 sieve.feed(chunk);
-                while let Sifted::Passes(bytes) = sieve.sift(&tracker, &awaited) {
+                while let Sifted::Passes(bytes) = sieve.sift(&tracker, &awaited, Instant::now) {
                     tracker.feed(&bytes);
                     passed.extend(bytes);
                 }
@@ -331,9 +351,9 @@ mod tests {
             for chunk in frames.concat().chunks(split) {
                 sieve.feed(chunk);
                 loop {
-                    match sieve.sift(&tracker, &awaited) {
+                    match sieve.sift(&tracker, &awaited, Instant::now) {
                         Sifted::Passes(bytes) => { tracker.feed(&bytes); passed.extend(bytes); }
-                        Sifted::Waits => break,
+                        Sifted::WantsMore | Sifted::Paused(_) => break,
                         Sifted::Violates(found) => { violation = violation.or(Some(found)); break }
                     }
                 }
@@ -363,19 +383,82 @@ mod tests {
         let mut sieve = Sieve::new(limits, PAYLOAD);
         let pong = encode(0x8a, &PAYLOAD, None);
         sieve.feed(&pong);
-        let sifted = sieve.sift(&Tracker::default(), &Awaited::default());
+        let sifted = sieve.sift(&Tracker::default(), &Awaited::default(), Instant::now);
         assert_eq!(sifted, Sifted::Passes(pong));
     }
 
     #[test]
     fn who_pauses_may_send_a_burst_and_then_as_many_as_there_is_time_for() {
-        let allowance = Allowance::new(Rate { per_second: 10, burst: 3, closes: false });
-        assert!((0..3).all(|_| allowance.take()));
-        assert!(!allowance.take());
-        assert!(!allowance.refill(Duration::from_millis(60)), "not yet a whole one");
-        assert!(allowance.refill(Duration::from_millis(60)));
-        assert!(allowance.take() && !allowance.take());
-        allowance.refill(Duration::from_secs(3600));
-        assert!((0..3).all(|_| allowance.take()) && !allowance.take());
+        let rate = Rate { per_second: 10, burst: 3, closes: false };
+        let mut allowance = Allowance { rate, full_at: None };
+        let (start, interval) = (Instant::now(), Duration::from_millis(100));
+        for _ in 0..3 {
+            assert_eq!(allowance.take(start), Ok(()));
+        }
+        let soon = start + Duration::from_millis(60);
+        assert_eq!(allowance.take(soon), Err(start + interval), "not yet a whole one");
+        for next in (1..50).map(|n| start + n * interval) {
+            assert_eq!(allowance.take(next), Ok(()));
+            assert_eq!(allowance.take(next), Err(next + interval));
+        }
+        let later = start + Duration::from_secs(3600);
+        for _ in 0..3 {
+            assert_eq!(allowance.take(later), Ok(()));
+        }
+        assert_eq!(allowance.take(later), Err(later + interval), "no more after a long pause");
+    }
+
+    #[test]
+    fn whoever_keeps_to_the_rate_never_waits() {
+        for burst in [1, 10] {
+            let rate = Rate { per_second: 100, burst, closes: true };
+            let mut allowance = Allowance { rate, full_at: None };
+            let start = Instant::now();
+            for message in 0..1_000 {
+                let now = start + message * Duration::from_millis(10);
+                assert_eq!(allowance.take(now), Ok(()), "{message}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_a_counted_message_is_paused_for() {
+        let rate = Some(Rate { per_second: 1, burst: 1, closes: false });
+        let mut sieve = Sieve::new(Limits { rate, ..Limits::default() }, PAYLOAD);
+        let (tracker, awaited, now) = (Tracker::default(), Awaited::default(), Instant::now());
+        let message = encode(0x81, b"counted", None);
+        let close = encode(0x88, &[0x03, 0xe8], None);
+        sieve.feed(&message);
+        assert_eq!(sieve.sift(&tracker, &awaited, || now), Sifted::Passes(message.clone()));
+        // Nothing is left, and a part of a header is no message.
+        sieve.feed(&close[..1]);
+        assert_eq!(sieve.sift(&tracker, &awaited, || now), Sifted::WantsMore);
+        sieve.feed(&close[1..]);
+        assert_eq!(sieve.sift(&tracker, &awaited, || now), Sifted::Passes(close));
+        sieve.feed(&message);
+        let until = now + Duration::from_secs(1);
+        assert_eq!(sieve.sift(&tracker, &awaited, || now), Sifted::Paused(until));
+        assert_eq!(sieve.sift(&tracker, &awaited, || until), Sifted::Passes(message));
+    }
+
+    #[test]
+    fn what_has_passed_leaves_no_buffer_behind() {
+        let limits = Limits { message_size: Some(100), ..Limits::default() };
+        let mut sieve = Sieve::new(limits, PAYLOAD);
+        let (tracker, awaited) = (Tracker::default(), Awaited::default());
+        let messages = encode(0x82, &[0; 100], None).repeat(600);
+        for cut in [0, 1] {
+            sieve.feed(&messages);
+            sieve.feed(&messages[..cut]);
+            let sifted = sieve.sift(&tracker, &awaited, Instant::now);
+            assert_eq!(sifted, Sifted::Passes(messages.clone()));
+            assert_eq!(sieve.held.len(), cut);
+            assert!(sieve.held.capacity() <= 16, "{}", sieve.held.capacity());
+            sieve.give_up();
+        }
+        awaited.count.set(1);
+        sieve.feed(&encode(0x8a, &PAYLOAD, None));
+        assert_eq!(sieve.sift(&tracker, &awaited, Instant::now), Sifted::WantsMore);
+        assert_eq!((sieve.held.capacity(), awaited.count.get()), (0, 0));
     }
 }

@@ -4,7 +4,7 @@ use std::{fs, net::SocketAddr, path::PathBuf};
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
 };
 use tokio_tungstenite::{client_async_with_config, tungstenite::Message};
@@ -12,14 +12,21 @@ use tokio_tungstenite::{client_async_with_config, tungstenite::Message};
 use crate::support::{
     Balancer,
     certificate::Certificate,
-    client::connect_with,
-    pod::{Pod, header, no_limits, report},
+    client::{connect_with, handshake, raw},
+    frames::{BINARY, FIN, close_of, masked, unmasked},
+    pod::{Pod, Script, header, no_limits, report},
     within,
 };
 
 /// A balancer that speaks TLS with its clients.
 async fn secured(pod: &Pod, certificate: &Certificate) -> Balancer {
+    secured_with(pod, certificate, ("balancer.write_timeout", "0s")).await
+}
+
+/// The same with a setting of its own.
+async fn secured_with(pod: &Pod, certificate: &Certificate, own: (&str, &str)) -> Balancer {
     let settings = [
+        own,
         ("server.tls_cert_file", &*certificate.file("cert.pem")),
         ("server.tls_key_file", &certificate.file("key.pem")),
         ("server.trusted_proxies", "127.0.0.1"),
@@ -59,6 +66,49 @@ async fn messages_of_every_size_pass_through_tls_on_both_sides() {
         let echo = within("an echo", through.next()).await.unwrap().unwrap();
         assert!(echo == message, "{length} bytes to a pod of TLS");
     }
+}
+
+/// Small messages, as many as are taken, until the end of what the other side says.
+async fn flood(stream: impl AsyncRead + AsyncWrite, message: &[u8]) -> Vec<u8> {
+    let (mut read, mut write) = tokio::io::split(stream);
+    let mut told = Vec::new();
+    let flooding = async {
+        while write.write_all(message).await.is_ok() {}
+        std::future::pending().await
+    };
+    tokio::select! {
+        () = flooding => {}
+        _ = within("the end", read.read_to_end(&mut told)) => {}
+    }
+    told
+}
+
+#[actix_rt::test]
+async fn a_client_that_takes_nothing_through_tls_is_given_up() {
+    let pod = Pod::scripted(Script::default()).await;
+    let certificate = Certificate::new("localhost");
+    let balancer = secured_with(&pod, &certificate, ("balancer.write_timeout", "300ms")).await;
+    let mut client = certificate.connect(balancer.address()).await.unwrap();
+    client.write_all(handshake("").as_bytes()).await.unwrap();
+    let session = pod.accept().await;
+    let told = flood(session.stream, &unmasked(FIN | BINARY, &[0; 1_000])).await;
+    assert_eq!(close_of(&told), (1001, "the client is gone".to_owned()));
+    balancer.until_sessions(0).await;
+    drop(client);
+}
+
+#[actix_rt::test]
+async fn a_pod_that_takes_nothing_through_tls_is_given_up() {
+    let pod = Pod::scripted(Script::default()).await;
+    let certificate = Certificate::new("localhost");
+    let inner = secured(&pod, &certificate).await;
+    let outer = in_front(inner.address(), "tls_verify = false\nwrite_timeout = \"300ms\"\n").await;
+    let (client, _) = raw(outer.address(), "", b"").await;
+    let session = pod.accept().await;
+    let told = flood(client, &masked(FIN | BINARY, &[0; 1_000])).await;
+    assert_eq!(close_of(&told), (1012, "the pod is gone".to_owned()));
+    outer.until_sessions(0).await;
+    drop(session);
 }
 
 #[actix_rt::test]

@@ -2,10 +2,12 @@ use std::{cell::RefCell, rc::Rc, sync::Arc};
 
 use bytes::BytesMut;
 use futures_util::FutureExt as _;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+use tokio::io::{
+    AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufStream, DuplexStream, duplex,
+};
 
 use super::*;
-use crate::relay::{Peer, Tunnel, TunnelRules, close::CloseCode, frame, sieve::Limits};
+use crate::relay::{Io, Peer, Tunnel, TunnelRules, close::CloseCode, frame, sieve::Limits};
 
 /// A tunnel over in-memory pipes of `room` bytes: the far ends, the tunnel, its figures.
 fn tunnel(
@@ -14,6 +16,13 @@ fn tunnel(
     early_down: &[u8],
 ) -> (DuplexStream, DuplexStream, Tunnel, Arc<TunnelStats>) {
     tunnel_with(room, early_up, early_down, TunnelRules::default())
+}
+
+/// A tunnel to `pod` over a pipe of `room` bytes.
+fn tunnel_to(pod: impl Io + 'static, room: usize) -> (DuplexStream, Tunnel) {
+    let (client, client_side) = duplex(room);
+    let peers = (Peer::new(client_side, BytesMut::new()), Peer::new(pod, BytesMut::new()));
+    (client, Tunnel::new(peers.0, peers.1, &Arc::default(), &TunnelRules::default()))
 }
 
 fn tunnel_with(
@@ -38,6 +47,44 @@ fn tunnel_with(
 async fn in_time(test: impl Future<Output = ()>) {
     let patience = std::time::Duration::from_secs(30);
     tokio::time::timeout(patience, test).await.expect("an end");
+}
+
+/// Takes everything, and fails when it is to pass that on: not at once, but when asked again.
+struct Unflushable {
+    inner: DuplexStream,
+    was_asked: bool,
+}
+
+impl AsyncRead for Unflushable {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Unflushable {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if std::mem::replace(&mut self.was_asked, true) {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_flush(cx)
+    }
 }
 
 fn text(payload: &[u8]) -> Vec<u8> {
@@ -70,7 +117,7 @@ async fn a_sink_that_buffers_is_flushed_after_every_message() {
     in_time(async {
         let (mut client, client_side) = duplex(1024);
         let (mut pod, pod_side) = duplex(16);
-        let buffering = tokio::io::BufStream::with_capacity(64, 64, pod_side);
+        let buffering = BufStream::with_capacity(64, 64, pod_side);
         let stats = Arc::<TunnelStats>::default();
         let Tunnel { up, down, control: _control } = Tunnel::new(
             Peer { socket: Rc::new(RefCell::new(client_side)), early: BytesMut::new() },
@@ -195,6 +242,60 @@ fn control_frame(frame: &[u8]) -> (u8, Vec<u8>) {
 
 fn close_payload(code: u16, reason: &str) -> (u8, Vec<u8>) {
     (frame::opcode::CLOSE, [&code.to_be_bytes()[..], reason.as_bytes()].concat())
+}
+
+#[actix_rt::test]
+async fn what_a_sink_has_taken_but_not_passed_on_waits() {
+    in_time(async {
+        let (mut pod, pod_side) = duplex(16);
+        let (mut client, Tunnel { up, down: _down, control }) =
+            tunnel_to(BufStream::with_capacity(64, 64, pod_side), 1024);
+        let pulse = control.pulse();
+        actix_rt::spawn(up);
+        let message = text(&[b'x'; 40]);
+        client.write_all(&message).await.unwrap();
+        while pulse.waiting(Direction::Up) == 0 {
+            tokio::task::yield_now().await;
+        }
+        pod.read_exact(&mut vec![0; message.len()]).await.unwrap();
+        while pulse.waiting(Direction::Up) > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[actix_rt::test]
+async fn what_a_sink_took_and_lost_fails_once() {
+    in_time(async {
+        let (_pod, inner) = duplex(64);
+        let (mut client, Tunnel { up, down: _down, control: _control }) =
+            tunnel_to(Unflushable { inner, was_asked: false }, 64);
+        let up = actix_rt::spawn(up);
+        // Read in vain up to the Close: a client whose bytes stay unread would be reset.
+        client.write_all(&text(&[b'x'; 120]).repeat(10)).await.unwrap();
+        assert!(!up.is_finished());
+        client.write_all(&[0x88, 0x80, 0, 0, 0, 0]).await.unwrap();
+        assert!(matches!(up.await.unwrap(), End::WriteFailed(_)));
+    })
+    .await;
+}
+
+#[actix_rt::test]
+async fn a_sink_that_is_given_up_is_waited_for_no_more() {
+    in_time(async {
+        let (_pod, pod_side) = duplex(16);
+        let (mut client, Tunnel { up, down: _down, control }) =
+            tunnel_to(BufStream::with_capacity(64, 64, pod_side), 1024);
+        let up = actix_rt::spawn(up);
+        // Into the buffer before the pod, which takes only the first of it.
+        client.write_all(&text(&[b'x'; 40])).await.unwrap();
+        tokio::task::yield_now().await;
+        control.0.up.set(Command::SinkLost);
+        client.write_all(&[0x88, 0x80, 0, 0, 0, 0]).await.unwrap();
+        assert!(matches!(up.await.unwrap(), End::WriteFailed(_)));
+    })
+    .await;
 }
 
 #[actix_rt::test]
@@ -392,38 +493,77 @@ async fn who_sends_too_fast_waits_or_is_closed() {
     use crate::relay::sieve::Rate;
     in_time(async {
         let message = [&[0x81, 0x81][..], &[0; 4], b"m"].concat();
-        let rules = |closes| {
-            let rate = Some(Rate { per_second: 10, burst: 3, closes });
+        let rules = |per_second, closes| {
+            let rate = Some(Rate { per_second, burst: 3, closes });
             let limits = Limits { rate, ..Limits::default() };
             TunnelRules { limits, ..TunnelRules::default() }
         };
-        let (mut client, mut pod, Tunnel { up, down, control }, stats) =
-            tunnel_with(65_536, b"", b"", rules(false));
-        let pulse = control.pulse();
+        let (mut client, mut pod, Tunnel { up, down, control: _control }, stats) =
+            tunnel_with(65_536, b"", b"", rules(100, false));
         actix_rt::spawn(async move { tokio::join!(up, down) });
         client.write_all(&message.repeat(10)).await.unwrap();
-        let mut got = message.repeat(3);
+        let mut got = message.repeat(10);
         pod.read_exact(&mut got).await.unwrap();
-        for passed in [4, 5] {
-            pulse.refill(std::time::Duration::from_millis(100));
-            pod.read_exact(&mut got[..message.len()]).await.unwrap();
-            assert_eq!(stats.up.messages(), passed);
-        }
-        pulse.refill(std::time::Duration::from_secs(60));
-        pod.read_exact(&mut got).await.unwrap();
-        assert_eq!(stats.up.messages(), 8, "no more at once after a long pause");
+        assert_eq!(stats.up.messages(), 10);
 
         let (mut client, mut pod, Tunnel { up, down, control: _control }, _) =
-            tunnel_with(65_536, b"", b"", rules(true));
+            tunnel_with(65_536, b"", b"", rules(1, true));
         actix_rt::spawn(async move { tokio::join!(up, down) });
         client.write_all(&message.repeat(4)).await.unwrap();
         let mut told = [0; 4];
         client.read_exact(&mut told).await.unwrap();
         assert_eq!((told[0], &told[2..]), (0x88, &1008u16.to_be_bytes()[..]));
-        pod.read_exact(&mut got).await.unwrap();
+        pod.read_exact(&mut got[..3 * message.len()]).await.unwrap();
         let mut told = [0; 2];
         pod.read_exact(&mut told).await.unwrap();
         assert_eq!(told[0], 0x88, "a Close instead of the fourth");
+    })
+    .await;
+}
+
+#[actix_rt::test]
+async fn a_close_that_comes_in_pieces_does_not_wait_for_the_rate() {
+    use crate::relay::sieve::Rate;
+    in_time(async {
+        let message = [&[0x81, 0x81][..], &[0; 4], b"m"].concat();
+        let rate = Some(Rate { per_second: 1, burst: 3, closes: false });
+        let limits = Limits { rate, ..Limits::default() };
+        let rules = TunnelRules { limits, ..TunnelRules::default() };
+        let (mut client, mut pod, Tunnel { up, down, control: _control }, stats) =
+            tunnel_with(65_536, b"", b"", rules);
+        actix_rt::spawn(async move { tokio::join!(up, down) });
+        client.write_all(&message.repeat(3)).await.unwrap();
+        let mut got = message.repeat(3);
+        pod.read_exact(&mut got).await.unwrap();
+        let close = [0x88, 0x80, 0, 0, 0, 0];
+        for byte in close {
+            client.write_all(&[byte]).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        let mut told = [0; 6];
+        pod.read_exact(&mut told).await.unwrap();
+        assert_eq!((told, stats.up.messages()), (close, 3));
+    })
+    .await;
+}
+
+#[actix_rt::test]
+async fn who_sends_more_slowly_than_it_might_is_left_alone() {
+    use crate::relay::sieve::Rate;
+    in_time(async {
+        let message = [&[0x81, 0x81][..], &[0; 4], b"m"].concat();
+        let rate = Some(Rate { per_second: 500, burst: 1, closes: true });
+        let limits = Limits { rate, ..Limits::default() };
+        let rules = TunnelRules { limits, ..TunnelRules::default() };
+        let (mut client, mut pod, Tunnel { up, down, control: _control }, stats) =
+            tunnel_with(1024, b"", b"", rules);
+        actix_rt::spawn(async move { tokio::join!(up, down) });
+        for messages in 1..=10 {
+            client.write_all(&message).await.unwrap();
+            pod.read_exact(&mut vec![0; message.len()]).await.unwrap();
+            assert_eq!(stats.up.messages(), messages);
+            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        }
     })
     .await;
 }
