@@ -1,8 +1,13 @@
-//! What TCP itself does about peers that have vanished without a word.
+//! What TCP itself does about peers that have vanished without a word, and about those that are slow.
 
 use std::{io, ops::RangeInclusive, time::Duration};
 
 use socket2::{SockRef, TcpKeepalive};
+
+/// Bytes that wait in the system to be sent for the first time, at most. Without a bound the system
+/// takes megabytes, and then nothing until a third of them has been acknowledged: a peer that reads
+/// slowly all the time looks as if it took nothing, and our own Close waits behind all that.
+const UNSENT: u32 = 128 * 1024;
 
 /// Probes without an answer until a connection is dead.
 const PROBES: u32 = 3;
@@ -37,7 +42,7 @@ impl TcpSettings {
         if self.user_timeout.is_some() {
             socket.set_tcp_user_timeout(self.user_timeout)?;
         }
-        Ok(())
+        socket.set_tcp_notsent_lowat(UNSENT)
     }
 }
 
@@ -73,6 +78,7 @@ mod tests {
         assert_eq!(accepted.tcp_keepalive_time().unwrap(), Duration::from_secs(30));
         assert_eq!(accepted.tcp_keepalive_interval().unwrap(), Duration::from_secs(10));
         assert_eq!(accepted.tcp_user_timeout().unwrap(), Some(Duration::from_secs(7)));
+        assert_eq!(accepted.tcp_notsent_lowat().unwrap(), UNSENT);
 
         let untouched = TcpListener::bind("127.0.0.1:0").unwrap();
         TcpSettings::default().apply(SockRef::from(&untouched)).unwrap();
