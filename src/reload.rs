@@ -15,7 +15,7 @@ use std::{
 };
 
 use actix::{Addr, MailboxError};
-use actix_rt::{task::JoinHandle, time::sleep};
+use actix_rt::task::JoinHandle;
 
 use crate::{
     actors::{
@@ -66,8 +66,7 @@ impl Reloader {
         loop {
             let (request, again) = tokio::select! {
                 Some(request) = requests.recv() => (Some(request), false),
-                () = changed(&mut watch) => (None, false),
-                () = sleep(TRY_AGAIN), if watch.is_some() && self.has_failed() => (None, true),
+                is_new = changed(&mut watch, self.has_failed()) => (None, !is_new),
             };
             watch.as_mut().map(FileWatch::look);
             let read = config::from_process(file.as_deref());
@@ -188,9 +187,10 @@ fn sentences(Problems(problems): &Problems) -> Vec<String> {
     problems.iter().map(ToString::to_string).collect()
 }
 
-async fn changed(watch: &mut Option<FileWatch>) {
+/// Whether it is because of other contents that they are to be read: what has failed is tried again.
+async fn changed(watch: &mut Option<FileWatch>, has_failed: bool) -> bool {
     match watch {
-        Some(watch) => watch.changed().await,
+        Some(watch) => watch.changed(has_failed.then_some(TRY_AGAIN)).await,
         None => std::future::pending().await,
     }
 }

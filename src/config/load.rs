@@ -254,11 +254,20 @@ impl Layers {
                 }
                 return;
             }
-            ValueKind::Array(values) => values.into_iter().map(|value| value.to_string()).collect(),
-            scalar => vec![Value::new(None, scalar).to_string()],
+            ValueKind::Array(values) => values.into_iter().map(text).collect(),
+            scalar => vec![text(Value::new(None, scalar))],
         };
         let origin = origin(&key);
         self.0.insert(key, Setting { texts, origin, is_list });
+    }
+}
+
+/// A scalar as it stands; lists and tables are none, and quoting one in another doubles it.
+fn text(value: Value) -> String {
+    match value.kind {
+        ValueKind::Array(_) => "[…]".to_owned(),
+        ValueKind::Table(_) => "{…}".to_owned(),
+        _ => value.to_string(),
     }
 }
 

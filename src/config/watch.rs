@@ -71,7 +71,9 @@ impl Written {
                 });
             }
             // That somebody reads is no change.
-            kind => return !kind.is_access(),
+            kind if kind.is_access() => return false,
+            // Who is deleted is not closed.
+            _ => self.files().retain(|path| path.exists()),
         }
         true
     }
@@ -130,20 +132,26 @@ impl FileWatch {
         self.seen = contents(&self.files);
     }
 
-    /// Resolves when one of the files holds something else.
-    pub async fn changed(&mut self) {
+    /// Resolves when one of the files holds something else; or with false when that is not so, and
+    /// nobody has written for `at_most`.
+    pub async fn changed(&mut self, at_most: Option<Duration>) -> bool {
         loop {
-            if let Ok(event) = timeout(self.look_anyway, self.events.recv()).await {
-                if event.is_none() {
-                    return std::future::pending().await;
-                }
+            let wait = at_most.map_or(self.look_anyway, |at_most| at_most.min(self.look_anyway));
+            let event = timeout(wait, self.events.recv()).await;
+            if event == Ok(None) {
+                return std::future::pending().await;
+            }
+            if event.is_ok() || self.written.has_any(&self.files) {
                 self.settled().await;
             }
             self.watch_folders();
             let now = contents(&self.files);
             if now != self.seen {
                 self.seen = now;
-                return;
+                return true;
+            }
+            if event.is_err() && at_most.is_some() {
+                return false;
             }
         }
     }
@@ -231,7 +239,7 @@ mod tests {
     }
 
     async fn sees(watch: &mut FileWatch) {
-        tokio::time::timeout(Duration::from_secs(30), watch.changed()).await.expect("a change");
+        tokio::time::timeout(Duration::from_secs(30), watch.changed(None)).await.expect("a change");
     }
 
     #[actix_rt::test]
@@ -281,14 +289,18 @@ mod tests {
         let mut watch = FileWatch::new(vec![file.clone()]).unwrap();
         let mut writer = fs::File::create(&file).unwrap();
         writer.write_all(b"half ").unwrap();
-        let mut changed = Box::pin(watch.changed());
-        let quiet = tokio::time::timeout(3 * QUIET, &mut changed).await;
-        assert!(quiet.is_err(), "half of it is no change yet");
-        drop(changed);
+        // Not even if what was there is to be read again.
+        for again in [None, Some(QUIET)] {
+            let mut changed = Box::pin(watch.changed(again));
+            let quiet = tokio::time::timeout(3 * QUIET, &mut changed).await;
+            assert!(quiet.is_err(), "half of it is no change yet");
+        }
         writer.write_all(b"and half").unwrap();
         drop(writer);
         sees(&mut watch).await;
         assert_eq!(watch.seen, contents(&[file]));
+        assert!(!watch.changed(Some(QUIET)).await, "and then nothing more");
+        assert!(watch.written.files().is_empty());
     }
 
     /// Nobody tells of what happens further up than the folder in which the file stands.
@@ -316,7 +328,7 @@ mod tests {
         symlink(other.0.join("b.toml"), folder.0.join("a.toml")).unwrap();
         let mut watch = FileWatch::new(vec![folder.0.join("a.toml")]).unwrap();
         fs::write(folder.0.join("neighbour"), "x").unwrap();
-        let mut changed = Box::pin(watch.changed());
+        let mut changed = Box::pin(watch.changed(None));
         let quiet = tokio::time::timeout(3 * QUIET, &mut changed).await;
         assert!(quiet.is_err(), "a neighbour is no change");
         assert!((&mut changed).now_or_never().is_none());

@@ -37,7 +37,7 @@ pub struct PoolSettings {
     pub max_sessions_per_pod: Option<NonZeroU32>,
     /// When a backend is ejected, and what happens after.
     pub health: HealthSettings,
-    /// How long a backend that discovery does not find any more is remembered.
+    /// How long a backend that is not among the service's any more is remembered.
     pub grace: Duration,
     /// What backends are called in cookies, where there are cookies.
     pub affinity_key: Option<affinity::Key>,
@@ -143,7 +143,7 @@ pub enum News {
         /// Which one.
         backend: Arc<Backend>,
     },
-    /// A backend that discovery does not find any more has been gone for long.
+    /// A backend that is not among the service's any more has been gone for long.
     Forgotten {
         /// Which one.
         backend: Arc<Backend>,

@@ -6,9 +6,9 @@ use actix::Addr;
 use actix_web::{
     App, HttpResponse, HttpServer,
     dev::Server,
-    error::{ErrorBadRequest, ErrorInternalServerError},
+    error::ErrorInternalServerError,
     http::{
-        Method,
+        Method, StatusCode,
         header::{Accept, CACHE_CONTROL, HeaderValue, VARY},
     },
     web,
@@ -126,10 +126,14 @@ pub(super) fn fault_hooks(routes: &mut web::ServiceConfig) {
 /// The distribution, or the page that shows it.
 async fn distribution(
     state: web::Data<AdminState>,
-    wanted: web::Query<Wanted>,
+    wanted: actix_web::Result<web::Query<Wanted>>,
     accept: Option<web::Header<Accept>>,
 ) -> actix_web::Result<HttpResponse> {
-    let format = Format::of(&wanted, accept.as_deref()).map_err(ErrorBadRequest)?;
+    let told = wanted.map_err(|error| error.to_string());
+    let format = match told.and_then(|wanted| Format::of(&wanted, accept.as_deref())) {
+        Ok(format) => format,
+        Err(problem) => return Ok(api::error(StatusCode::BAD_REQUEST, &problem)),
+    };
     let mut answer = match format {
         Format::Html => dashboard::page(),
         Format::Json => HttpResponse::Ok().json(latest(&state).await?),

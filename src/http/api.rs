@@ -174,7 +174,7 @@ async fn authorise(
     Ok(answered)
 }
 
-fn error(status: StatusCode, sentence: &str) -> HttpResponse {
+pub(super) fn error(status: StatusCode, sentence: &str) -> HttpResponse {
     HttpResponse::build(status).json(json!({ "error": sentence }))
 }
 

@@ -17,7 +17,7 @@ use tokio::{
 
 use super::{dial::Body, forward::Hop, refusal::Refusal};
 use crate::{
-    net::{Stream, rewind::Rewind},
+    net::{Stream, patient::Patient, rewind::Rewind},
     relay::Peer,
 };
 
@@ -29,6 +29,8 @@ const LINGER: Duration = Duration::from_secs(1);
 
 /// Bytes that a client may send before its handshake is answered; further ones wait in its socket.
 const MAX_EARLY: usize = 64 * 1024;
+
+type Connection = Framed<Patient<Rewind<Stream>>, Codec>;
 
 /// The client's side of a handshake.
 pub struct Client {
@@ -45,10 +47,11 @@ impl Client {
     ///
     /// # Errors
     /// It is gone.
-    pub async fn new(mut framed: Framed<Rewind<Stream>, Codec>, hop: Hop) -> io::Result<Self> {
+    pub async fn new(framed: Framed<Rewind<Stream>, Codec>, hop: Hop) -> io::Result<Self> {
+        let mut framed = framed.into_map_io(patient);
         flush(&mut framed).await?;
         let FramedParts { io, codec, read_buf, .. } = framed.into_parts();
-        Ok(Self { io, codec, early: read_buf, hop })
+        Ok(Self { io: io.into_inner(), codec, early: read_buf, hop })
     }
 
     /// Resolves when the client closes its connection; until then what it sends is kept.
@@ -69,9 +72,9 @@ impl Client {
     pub async fn switch(self, mut response: Response<()>) -> io::Result<Peer> {
         response.head_mut().set_connection_type(ConnectionType::Upgrade);
         let mut framed = self.into_framed();
-        taken(framed.send(Message::Item((response, BodySize::None)))).await?;
+        framed.send(Message::Item((response, BodySize::None))).await?;
         let FramedParts { io, mut read_buf, .. } = framed.into_parts();
-        let (io, unread) = io.into_parts();
+        let (io, unread) = io.into_inner().into_parts();
         read_buf.unsplit(unread);
         Ok(Peer::new(io, read_buf))
     }
@@ -102,7 +105,7 @@ impl Client {
             };
             let Some(chunk) = next else { break };
             match chunk {
-                Ok(chunk) => taken(framed.feed(Message::Chunk(Some(chunk)))).await?,
+                Ok(chunk) => framed.feed(Message::Chunk(Some(chunk))).await?,
                 Err(error) => {
                     // Cutting the client off is the only way left to say that this is not all.
                     flush(&mut framed).await?;
@@ -110,7 +113,7 @@ impl Client {
                 }
             }
         }
-        taken(framed.send(Message::Chunk(None))).await?;
+        framed.send(Message::Chunk(None)).await?;
         hang_up(framed).await
     }
 
@@ -124,29 +127,28 @@ impl Client {
         response.head_mut().set_connection_type(ConnectionType::Close);
         let size = BodySize::Sized(body.len() as u64);
         framed.feed(Message::Item((response, size))).await?;
-        taken(framed.send(Message::Chunk(Some(body.into())))).await?;
+        framed.send(Message::Chunk(Some(body.into()))).await?;
         hang_up(framed).await
     }
 
-    fn into_framed(self) -> Framed<Rewind<Stream>, Codec> {
-        Framed::from_parts(FramedParts::with_read_buf(self.io, self.codec, self.early))
+    fn into_framed(self) -> Connection {
+        Framed::from_parts(FramedParts::with_read_buf(patient(self.io), self.codec, self.early))
     }
 }
 
-async fn flush(framed: &mut Framed<Rewind<Stream>, Codec>) -> io::Result<()> {
-    taken(SinkExt::<Message<(Response<()>, BodySize)>>::flush(framed)).await
+/// Nobody else looks after a connection that is no session yet.
+fn patient(io: Rewind<Stream>) -> Patient<Rewind<Stream>> {
+    Patient::new(io, PATIENCE)
 }
 
-/// What becomes of `writing`, unless the client takes nothing for too long: nobody else looks after a
-/// connection that is no session yet.
-async fn taken<T>(writing: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    timeout(PATIENCE, writing).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+async fn flush(framed: &mut Connection) -> io::Result<()> {
+    SinkExt::<Message<(Response<()>, BodySize)>>::flush(framed).await
 }
 
 /// Closes so that the answer arrives: a reset for unread bytes would overtake it (RFC 9112 §9.6).
-async fn hang_up(framed: Framed<Rewind<Stream>, Codec>) -> io::Result<()> {
+async fn hang_up(framed: Connection) -> io::Result<()> {
     let mut io = framed.into_parts().io;
-    taken(io.shutdown()).await?;
+    io.shutdown().await?;
     let mut unread = [0; 1024];
     let drain = async { while io.read(&mut unread).await.is_ok_and(|n| n > 0) {} };
     let _ = timeout(LINGER, drain).await;
@@ -183,5 +185,27 @@ mod tests {
         let (_silent, io) = duplex(64);
         let error = client(io).await.refuse(&Refusal::ShuttingDown).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[actix_rt::test]
+    async fn who_takes_an_answer_slowly_gets_it_whole() {
+        tokio::time::pause();
+        let (mut slow, io) = duplex(64);
+        let body = stream::iter([Ok(Bytes::from_static(&[b'x'; 4096]))]).boxed_local();
+        let size = BodySize::Sized(4096);
+        let reading = async {
+            let (mut all, mut piece) = (Vec::new(), [0; 64]);
+            loop {
+                tokio::time::sleep(PATIENCE / 2).await;
+                match slow.read(&mut piece).await.unwrap() {
+                    0 => return all,
+                    n => all.extend_from_slice(&piece[..n]),
+                }
+            }
+        };
+        let answering = client(io).await.answer(Response::ok().drop_body(), size, body);
+        let (answered, all) = tokio::join!(answering, reading);
+        answered.unwrap();
+        assert!(all.ends_with(&[b'x'; 4096]), "{}", all.escape_ascii());
     }
 }

@@ -54,7 +54,7 @@ impl Format {
         match wanted.format.as_deref() {
             Some("json") => Ok(Self::Json),
             Some("html") => Ok(Self::Html),
-            Some(other) => Err(format!("format={other}: there is json, and html\n")),
+            Some(other) => Err(format!("format={other:?}: expected json, or html")),
             None => Ok(accept.map_or(Self::Json, Self::preferred)),
         }
     }

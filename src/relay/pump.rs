@@ -18,11 +18,10 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Instant,
 };
 
 use bytes::BytesMut;
-use tokio::io::ReadBuf;
+use tokio::{io::ReadBuf, time::Instant};
 
 use super::{
     Command, Direction, FirstEnd, Pulse, Socket, Switch, TunnelStats,

@@ -9,11 +9,11 @@ use std::{
     mem,
     pin::Pin,
     task::{Context, Poll, ready},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use thiserror::Error;
-use tokio::time::{Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{
     close::CloseCode,
@@ -155,7 +155,7 @@ impl Sieve {
 
     /// Ends with the [pause](Sifted::Paused) that lasts `until` then.
     pub fn poll_pause(&mut self, until: Instant, cx: &mut Context<'_>) -> Poll<()> {
-        let pause = self.pause.get_or_insert_with(|| Box::pin(sleep_until(until.into())));
+        let pause = self.pause.get_or_insert_with(|| Box::pin(sleep_until(until)));
         ready!(pause.as_mut().poll(cx));
         self.pause = None;
         Poll::Ready(())

@@ -77,10 +77,16 @@ async fn the_distribution_comes_as_json_or_as_a_page() {
         assert_eq!((field("vary"), field("cache-control")), (Some("accept"), Some("no-store")));
         assert_eq!(field("content-security-policy").is_some(), expected == html);
     }
-    let url = balancer.admin_url("/balancer-metrics?format=xml");
-    let mut answer = client.get(url).send().await.unwrap();
-    assert_eq!(answer.status(), 400);
-    assert_eq!(answer.body().await.unwrap(), "format=xml: there is json, and html\n");
+    for (query, expected) in [
+        ("format=xml", "format=\"xml\": expected json, or html"),
+        ("format=json&format=html", "Query deserialize error: duplicate field `format`"),
+    ] {
+        let url = balancer.admin_url(&format!("/balancer-metrics?{query}"));
+        let mut answer = client.get(url).send().await.unwrap();
+        assert_eq!(answer.status(), 400);
+        let told: serde_json::Value = answer.json().await.unwrap();
+        assert_eq!(told, json!({ "error": expected }));
+    }
 }
 
 #[actix_rt::test]

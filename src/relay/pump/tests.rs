@@ -498,13 +498,18 @@ async fn who_sends_too_fast_waits_or_is_closed() {
             let limits = Limits { rate, ..Limits::default() };
             TunnelRules { limits, ..TunnelRules::default() }
         };
-        let (mut client, mut pod, Tunnel { up, down, control: _control }, stats) =
+        let (mut client, mut pod, Tunnel { up, down, control }, stats) =
             tunnel_with(65_536, b"", b"", rules(100, false));
         actix_rt::spawn(async move { tokio::join!(up, down) });
+        tokio::time::pause();
+        let began = tokio::time::Instant::now();
         client.write_all(&message.repeat(10)).await.unwrap();
         let mut got = message.repeat(10);
-        pod.read_exact(&mut got).await.unwrap();
-        assert_eq!(stats.up.messages(), 10);
+        pod.read_exact(&mut got[..3 * message.len()]).await.unwrap();
+        assert!(began.elapsed().is_zero(), "a burst");
+        pod.read_exact(&mut got[3 * message.len()..]).await.unwrap();
+        assert_eq!((stats.up.messages(), began.elapsed().as_millis() / 10), (10, 7));
+        assert!(control.pulse().turns() < 50, "who waits does nothing");
 
         let (mut client, mut pod, Tunnel { up, down, control: _control }, _) =
             tunnel_with(65_536, b"", b"", rules(1, true));
@@ -532,6 +537,8 @@ async fn a_close_that_comes_in_pieces_does_not_wait_for_the_rate() {
         let (mut client, mut pod, Tunnel { up, down, control: _control }, stats) =
             tunnel_with(65_536, b"", b"", rules);
         actix_rt::spawn(async move { tokio::join!(up, down) });
+        tokio::time::pause();
+        let began = tokio::time::Instant::now();
         client.write_all(&message.repeat(3)).await.unwrap();
         let mut got = message.repeat(3);
         pod.read_exact(&mut got).await.unwrap();
@@ -543,6 +550,7 @@ async fn a_close_that_comes_in_pieces_does_not_wait_for_the_rate() {
         let mut told = [0; 6];
         pod.read_exact(&mut told).await.unwrap();
         assert_eq!((told, stats.up.messages()), (close, 3));
+        assert!(began.elapsed().is_zero());
     })
     .await;
 }
@@ -558,6 +566,7 @@ async fn who_sends_more_slowly_than_it_might_is_left_alone() {
         let (mut client, mut pod, Tunnel { up, down, control: _control }, stats) =
             tunnel_with(1024, b"", b"", rules);
         actix_rt::spawn(async move { tokio::join!(up, down) });
+        tokio::time::pause();
         for messages in 1..=10 {
             client.write_all(&message).await.unwrap();
             pod.read_exact(&mut vec![0; message.len()]).await.unwrap();

@@ -95,7 +95,6 @@ class Traefik(common.Program):
             Path(sys.executable).with_name("traefik"), f"--entrypoints.web.address={self.address}",
             f"--providers.file.filename={file}", "--global.checknewversion=false", "--global.sendanonymoususage=false")
 
-
     async def ready(self):
         """Waits until it routes: it says nothing when it does."""
         async with asyncio.timeout(byhand.DEADLINE):
