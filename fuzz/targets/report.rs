@@ -136,9 +136,10 @@ fn prometheus(body: &[u8]) {
     // A number by its digits.
     for line in body.split(|byte| *byte == b'\n') {
         let word = line.strip_prefix(b"sessions ").and_then(|word| str::from_utf8(word).ok());
-        let is_short = |word: &&str| (1..=12).contains(&word.len()) && !word.starts_with('#');
+        let is_number =
+            |word: &&str| (1..=12).contains(&word.len()) && !word.starts_with(['#', '{']);
         if let Some(word) =
-            word.filter(is_short).filter(|word| word.bytes().all(|byte| byte.is_ascii_graphic()))
+            word.filter(is_number).filter(|word| word.bytes().all(|byte| byte.is_ascii_graphic()))
         {
             let found = every.read(line).ok().and_then(|report| report.connections);
             assert_eq!(found, decimal(word), "{word}");

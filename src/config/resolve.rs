@@ -429,6 +429,13 @@ mod tests {
     }
 
     #[test]
+    fn lists_in_lists_are_refused_however_deep() {
+        let text = format!("services = {}1{}\n", "[".repeat(60), "]".repeat(60));
+        let problems = resolve(Some(&text), &[]).unwrap_err().to_string();
+        assert!(problems.contains("services = \"[…]\""), "{problems}");
+    }
+
+    #[test]
     fn what_is_no_toml_is_not_quoted() {
         let text = "services = []\n[balancer]\nset_headers = [\"Authorization: Bearer s3cret]\n";
         let problems = resolve(Some(text), &[]).unwrap_err().to_string();
