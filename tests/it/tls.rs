@@ -13,6 +13,7 @@ use crate::support::{
     Balancer,
     certificate::Certificate,
     client::{connect_with, handshake, raw},
+    eventually,
     frames::{BINARY, FIN, close_of, masked, unmasked},
     pod::{Pod, Script, header, no_limits, report},
     within,
@@ -159,7 +160,8 @@ async fn plain_text_to_a_tls_listener_is_counted_and_dropped() {
     let mut answer = Vec::new();
     let _ = within("the end", stream.read_to_end(&mut answer)).await;
     assert!(!answer.starts_with(b"HTTP"));
-    assert_eq!(balancer.counter("wsbalancer_refusals_total{reason=\"bad_tls\"}").await, 1);
+    let counter = "wsbalancer_refusals_total{reason=\"bad_tls\"}";
+    eventually("the count", async || balancer.counter(counter).await == 1).await;
 }
 
 #[actix_rt::test]
