@@ -21,7 +21,8 @@ use crate::{
     relay::Peer,
 };
 
-/// How long a client may take nothing of an answer.
+/// How long a client may take nothing of an answer: nobody else looks after a connection that is no
+/// session yet.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long a refused client may take to read its answer and hang up.
@@ -34,7 +35,7 @@ type Connection = Framed<Patient<Rewind<Stream>>, Codec>;
 
 /// The client's side of a handshake.
 pub struct Client {
-    io: Rewind<Stream>,
+    io: Patient<Rewind<Stream>>,
     codec: Codec,
     /// What it has sent behind its request.
     early: BytesMut,
@@ -48,10 +49,10 @@ impl Client {
     /// # Errors
     /// It is gone.
     pub async fn new(framed: Framed<Rewind<Stream>, Codec>, hop: Hop) -> io::Result<Self> {
-        let mut framed = framed.into_map_io(patient);
+        let mut framed = framed.into_map_io(|io| Patient::new(io, PATIENCE));
         flush(&mut framed).await?;
         let FramedParts { io, codec, read_buf, .. } = framed.into_parts();
-        Ok(Self { io: io.into_inner(), codec, early: read_buf, hop })
+        Ok(Self { io, codec, early: read_buf, hop })
     }
 
     /// Resolves when the client closes its connection; until then what it sends is kept.
@@ -132,13 +133,8 @@ impl Client {
     }
 
     fn into_framed(self) -> Connection {
-        Framed::from_parts(FramedParts::with_read_buf(patient(self.io), self.codec, self.early))
+        Framed::from_parts(FramedParts::with_read_buf(self.io, self.codec, self.early))
     }
-}
-
-/// Nobody else looks after a connection that is no session yet.
-fn patient(io: Rewind<Stream>) -> Patient<Rewind<Stream>> {
-    Patient::new(io, PATIENCE)
 }
 
 async fn flush(framed: &mut Connection) -> io::Result<()> {

@@ -7,7 +7,12 @@ use tokio::io::{
 };
 
 use super::*;
-use crate::relay::{Io, Peer, Tunnel, TunnelRules, close::CloseCode, frame, sieve::Limits};
+use crate::relay::{
+    Io, Peer, Tunnel, TunnelRules,
+    close::CloseCode,
+    frame,
+    sieve::{Limits, Rate},
+};
 
 /// A tunnel over in-memory pipes of `room` bytes: the far ends, the tunnel, its figures.
 fn tunnel(
@@ -488,18 +493,17 @@ async fn what_is_too_large_ends_the_session_before_a_byte_of_it_passes() {
     .await;
 }
 
+fn rated(per_second: u32, burst: u32, closes: bool) -> TunnelRules {
+    let rate = Some(Rate { per_second, burst, closes });
+    TunnelRules { limits: Limits { rate, ..Limits::default() }, ..TunnelRules::default() }
+}
+
 #[actix_rt::test]
 async fn who_sends_too_fast_waits_or_is_closed() {
-    use crate::relay::sieve::Rate;
     in_time(async {
         let message = [&[0x81, 0x81][..], &[0; 4], b"m"].concat();
-        let rules = |per_second, closes| {
-            let rate = Some(Rate { per_second, burst: 3, closes });
-            let limits = Limits { rate, ..Limits::default() };
-            TunnelRules { limits, ..TunnelRules::default() }
-        };
         let (mut client, mut pod, Tunnel { up, down, control }, stats) =
-            tunnel_with(65_536, b"", b"", rules(100, false));
+            tunnel_with(65_536, b"", b"", rated(100, 3, false));
         actix_rt::spawn(async move { tokio::join!(up, down) });
         tokio::time::pause();
         let began = tokio::time::Instant::now();
@@ -512,7 +516,7 @@ async fn who_sends_too_fast_waits_or_is_closed() {
         assert!(control.pulse().turns() < 50, "who waits does nothing");
 
         let (mut client, mut pod, Tunnel { up, down, control: _control }, _) =
-            tunnel_with(65_536, b"", b"", rules(1, true));
+            tunnel_with(65_536, b"", b"", rated(1, 3, true));
         actix_rt::spawn(async move { tokio::join!(up, down) });
         client.write_all(&message.repeat(4)).await.unwrap();
         let mut told = [0; 4];
@@ -528,12 +532,9 @@ async fn who_sends_too_fast_waits_or_is_closed() {
 
 #[actix_rt::test]
 async fn a_close_that_comes_in_pieces_does_not_wait_for_the_rate() {
-    use crate::relay::sieve::Rate;
     in_time(async {
         let message = [&[0x81, 0x81][..], &[0; 4], b"m"].concat();
-        let rate = Some(Rate { per_second: 1, burst: 3, closes: false });
-        let limits = Limits { rate, ..Limits::default() };
-        let rules = TunnelRules { limits, ..TunnelRules::default() };
+        let rules = rated(1, 3, false);
         let (mut client, mut pod, Tunnel { up, down, control: _control }, stats) =
             tunnel_with(65_536, b"", b"", rules);
         actix_rt::spawn(async move { tokio::join!(up, down) });
@@ -557,12 +558,9 @@ async fn a_close_that_comes_in_pieces_does_not_wait_for_the_rate() {
 
 #[actix_rt::test]
 async fn who_sends_more_slowly_than_it_might_is_left_alone() {
-    use crate::relay::sieve::Rate;
     in_time(async {
         let message = [&[0x81, 0x81][..], &[0; 4], b"m"].concat();
-        let rate = Some(Rate { per_second: 500, burst: 1, closes: true });
-        let limits = Limits { rate, ..Limits::default() };
-        let rules = TunnelRules { limits, ..TunnelRules::default() };
+        let rules = rated(500, 1, true);
         let (mut client, mut pod, Tunnel { up, down, control: _control }, stats) =
             tunnel_with(1024, b"", b"", rules);
         actix_rt::spawn(async move { tokio::join!(up, down) });
