@@ -77,7 +77,7 @@ async def show_behind(short):
                 await host.start()
                 await leaves(old, came)
         statuses = await asking
-        traefik.stop()
+        await asyncio.to_thread(traefik.stop)  # Pods and clients go on meanwhile.
     account(came)
     check(set(statuses) == {200} and statuses[200] > ASKED, f"plain requests: {dict(statuses)}")
 
@@ -205,6 +205,7 @@ class Visitor:
                 await self.visit()
         if self.clients[-1].inside:
             self.clients[-1].says_goodbye()
+            await self.clients[-1].ended
 
     async def visit(self):
         began = time.monotonic()
