@@ -501,6 +501,18 @@ async fn the_level_of_the_log_changes() {
 }
 
 #[actix_rt::test]
+async fn a_level_that_an_operator_has_set_outlives_a_reload_about_something_else() {
+    let pod = Pod::echo().await;
+    let base = services(&[&pod]);
+    let mut balancer = Reloadable::start(&base).await;
+    let url = balancer.admin("/api/log-level");
+    assert_eq!(awc::Client::new().put(url).send_body("debug").await.unwrap().status(), 200);
+    balancer.apply(&(base + "[balancer]\nretries = 1\n")).await;
+    drop(balancer.connect().await);
+    balancer.program.logs("session 1 on ").await;
+}
+
+#[actix_rt::test]
 async fn twenty_reloads_good_and_bad_disturb_nobody() {
     let pods = [Pod::echo().await, Pod::echo().await, Pod::echo().await];
     let all: Vec<&Pod> = pods.iter().collect();
