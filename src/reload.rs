@@ -22,7 +22,7 @@ use crate::{
         discovery::{DiscoveryActor, SetWatches},
         metrics::{MetricsActor, Reconfigure},
     },
-    config::{self, Config, FileWatch, Problems, reload::Difference},
+    config::{self, Config, FileChange, FileWatch, Problems, reload::Difference},
     http::{
         reloads::{Outcome, ReloadResult, Reloads},
         thread::Live,
@@ -57,20 +57,20 @@ impl Reloader {
     pub async fn run(mut self, file: Option<PathBuf>) {
         let mut requests = self.reloads.listen();
         let mut watch = self.watch(file.as_ref(), None);
-        // The files may have changed since the process began to read them.
-        let read = config::from_process(file.as_deref());
-        if watch.is_some() && !self.goes_by(&read) {
-            self.reload(read).await;
-            watch = self.watch(file.as_ref(), watch);
-        }
         loop {
-            let (request, again) = tokio::select! {
-                Some(request) = requests.recv() => (Some(request), false),
-                is_new = changed(&mut watch, self.has_failed()) => (None, !is_new),
+            let (request, change) = tokio::select! {
+                Some(request) = requests.recv() => (Some(request), None),
+                change = changed(&mut watch, self.has_failed()) => (None, Some(change)),
             };
             watch.as_mut().map(FileWatch::look);
             let read = config::from_process(file.as_deref());
-            if again && self.fails_alike(&read) {
+            let is_known = match change {
+                // The files may have changed since the process began to read them.
+                Some(FileChange::Begun) => self.goes_by(&read),
+                Some(FileChange::Nothing) => self.fails_alike(&read),
+                Some(FileChange::Contents) | None => false,
+            };
+            if is_known {
                 continue;
             }
             let outcome = self.reload(read).await;
@@ -187,8 +187,8 @@ fn sentences(Problems(problems): &Problems) -> Vec<String> {
     problems.iter().map(ToString::to_string).collect()
 }
 
-/// Whether it is because of other contents that they are to be read: what has failed is tried again.
-async fn changed(watch: &mut Option<FileWatch>, has_failed: bool) -> bool {
+/// Why the files are to be read: what has failed is tried again.
+async fn changed(watch: &mut Option<FileWatch>, has_failed: bool) -> FileChange {
     match watch {
         Some(watch) => watch.changed(has_failed.then_some(TRY_AGAIN)).await,
         None => std::future::pending().await,

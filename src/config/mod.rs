@@ -24,7 +24,7 @@ pub use self::{
     resolve::{Admin, Config, LEVELS, Log, LogFormat, Server},
     services::{Affinity, Balancer, Cookie, Secure, Service},
     token::Token,
-    watch::FileWatch,
+    watch::{FileChange, FileWatch},
 };
 
 /// Where the admin listener of a process with the same settings is.

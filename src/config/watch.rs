@@ -35,6 +35,17 @@ const WRITER_PATIENCE: Duration = Duration::from_secs(10);
 /// and some file systems tell nothing.
 const LOOK_ANYWAY: Duration = Duration::from_secs(10);
 
+/// Why files should be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileChange {
+    /// The watch has begun; nobody saw what happened before.
+    Begun,
+    /// They hold something else.
+    Contents,
+    /// None of their doing: it is time to try again.
+    Nothing,
+}
+
 /// Watches some files.
 pub struct FileWatch {
     files: Vec<PathBuf>,
@@ -46,6 +57,8 @@ pub struct FileWatch {
     unwatched: BTreeSet<PathBuf>,
     events: mpsc::Receiver<()>,
     written: Written,
+    /// Nobody has read them since the watch began.
+    has_begun: bool,
     /// [`LOOK_ANYWAY`]
     look_anyway: Duration,
 }
@@ -111,9 +124,11 @@ impl FileWatch {
             unwatched: BTreeSet::new(),
             events,
             written,
+            has_begun: false,
             look_anyway: LOOK_ANYWAY,
         };
         watch.follow(files);
+        watch.has_begun = true;
         Ok(watch)
     }
 
@@ -130,11 +145,17 @@ impl FileWatch {
     /// change any more.
     pub fn look(&mut self) {
         self.seen = contents(&self.files);
+        self.has_begun = false;
     }
 
-    /// Resolves when one of the files holds something else; or with false when that is not so, and
-    /// nobody has written for `at_most`.
-    pub async fn changed(&mut self, at_most: Option<Duration>) -> bool {
+    /// Resolves when one of the files holds something else, or when that is not so and nobody has
+    /// written for `at_most`; and at the beginning, as soon as nobody writes.
+    pub async fn changed(&mut self, at_most: Option<Duration>) -> FileChange {
+        if self.has_begun {
+            self.settled().await;
+            self.look();
+            return FileChange::Begun;
+        }
         loop {
             let wait = at_most.map_or(self.look_anyway, |at_most| at_most.min(self.look_anyway));
             let event = timeout(wait, self.events.recv()).await;
@@ -148,10 +169,10 @@ impl FileWatch {
             let now = contents(&self.files);
             if now != self.seen {
                 self.seen = now;
-                return true;
+                return FileChange::Contents;
             }
             if event.is_err() && at_most.is_some() {
-                return false;
+                return FileChange::Nothing;
             }
         }
     }
@@ -238,8 +259,16 @@ mod tests {
         }
     }
 
+    /// A watch that somebody has read the files of.
+    async fn watch(file: &Path) -> FileWatch {
+        let mut watch = FileWatch::new(vec![file.to_owned()]).unwrap();
+        assert_eq!(watch.changed(None).await, FileChange::Begun);
+        watch
+    }
+
     async fn sees(watch: &mut FileWatch) {
-        tokio::time::timeout(Duration::from_secs(30), watch.changed(None)).await.expect("a change");
+        let change = tokio::time::timeout(Duration::from_secs(30), watch.changed(None)).await;
+        assert_eq!(change, Ok(FileChange::Contents));
     }
 
     #[actix_rt::test]
@@ -247,7 +276,7 @@ mod tests {
         let folder = Folder::new();
         let file = folder.0.join("a.toml");
         fs::write(&file, "one").unwrap();
-        let mut watch = FileWatch::new(vec![file.clone()]).unwrap();
+        let mut watch = watch(&file).await;
         fs::write(&file, "two").unwrap();
         sees(&mut watch).await;
         fs::write(folder.0.join("new"), "three").unwrap();
@@ -272,7 +301,7 @@ mod tests {
         };
         version(0);
         symlink("..data/a.toml", folder.0.join("a.toml")).unwrap();
-        let mut watch = FileWatch::new(vec![folder.0.join("a.toml")]).unwrap();
+        let mut watch = watch(&folder.0.join("a.toml")).await;
         for number in 1..4 {
             version(number);
             fs::remove_dir_all(folder.0.join(format!("..{}", number - 1))).unwrap();
@@ -286,7 +315,7 @@ mod tests {
         let folder = Folder::new();
         let file = folder.0.join("a.toml");
         fs::write(&file, "one").unwrap();
-        let mut watch = FileWatch::new(vec![file.clone()]).unwrap();
+        let mut watch = watch(&file).await;
         let mut writer = fs::File::create(&file).unwrap();
         writer.write_all(b"half ").unwrap();
         // Not even if what was there is to be read again.
@@ -299,8 +328,24 @@ mod tests {
         drop(writer);
         sees(&mut watch).await;
         assert_eq!(watch.seen, contents(&[file]));
-        assert!(!watch.changed(Some(QUIET)).await, "and then nothing more");
+        assert_eq!(watch.changed(Some(QUIET)).await, FileChange::Nothing);
         assert!(watch.written.files().is_empty());
+    }
+
+    #[actix_rt::test]
+    async fn what_is_written_when_the_watch_begins_is_waited_for() {
+        let folder = Folder::new();
+        let file = folder.0.join("a.toml");
+        let mut writer = fs::File::create(&file).unwrap();
+        let mut watch = FileWatch::new(vec![file.clone()]).unwrap();
+        writer.write_all(b"half ").unwrap();
+        let mut changed = Box::pin(watch.changed(None));
+        let quiet = tokio::time::timeout(3 * QUIET, &mut changed).await;
+        assert!(quiet.is_err(), "half of it is not to be read");
+        writer.write_all(b"and half").unwrap();
+        drop(writer);
+        assert_eq!(changed.await, FileChange::Begun);
+        assert_eq!(watch.seen, contents(&[file]));
     }
 
     /// Nobody tells of what happens further up than the folder in which the file stands.
@@ -313,7 +358,7 @@ mod tests {
         }
         let current = folder.0.join("current");
         symlink("v1", &current).unwrap();
-        let mut watch = FileWatch::new(vec![current.join("a.toml")]).unwrap();
+        let mut watch = watch(&current.join("a.toml")).await;
         watch.look_anyway = QUIET;
         symlink("v2", folder.0.join("next")).unwrap();
         fs::rename(folder.0.join("next"), &current).unwrap();
@@ -326,7 +371,7 @@ mod tests {
         let (folder, other) = (Folder::new(), Folder::new());
         fs::write(other.0.join("b.toml"), "one").unwrap();
         symlink(other.0.join("b.toml"), folder.0.join("a.toml")).unwrap();
-        let mut watch = FileWatch::new(vec![folder.0.join("a.toml")]).unwrap();
+        let mut watch = watch(&folder.0.join("a.toml")).await;
         fs::write(folder.0.join("neighbour"), "x").unwrap();
         let mut changed = Box::pin(watch.changed(None));
         let quiet = tokio::time::timeout(3 * QUIET, &mut changed).await;

@@ -1,6 +1,6 @@
 //! Settings that change while the balancer serves.
 
-use std::{fs, os::unix::fs::symlink, path::PathBuf};
+use std::{fs, io::Write as _, os::unix::fs::symlink, path::PathBuf};
 
 use futures_util::{SinkExt as _, StreamExt as _, future::join_all};
 use serde_json::{Value, json};
@@ -292,6 +292,24 @@ async fn a_signal_and_a_changed_file_do_it_too() {
     eventually("the mended file", async || balancer.reloads("unchanged").await == 1).await;
     balancer.program.signal("-HUP");
     eventually("the signal", async || balancer.reloads("unchanged").await == 2).await;
+}
+
+/// The process looks again once it watches, in case that it began to read too early.
+#[actix_rt::test]
+async fn half_of_a_file_that_is_written_during_the_start_is_not_read() {
+    let [a, b] = [Pod::echo().await, Pod::echo().await];
+    let balancer =
+        Reloadable::start_with(&services(&[&a]), &[("WSBALANCER__ADMIN__WATCH_CONFIG", "true")])
+            .await;
+    let mut writer = fs::File::create(&balancer.file).unwrap();
+    writer.write_all(b"services = [").unwrap();
+    let _first = balancer.connect().await;
+    writer.write_all(services(&[&b]).trim_start_matches("services = [").as_bytes()).unwrap();
+    drop(writer);
+    eventually("the whole file", async || balancer.reloads("applied").await == 1).await;
+    assert_eq!((a.open(), balancer.reloads("invalid").await), (1, 0));
+    let _second = balancer.connect().await;
+    assert_eq!(b.open(), 1);
 }
 
 #[actix_rt::test]
