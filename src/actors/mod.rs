@@ -33,6 +33,7 @@
 
 pub mod backend;
 pub mod discovery;
+pub mod ending;
 pub mod metrics;
 pub mod poll;
 pub mod registry;

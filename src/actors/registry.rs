@@ -20,14 +20,11 @@ use futures_util::FutureExt as _;
 use tokio::sync::oneshot;
 
 pub use self::departure::{CountDrained, DrainAll, Drained, MoveAll, MoveSessions, Pace};
-use super::session::CloseSession;
+use super::{ending::Ending, session::CloseSession};
 use crate::{
     domain::{lease::Backend, spread::Departures},
     relay::{TunnelStats, close::CloseCode},
 };
-
-/// What is told in the Close frames of a session that an operator closes.
-const BY_OPERATOR: &str = "closed by an operator";
 
 /// What the rest of the program may know of a live session.
 #[derive(Debug)]
@@ -209,7 +206,7 @@ impl Handler<CloseOne> for RegistryActor {
     type Result = Option<Arc<SessionInfo>>;
 
     fn handle(&mut self, CloseOne { id }: CloseOne, _: &mut Self::Context) -> Self::Result {
-        self.close(id, BY_OPERATOR);
+        self.close(id, Ending::Operator);
         self.sessions.get(&id).map(|live| live.info.clone())
     }
 }
@@ -237,7 +234,7 @@ impl Handler<super::supervision::Panic> for RegistryActor {
 
 impl RegistryActor {
     /// Closes a session, if it lives and has not been told to close before.
-    fn close(&mut self, id: u64, reason: &'static str) {
+    fn close(&mut self, id: u64, why: Ending) {
         let Some(live) = self.sessions.get_mut(&id) else { return };
         if !std::mem::replace(&mut live.told, true)
             && let Some(session) = live.session.upgrade()
@@ -245,7 +242,7 @@ impl RegistryActor {
             session.do_send(CloseSession {
                 to_client: live.info.close_code,
                 to_pod: CloseCode::GOING_AWAY,
-                reason,
+                why,
             });
         }
     }

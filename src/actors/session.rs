@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 
 use super::{
     backend::BackendActor,
+    ending::Ending,
     registry::{Registration, RegistryActor, SessionInfo},
     sweep::{self, Act},
 };
@@ -22,6 +23,7 @@ use crate::{
         life::{Action, Cause, Leg, LifeRules, Loss},
     },
     relay::{Control, Direction, End, FirstEnd, Peer, Tunnel, TunnelRules, close::CloseCode},
+    telemetry::counters::Counters,
 };
 
 /// Close codes of a pod that is not well: going away, internal error, service restart, try again
@@ -47,8 +49,8 @@ pub struct CloseSession {
     pub to_client: CloseCode,
     /// Code for the pod.
     pub to_pod: CloseCode,
-    /// Reason in both frames.
-    pub reason: &'static str,
+    /// Why; its reason is in both frames.
+    pub why: Ending,
 }
 
 /// The direction from the pod to the client has ended.
@@ -86,9 +88,10 @@ pub struct SessionActor {
     info: Arc<SessionInfo>,
     control: Control,
     ends: [Option<End>; 2],
-    /// We have ended it ourselves.
-    closed_by_us: bool,
+    /// Why we have ended it ourselves.
+    closed_by_us: Option<Ending>,
     slot: Slot,
+    counters: Arc<Counters>,
     _registration: Registration,
 }
 
@@ -99,7 +102,7 @@ impl SessionActor {
         pod: Peer,
         info: SessionInfo,
         mut slot: Slot,
-        registry: Arc<Addr<RegistryActor>>,
+        (registry, counters): (Arc<Addr<RegistryActor>>, Arc<Counters>),
         rules: &Arc<Rules>,
     ) {
         slot.lease.establish();
@@ -119,8 +122,9 @@ impl SessionActor {
                 info,
                 control,
                 ends: [None, None],
-                closed_by_us: false,
+                closed_by_us: None,
                 slot,
+                counters,
                 _registration: registration,
             }
         });
@@ -146,7 +150,7 @@ impl SessionActor {
     /// application's.
     fn judge_pod(&self) {
         let SessionInfo { opened_at, stats, .. } = &*self.info;
-        if self.closed_by_us || opened_at.elapsed() >= EARLY_DEATH {
+        if self.closed_by_us.is_some() || opened_at.elapsed() >= EARLY_DEATH {
             return;
         }
         let is_unwell = || stats.down.close_code().is_some_and(|code| UNWELL.contains(&code));
@@ -160,14 +164,53 @@ impl SessionActor {
     }
 }
 
+impl SessionActor {
+    /// Closes it for a reason of ours, at the next frame boundary.
+    fn close(&mut self, to_client: CloseCode, to_pod: CloseCode, why: Ending) {
+        self.ends_by(why);
+        self.control.close(to_client, to_pod, why.reason());
+    }
+
+    /// Lets it end as if one side had vanished.
+    fn give_up(&mut self, leg: Leg, why: Ending) {
+        self.ends_by(why);
+        self.control.give_up(comes_from(leg), why.reason());
+    }
+
+    fn cut(&mut self) {
+        self.ends_by(Ending::Cut);
+        self.control.abort();
+    }
+
+    /// We end it, unless that has begun.
+    fn ends_by(&mut self, why: Ending) {
+        let first = self.info.stats.first_end().map(Ending::from);
+        self.closed_by_us.get_or_insert(first.unwrap_or(why));
+    }
+
+    /// Why it has ended.
+    fn ending(&self) -> Ending {
+        if self.ends.iter().any(|end| matches!(end, Some(End::Violated(_)))) {
+            return Ending::Limit;
+        }
+        let first = || self.info.stats.first_end().map(Ending::from);
+        self.closed_by_us.or_else(first).unwrap_or(Ending::Cut)
+    }
+}
+
 impl Actor for SessionActor {
     type Context = Context<Self>;
+}
 
-    fn stopped(&mut self, _: &mut Self::Context) {
-        let SessionInfo { id, backend, stats, opened_at, .. } = &*self.info;
-        log::debug!(
-            "session {id} on {} ended after {:.1?}: up {} bytes in {} messages ({:?}), \
-             down {} bytes in {} messages ({:?})",
+impl Drop for SessionActor {
+    fn drop(&mut self) {
+        let ending = self.ending();
+        self.counters.ended(ending.label());
+        let SessionInfo { id, client, backend, stats, opened_at, .. } = &*self.info;
+        log::log!(
+            ending.level(),
+            "session {id} of {client} on {} ended after {:.1?}, {ending}: \
+             up {} bytes in {} messages ({:?}), down {} bytes in {} messages ({:?})",
             backend.url,
             opened_at.elapsed(),
             stats.up.bytes(),
@@ -184,8 +227,7 @@ impl Handler<CloseSession> for SessionActor {
     type Result = ();
 
     fn handle(&mut self, close: CloseSession, _: &mut Self::Context) {
-        self.closed_by_us = true;
-        self.control.close(close.to_client, close.to_pod, close.reason);
+        self.close(close.to_client, close.to_pod, close.why);
     }
 }
 
@@ -195,20 +237,13 @@ impl Handler<Act> for SessionActor {
     fn handle(&mut self, Act(action): Act, _: &mut Self::Context) {
         let (restart, going) = (CloseCode::SERVICE_RESTART, CloseCode::GOING_AWAY);
         match action {
-            Action::Ping(leg) => return self.control.ping(comes_from(leg)),
-            Action::Close(Cause::Age) => self.control.close(restart, restart, "lived for long"),
-            Action::Close(Cause::Idle) => self.control.close(going, going, "idle for long"),
-            Action::GiveUp(leg, Loss::Silent) => {
-                self.control.give_up(comes_from(leg), "no answer to a Ping");
-            }
-            Action::GiveUp(leg, Loss::Stalled) => {
-                self.control.give_up(comes_from(leg), "nothing is taken");
-            }
-            Action::Cut => self.control.abort(),
+            Action::Ping(leg) => self.control.ping(comes_from(leg)),
+            Action::Close(Cause::Age) => self.close(restart, restart, Ending::Age),
+            Action::Close(Cause::Idle) => self.close(going, going, Ending::Idle),
+            Action::GiveUp(leg, Loss::Silent) => self.give_up(leg, Ending::Silent(leg)),
+            Action::GiveUp(leg, Loss::Stalled) => self.give_up(leg, Ending::Stalled(leg)),
+            Action::Cut => self.cut(),
         }
-        self.closed_by_us = true;
-        let SessionInfo { id, client, backend, .. } = &*self.info;
-        log::info!("session {id} of {client} on {}: {action}", backend.url);
     }
 }
 

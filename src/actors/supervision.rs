@@ -168,6 +168,7 @@ mod tests {
     use super::*;
     use crate::{
         actors::{
+            ending::Ending,
             registry::{AwaitEmpty, CountSessions, RegistryActor, SessionInfo},
             session::{Bell, Rules, SessionActor, Slot},
         },
@@ -176,6 +177,7 @@ mod tests {
             life::LifeRules,
         },
         relay::{Peer, TunnelRules, close::CloseCode},
+        telemetry::counters::{Counters, Labels},
     };
 
     /// Counts what it is told, and how often it was begun and mended.
@@ -334,6 +336,9 @@ mod tests {
     #[actix_rt::test]
     async fn a_session_that_panics_ends_alone_and_gives_everything_back() {
         let registry = Arc::new(RegistryActor::default().start());
+        let endings = &Ending::ALL.map(Ending::label);
+        let labels = Labels { refusals: &[], cookies: &[], reloads: &[], endings };
+        let counters = Arc::new(Counters::new(labels));
         let gauge = Arc::<Gauge>::default();
         let backend = Arc::new(Backend {
             service: "default".into(),
@@ -357,7 +362,8 @@ mod tests {
             let lease = Lease::new(backend.clone(), gauge.clone(), Purpose::Session);
             let slot = Slot { lease, ticket: None, bell: Bell(None) };
             let info = SessionInfo::new([127, 0, 0, 1].into(), backend.clone(), close_code);
-            SessionActor::start(client, pod, info, slot, registry.clone(), &rules);
+            let told = (registry.clone(), counters.clone());
+            SessionActor::start(client, pod, info, slot, told, &rules);
         };
         let peer = || {
             let (far, near) = tokio::io::duplex(64);
@@ -383,5 +389,9 @@ mod tests {
         drop((_client, _pod));
         assert_eq!(registry.send(AwaitEmpty).await, Ok(()));
         assert_eq!(gauge.load(), Load::default());
+        let counted = counters.render();
+        for counts in ["{reason=\"cut\"} 2\n", "{reason=\"client_lost\"} 1\n"] {
+            assert!(counted.contains(counts), "{counted}");
+        }
     }
 }

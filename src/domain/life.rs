@@ -5,7 +5,7 @@
 //! last look has happened by now. So a time-out is late by at most two [ticks](LifeRules::tick),
 //! and Pings go out as much earlier, so that who does not answer is given up in time.
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
 /// How often sessions are looked at, at least and at most.
 const TICKS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(2));
@@ -107,22 +107,6 @@ pub enum Action {
     GiveUp(Leg, Loss),
     /// There has been time enough for good order.
     Cut,
-}
-
-impl fmt::Display for Action {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Ping(Leg::Client) => "its client is asked whether it lives",
-            Self::Ping(Leg::Pod) => "its pod is asked whether it lives",
-            Self::Close(Cause::Idle) => "has been idle for too long",
-            Self::Close(Cause::Age) => "has reached its greatest age",
-            Self::GiveUp(Leg::Client, Loss::Stalled) => "its client takes nothing",
-            Self::GiveUp(Leg::Client, Loss::Silent) => "its client does not answer a Ping",
-            Self::GiveUp(Leg::Pod, Loss::Stalled) => "its pod takes nothing",
-            Self::GiveUp(Leg::Pod, Loss::Silent) => "its pod does not answer a Ping",
-            Self::Cut => "is cut, because it did not close in time",
-        })
-    }
 }
 
 /// Why a session is closed.

@@ -110,7 +110,8 @@ impl Established {
         let traffic = &worker.traffic;
         let info = SessionInfo::new(address, slot.lease.backend().clone(), rules.close_code);
         traffic.counters.sessions.fetch_add(1, Relaxed);
-        SessionActor::start(client, pod, info, slot, traffic.registry.clone(), &rules);
+        let told = (traffic.registry.clone(), traffic.counters.clone());
+        SessionActor::start(client, pod, info, slot, told, &rules);
     }
 }
 

@@ -20,14 +20,14 @@ use super::{
     thread::{Live, Thread},
 };
 use crate::{
-    actors::{metrics::MetricsActor, registry::RegistryActor},
+    actors::{ending::Ending, metrics::MetricsActor, registry::RegistryActor},
     config::{self, Config},
     domain::{
         admission::{Admission, Limits},
         route::Router,
     },
     plan::Indexes,
-    telemetry::counters::Counters,
+    telemetry::counters::{Counters, Labels},
 };
 
 /// What all workers share.
@@ -84,11 +84,12 @@ impl Traffic {
             admission: Arc::new(Admission::new(limits(config))),
             router: Arc::new(config.router.clone()),
             services: services.collect(),
-            counters: Arc::new(Counters::new(
-                &REASONS,
-                &[FOLLOWED, INVALID, REPLACED],
-                &ReloadResult::ALL.map(ReloadResult::label),
-            )),
+            counters: Arc::new(Counters::new(Labels {
+                refusals: &REASONS,
+                cookies: &[FOLLOWED, INVALID, REPLACED],
+                reloads: &ReloadResult::ALL.map(ReloadResult::label),
+                endings: &Ending::ALL.map(Ending::label),
+            })),
             settings: Arc::new(Settings::new(config)),
         }
     }

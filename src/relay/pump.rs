@@ -60,7 +60,7 @@ pub enum End {
     Closed,
     /// The source sent what it may not, and both sides were told to close.
     Violated(Violation),
-    /// Cut by [`Control::abort`](super::Control::abort).
+    /// Cut by [`Control::abort`](super::Control::abort), with nothing of the above before.
     Aborted,
 }
 
@@ -175,7 +175,7 @@ impl Pump {
         for _ in 0..READS_PER_TURN {
             match self.switch.take() {
                 Command::Relay => {}
-                Command::Abort => return Poll::Ready(End::Aborted),
+                Command::Abort => return Poll::Ready(self.aborted()),
                 Command::SourceLost => self.source_ended(End::ReadFailed(timed_out())),
                 Command::SinkLost => self.sink_failed(timed_out()),
                 Command::Ping(frame) => self.inject_later(Injection::Ping(frame)),
@@ -208,6 +208,14 @@ impl Pump {
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// Cut; what the source has done before is more worth knowing.
+    fn aborted(&mut self) -> End {
+        match std::mem::replace(&mut self.state, State::Relaying) {
+            State::Discarding(end @ End::Violated(_)) => end,
+            _ => End::Aborted,
+        }
     }
 
     fn relaying(&self) -> bool {

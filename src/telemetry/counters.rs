@@ -14,6 +14,9 @@ pub const COOKIES: &str = "wsbalancer_affinity_cookies_total";
 /// Sessions that were opened.
 pub const SESSIONS: &str = "wsbalancer_sessions_opened_total";
 
+/// Sessions that have ended, by why.
+pub const ENDINGS: &str = "wsbalancer_sessions_ended_total";
+
 /// Plain requests that were passed on.
 pub const REQUESTS: &str = "wsbalancer_requests_total";
 
@@ -23,12 +26,26 @@ pub const RELOADS: &str = "wsbalancer_reloads_total";
 /// Counts by the values that one label may have.
 type Labelled = Vec<(&'static str, AtomicU64)>;
 
+/// The values that labels may have: nothing is counted under others, so that they stay few.
+#[derive(Clone, Copy, Debug)]
+pub struct Labels<'a> {
+    /// Reasons of [`REFUSALS`].
+    pub refusals: &'a [&'static str],
+    /// Results of [`COOKIES`].
+    pub cookies: &'a [&'static str],
+    /// Results of [`RELOADS`].
+    pub reloads: &'a [&'static str],
+    /// Reasons of [`ENDINGS`].
+    pub endings: &'a [&'static str],
+}
+
 /// The counters of one process.
 #[derive(Debug)]
 pub struct Counters {
     refusals: Labelled,
     cookies: Labelled,
     reloads: Labelled,
+    endings: Labelled,
     /// [`SESSIONS`]
     pub sessions: AtomicU64,
     /// [`REQUESTS`]
@@ -36,20 +53,16 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// Counters at zero; refusals are counted under `reasons` only, cookies under `cookie_results` and
-    /// reloads under `reload_results`, so that labels stay few.
-    pub fn new(
-        reasons: &[&'static str],
-        cookie_results: &[&'static str],
-        reload_results: &[&'static str],
-    ) -> Self {
+    /// Counters at zero.
+    pub fn new(labels: Labels<'_>) -> Self {
         let zeros = |labels: &[&'static str]| {
             labels.iter().map(|label| (*label, AtomicU64::new(0))).collect()
         };
         Self {
-            refusals: zeros(reasons),
-            cookies: zeros(cookie_results),
-            reloads: zeros(reload_results),
+            refusals: zeros(labels.refusals),
+            cookies: zeros(labels.cookies),
+            reloads: zeros(labels.reloads),
+            endings: zeros(labels.endings),
             sessions: AtomicU64::new(0),
             requests: AtomicU64::new(0),
         }
@@ -70,6 +83,11 @@ impl Counters {
         count(&self.reloads, result);
     }
 
+    /// One session more has ended, for this reason.
+    pub fn ended(&self, reason: &str) {
+        count(&self.endings, reason);
+    }
+
     /// All of them as text.
     pub fn render(&self) -> String {
         let mut text = String::new();
@@ -77,6 +95,7 @@ impl Counters {
             (REFUSALS, "reason", &self.refusals),
             (COOKIES, "result", &self.cookies),
             (RELOADS, "result", &self.reloads),
+            (ENDINGS, "reason", &self.endings),
         ] {
             let _ = writeln!(text, "# TYPE {name} counter");
             for (value, count) in counts {
@@ -102,11 +121,17 @@ mod tests {
 
     #[test]
     fn counts_show_under_their_reason() {
-        let counters = Counters::new(&["large_head", "slow_head"], &["followed"], &["applied"]);
+        let counters = Counters::new(Labels {
+            refusals: &["large_head", "slow_head"],
+            cookies: &["followed"],
+            reloads: &["applied"],
+            endings: &["idle"],
+        });
         counters.refused("slow_head");
         counters.refused("never heard of");
         counters.cookie("followed");
         counters.reloaded("applied");
+        counters.ended("idle");
         counters.sessions.fetch_add(3, Relaxed);
         let text = counters.render();
         assert!(text.contains("wsbalancer_refusals_total{reason=\"slow_head\"} 1\n"), "{text}");
@@ -116,6 +141,7 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("wsbalancer_reloads_total{result=\"applied\"} 1\n"), "{text}");
+        assert!(text.contains("wsbalancer_sessions_ended_total{reason=\"idle\"} 1\n"), "{text}");
         assert!(text.contains("\nwsbalancer_sessions_opened_total 3\n"), "{text}");
         assert!(!text.contains("never"), "{text}");
     }

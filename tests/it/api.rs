@@ -466,7 +466,7 @@ async fn the_log_level_changes_while_it_runs() {
     assert_eq!(call(&url, Method::PUT, &[], "debug\n").await, (200, json!({"level": "debug"})));
     session_ends().await;
     let line = balancer.logs("session ").await;
-    assert!(line.contains("session 2 on "), "the first one's end was not to be logged: {line}");
+    assert!(line.contains("session 2 of "), "the first one's end was not to be logged: {line}");
     assert_eq!(call(&url, Method::PUT, &[], "warn").await.0, 200);
     balancer.terminate();
     let (_, log) = balancer.finish().await;

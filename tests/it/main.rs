@@ -10,6 +10,7 @@ mod discovery;
 mod docs;
 mod drain;
 mod echo;
+mod endings;
 mod ends;
 mod handshake;
 mod layering;

@@ -515,7 +515,7 @@ async fn the_level_of_the_log_changes() {
     drop(balancer.connect().await);
     let line = balancer.program.logs("reload applied").await;
     assert!(line.contains("log.level: \"info\" -> \"debug\""), "{line}");
-    balancer.program.logs("session 2 on ").await;
+    balancer.program.logs("session 2 of ").await;
 }
 
 #[actix_rt::test]
@@ -527,7 +527,7 @@ async fn a_level_that_an_operator_has_set_outlives_a_reload_about_something_else
     assert_eq!(awc::Client::new().put(url).send_body("debug").await.unwrap().status(), 200);
     balancer.apply(&(base + "[balancer]\nretries = 1\n")).await;
     drop(balancer.connect().await);
-    balancer.program.logs("session 1 on ").await;
+    balancer.program.logs("session 1 of ").await;
 }
 
 #[actix_rt::test]

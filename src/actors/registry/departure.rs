@@ -9,7 +9,10 @@ use std::{
 use actix::{AsyncContext as _, Context, Handler, Message, MessageResponse};
 
 use super::{Live, RegistryActor, SessionInfo};
-use crate::domain::{lease::Backend, rebalance::Moves, spread::Departures};
+use crate::{
+    actors::ending::Ending,
+    domain::{lease::Backend, rebalance::Moves, spread::Departures},
+};
 
 /// How long nothing must have passed on a session that is moved.
 const IDLE_FOR: Duration = Duration::from_secs(1);
@@ -19,10 +22,6 @@ const MOVED_AGAIN_AFTER: Duration = Duration::from_secs(3600);
 
 /// Closes that are due within this time go out together.
 const TICK: Duration = Duration::from_millis(50);
-
-/// What clients and pods are told in Close frames.
-const SHUTTING_DOWN: &str = "balancer is shutting down";
-const MOVED: &str = "moved to another pod";
 
 /// Closes every session, and those that still open from now on, spread over a time.
 #[derive(Debug, Message)]
@@ -148,13 +147,13 @@ impl RegistryActor {
             if let Some(live) = self.sessions.get_mut(&id) {
                 live.drained = true;
                 self.drained += 1;
-                self.close(id, SHUTTING_DOWN);
+                self.close(id, Ending::Shutdown);
             }
         }
         let due = |moving: &mut Departures| std::iter::from_fn(|| moving.take_due(now)).collect();
         let moved: Vec<Vec<u64>> = self.moving.values_mut().map(due).collect();
         for id in moved.into_iter().flatten() {
-            self.close(id, MOVED);
+            self.close(id, Ending::Moved);
         }
         if let Some(tick) = self.next_tick.take() {
             ctx.cancel_future(tick);
@@ -178,7 +177,7 @@ impl RegistryActor {
                 break;
             }
             self.moved.insert(info.client, Instant::now());
-            self.close(*id, MOVED);
+            self.close(*id, Ending::Moved);
             moved += 1;
         }
         if moved > 0 {
