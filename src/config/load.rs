@@ -37,10 +37,22 @@ pub fn holds_fields(key: &str) -> bool {
 /// What anybody may see of `item` in the list `key`.
 pub fn shown_item<'a>(key: &str, item: &'a str) -> Cow<'a, str> {
     match item.split_once(':') {
-        _ if !holds_fields(key) => item.into(),
+        _ if !holds_fields(key) => without_password(item),
         Some((name, _)) => format!("{name}: ***").into(),
         // Maybe the rest of a value with a comma.
         None => "***".into(),
+    }
+}
+
+/// `text` with asterisks for the user names and passwords of the URLs in it (RFC 3986 §3.2.1), which no
+/// setting takes.
+pub fn without_password(text: &str) -> Cow<'_, str> {
+    let Some((before, rest)) = text.split_once("//") else { return text.into() };
+    let (authority, behind) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    match (authority.rsplit_once('@'), without_password(behind)) {
+        (None, Cow::Borrowed(_)) => text.into(),
+        (None, behind) => format!("{before}//{authority}{behind}").into(),
+        (Some((_, host)), behind) => format!("{before}//***@{host}{behind}").into(),
     }
 }
 

@@ -14,7 +14,9 @@ use actix_http::{
 };
 use ipnet::IpNet;
 
-use super::load::{Layers, Problem, Problems, Setting, holds_fields, is_secret, shown_item};
+use super::load::{
+    Layers, Problem, Problems, Setting, holds_fields, is_secret, shown_item, without_password,
+};
 use crate::{
     domain::{
         lease::{Backend, Transport},
@@ -132,7 +134,7 @@ impl Reader {
         let fields = || setting.items().map(|item| shown_item(&key, item)).collect::<Vec<_>>();
         let shown = || match holds_fields(&key) {
             true => fields().join(","),
-            false => setting.texts.join(","),
+            false => without_password(&setting.texts.join(",")).into_owned(),
         };
         let value = (!is_secret(&key)).then(shown);
         self.problem(Problem { value, key, origin: setting.origin, advice: advice.into() });

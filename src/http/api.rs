@@ -223,8 +223,11 @@ async fn drain(
     drains: bool,
     query: &HashMap<String, String>,
 ) -> Answered {
-    if let Some(key) = query.keys().find(|key| *key != OVER) {
-        let sentence = format!("{key:?}: unknown, expected {OVER}, such as ?{OVER}=20s");
+    if let Some(key) = query.keys().find(|key| !drains || *key != OVER) {
+        let sentence = match drains {
+            true => format!("{key:?}: unknown, expected {OVER}, such as ?{OVER}=20s"),
+            false => format!("{key:?}: expected no query, sessions that are left just stay"),
+        };
         return Ok(error(StatusCode::BAD_REQUEST, &sentence));
     }
     let parse = |text: &String| {

@@ -11,7 +11,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
-use super::admin::AdminState;
+use super::{admin::AdminState, api::error};
 use crate::config::Config;
 
 /// What came of a reload.
@@ -122,7 +122,7 @@ impl Reloads {
 pub async fn reload(state: web::Data<AdminState>) -> HttpResponse {
     match state.reloads.reload().await {
         Some(outcome) => HttpResponse::build(outcome.result.status()).json(&*outcome),
-        None => HttpResponse::NotImplemented().body("this process reads its settings only once\n"),
+        None => error(StatusCode::NOT_IMPLEMENTED, "this process reads its settings only once"),
     }
 }
 

@@ -332,7 +332,8 @@ async fn what_is_not_there_or_cannot_be_is_told_in_a_sentence() {
         (Method::POST, &format!("{of_pod}/drain?over=25h"), 400, "0s to 24h"),
         (Method::POST, &format!("{of_pod}/drain?ovr=1m"), 400, "\"ovr\": unknown, expected over"),
         (Method::POST, &format!("{of_pod}/drain?over=1m&x"), 400, "\"x\": unknown"),
-        (Method::POST, "/api/services/default/undrain?ovr=1m", 400, "\"ovr\""),
+        (Method::POST, "/api/services/default/undrain?over=1m", 400, "\"over\": expected no query"),
+        (Method::POST, "/api/reload", 501, "reads its settings only once"),
     ] {
         let (told, json) = call(&balancer.admin_url(path), method, &[], "loud").await;
         let sentence = json["error"].as_str().unwrap_or_default();

@@ -107,6 +107,25 @@ fn pods_may_be_of_different_sizes() {
 }
 
 #[test]
+fn passwords_in_urls_are_mistakes_and_told_to_nobody() {
+    for (url, shown) in [
+        ("http://me:s3cret@a:1", "http://***@a:1"),
+        ("http://a:1,https://s3cret@b,http://x:s3cret@c/?s3", "a:1,https://***@b,http://***@c/?s3"),
+    ] {
+        let problems = resolve(None, &[("WSBALANCER_SERVICES", url)]).map(drop).unwrap_err();
+        let problems = problems.to_string();
+        assert!(
+            problems.contains("without user name") && !problems.contains("s3cret"),
+            "{problems}"
+        );
+        assert!(problems.contains(shown), "{problems}");
+    }
+    let file = "[services.a]\ndiscovery = { dns = \"http://me:s3cret@a:1\" }\n";
+    let problems = resolve(Some(file), &[]).map(drop).unwrap_err().to_string();
+    assert!(problems.contains("***@a:1") && !problems.contains("s3cret"), "{problems}");
+}
+
+#[test]
 fn a_port_that_is_none_is_a_mistake_and_never_the_usual_one() {
     for (url, port) in [
         ("http://127.0.0.1:99999", "99999"),
