@@ -32,7 +32,7 @@ pub enum Ending {
     Moved,
     /// An operator wanted it.
     Operator,
-    /// It was cut before any of that: by a second signal, or because its worker has panicked.
+    /// It was cut before any of that: by a second signal, or because it has panicked.
     Cut,
 }
 
@@ -117,6 +117,7 @@ impl From<FirstEnd> for Ending {
         match end {
             FirstEnd::Close(direction) => Self::Closed(leg(direction)),
             FirstEnd::Vanished(direction) => Self::Lost(leg(direction)),
+            FirstEnd::Violated => Self::Limit,
         }
     }
 }

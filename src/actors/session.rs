@@ -162,9 +162,7 @@ impl SessionActor {
             _ => {}
         }
     }
-}
 
-impl SessionActor {
     /// Closes it for a reason of ours, at the next frame boundary.
     fn close(&mut self, to_client: CloseCode, to_pod: CloseCode, why: Ending) {
         self.ends_by(why);
@@ -177,11 +175,6 @@ impl SessionActor {
         self.control.give_up(comes_from(leg), why.reason());
     }
 
-    fn cut(&mut self) {
-        self.ends_by(Ending::Cut);
-        self.control.abort();
-    }
-
     /// We end it, unless that has begun.
     fn ends_by(&mut self, why: Ending) {
         let first = self.info.stats.first_end().map(Ending::from);
@@ -190,11 +183,17 @@ impl SessionActor {
 
     /// Why it has ended.
     fn ending(&self) -> Ending {
-        if self.ends.iter().any(|end| matches!(end, Some(End::Violated(_)))) {
-            return Ending::Limit;
-        }
-        let first = || self.info.stats.first_end().map(Ending::from);
-        self.closed_by_us.or_else(first).unwrap_or(Ending::Cut)
+        let first = self.info.stats.first_end().map(Ending::from);
+        // Who takes nothing has gone, even if nothing has been heard of that.
+        let lost = |direction: Direction, leg: Leg| {
+            let end = &self.ends[direction as usize];
+            matches!(end, Some(End::WriteFailed(_))).then_some(Ending::Lost(leg))
+        };
+        self.closed_by_us
+            .or(first)
+            .or_else(|| lost(Direction::Down, Leg::Client))
+            .or_else(|| lost(Direction::Up, Leg::Pod))
+            .unwrap_or(Ending::Cut)
     }
 }
 
@@ -242,7 +241,7 @@ impl Handler<Act> for SessionActor {
             Action::Close(Cause::Idle) => self.close(going, going, Ending::Idle),
             Action::GiveUp(leg, Loss::Silent) => self.give_up(leg, Ending::Silent(leg)),
             Action::GiveUp(leg, Loss::Stalled) => self.give_up(leg, Ending::Stalled(leg)),
-            Action::Cut => self.cut(),
+            Action::Cut => self.control.abort(),
         }
     }
 }

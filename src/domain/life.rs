@@ -78,7 +78,8 @@ pub struct Seen {
     pub peers: [Peer; 2],
     /// One side has ended, or a Close frame has passed.
     pub is_half_closed: bool,
-    /// A Close frame of ours is on its way, or one side is dead: from here on `close_timeout` counts.
+    /// A Close frame of ours is on its way, or one side is dead and no more comes from it: from here on
+    /// `close_timeout` counts.
     pub is_closing: bool,
 }
 
@@ -231,6 +232,7 @@ impl Life {
     }
 
     fn take_in(&mut self, seen: Seen, now: Moment) {
+        let mut is_taken = false;
         for (at, other) in [(0, 1), (1, 0)] {
             let (before, peer) = (&self.seen.peers[at], &seen.peers[at]);
             // What a peer says waits for the opposite one, and what waits for it is from there.
@@ -252,8 +254,13 @@ impl Life {
             if peer.relayed != before.relayed || peer.waiting != before.waiting {
                 self.active_at = now;
             }
+            // The rest of what was under way is being taken.
+            is_taken |= peer.waiting < before.waiting && !opposite_went_on;
         }
-        if seen.is_closing && self.closing_at.is_none() {
+        if seen.is_half_closed && !self.seen.is_half_closed {
+            self.active_at = now;
+        }
+        if seen.is_closing && (self.closing_at.is_none() || is_taken) {
             self.closing_at = Some(now);
         }
         self.seen = seen;
@@ -367,6 +374,39 @@ mod tests {
             session.says(Leg::Pod);
         }
         assert_eq!(session.wait(100), Some((31, Action::Cut)));
+    }
+
+    #[test]
+    fn half_closed_counts_from_the_end_of_the_one_side() {
+        let mut session = Session::new(RULES);
+        assert_eq!(session.wait(90), None);
+        session.seen.is_half_closed = true;
+        assert_eq!(session.wait(100), Some((31, Action::Cut)));
+    }
+
+    #[test]
+    fn who_still_takes_the_rest_is_not_cut() {
+        for (goes_on, cut_after) in [(false, 10 * 4 + 6), (true, 6)] {
+            let mut session = Session::new(RULES);
+            session.peer(Leg::Client).waiting = 100;
+            assert_eq!(session.wait(1), None);
+            session.seen.is_closing = true;
+            let mut seconds = 0;
+            let action = loop {
+                if let Some((_, action)) = session.wait(1) {
+                    break action;
+                }
+                seconds += 1;
+                if seconds % 4 == 0 && seconds <= 40 {
+                    session.peer(Leg::Client).waiting -= 1;
+                }
+                // A frame without end.
+                if goes_on {
+                    session.says(Leg::Pod);
+                }
+            };
+            assert_eq!((seconds + 1, action), (cut_after, Action::Cut));
+        }
     }
 
     #[test]

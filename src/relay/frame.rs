@@ -8,7 +8,7 @@ use super::close::CloseCode;
 pub const MAX_HEADER_LEN: usize = 14;
 
 /// Longest payload of a control frame (RFC 6455 §5.5).
-const MAX_CONTROL_PAYLOAD: usize = 125;
+pub(super) const MAX_CONTROL_PAYLOAD: usize = 125;
 
 const FIN: u8 = 0x80;
 const MASKED: u8 = 0x80;

@@ -219,9 +219,14 @@ impl Pulse {
         self.of(direction).awaited.swallowed.get()
     }
 
-    /// A Close of ours is on its way, or a peer is dead: the end has begun, and should not take long.
+    /// A Close of ours is on its way, or a peer is dead and all that it has sent is delivered: the end
+    /// has begun, and should not take long.
     pub fn is_closing(&self) -> bool {
-        self.up.is_closing.get() || self.down.is_closing.get()
+        let (up, down) = (&self.up, &self.down);
+        let is_in_vain = |pump: &Switch, other: &Switch| {
+            pump.is_closing.get() || (pump.has_lost_sink.get() && other.is_over.get())
+        };
+        is_in_vain(up, down) || is_in_vain(down, up)
     }
 
     fn of(&self, direction: Direction) -> &Switch {
@@ -261,6 +266,10 @@ struct Switch {
     awaited: Awaited,
     /// See [`Pulse::is_closing`].
     is_closing: Cell<bool>,
+    /// What still comes from the source is for nobody.
+    has_lost_sink: Cell<bool>,
+    /// All that came from the source is delivered.
+    is_over: Cell<bool>,
 }
 
 impl Switch {

@@ -176,7 +176,11 @@ impl Pump {
             match self.switch.take() {
                 Command::Relay => {}
                 Command::Abort => return Poll::Ready(self.aborted()),
-                Command::SourceLost => self.source_ended(End::ReadFailed(timed_out())),
+                Command::SourceLost => {
+                    // What had to wait for its turn is not let through now.
+                    self.sieve.as_mut().map(|sieve| sieve.give_up());
+                    self.source_ended(End::ReadFailed(timed_out()));
+                }
                 Command::SinkLost => self.sink_failed(timed_out()),
                 Command::Ping(frame) => self.inject_later(Injection::Ping(frame)),
                 Command::Close(frame) => {
@@ -193,6 +197,7 @@ impl Pump {
                 if told.is_pending() && !matches!(end, End::WriteFailed(_)) {
                     return Poll::Pending;
                 }
+                self.switch.is_over.set(true);
                 return Poll::Ready(std::mem::replace(end, End::Eof));
             }
             if self.injection.is_some() && self.relaying() && self.tracker.at_boundary() {
@@ -210,10 +215,10 @@ impl Pump {
         Poll::Pending
     }
 
-    /// Cut; what the source has done before is more worth knowing.
+    /// Cut; what was to end it before is more worth knowing.
     fn aborted(&mut self) -> End {
         match std::mem::replace(&mut self.state, State::Relaying) {
-            State::Discarding(end @ End::Violated(_)) => end,
+            State::Discarding(end @ (End::Violated(_) | End::WriteFailed(_))) => end,
             _ => End::Aborted,
         }
     }
@@ -257,13 +262,23 @@ impl Pump {
         let Some(sieve) = holding else { return Poll::Ready(Sifted::WantsMore) };
         let sifted = sieve.sift(&self.tracker, &self.switch.awaited, Instant::now);
         if let Sifted::Paused(until) = sifted {
+            // What a dead source has sent is delivered, but not over hours.
+            if self.other.has_lost_sink.get() {
+                self.switch.is_closing.set(true);
+            }
             ready!(sieve.poll_pause(until, cx));
         }
         Poll::Ready(sifted)
     }
 
-    /// The source has sent what it may not: both sides are told, and nothing more is passed on.
+    /// The source has sent what it may not: both sides are told, and nothing more is passed on. What
+    /// comes behind the source's own Close concerns nobody any more.
     fn violated(&mut self, violation: Violation) {
+        self.stats.end(FirstEnd::Violated);
+        if self.tracker.closed() {
+            self.discard(End::Violated(violation));
+            return;
+        }
         let reason = violation.to_string();
         let (mask, other_mask) = match self.direction {
             Direction::Up => (Some(masking_key()), None),
@@ -286,11 +301,11 @@ impl Pump {
         };
     }
 
-    /// The sink takes nothing any more.
+    /// The sink takes nothing any more. What has come from it before goes on to the other side.
     fn sink_failed(&mut self, error: io::Error) {
         self.kept = Kept::default();
         self.unflushed = false;
-        self.switch.is_closing.set(true);
+        self.switch.has_lost_sink.set(true);
         let end = End::WriteFailed(error);
         match self.relaying() {
             true => self.discard(end),

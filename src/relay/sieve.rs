@@ -17,7 +17,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{
     close::CloseCode,
-    frame::{FrameHeader, PingPayload, opcode, unmasked},
+    frame::{FrameHeader, MAX_CONTROL_PAYLOAD, PingPayload, opcode, unmasked},
     tracker::Tracker,
 };
 
@@ -233,10 +233,15 @@ impl Sieve {
 
     /// Whether the frame that begins may pass now; otherwise what to do instead.
     fn judge(&mut self, header: &FrameHeader, now: impl Fn() -> Instant) -> Result<(), Sifted> {
-        if header.is_control() {
-            return Ok(());
-        }
         let size = header.payload_len;
+        if header.is_control() {
+            let limit = self.limits.frame_size.into_iter().chain(self.limits.message_size).min();
+            // None that the protocol knows is longer.
+            return match limit.is_some_and(|limit| size > limit.max(MAX_CONTROL_PAYLOAD as u64)) {
+                true => Err(Sifted::Violates(Violation::FrameSize(size))),
+                false => Ok(()),
+            };
+        }
         if self.limits.frame_size.is_some_and(|limit| size > limit) {
             return Err(Sifted::Violates(Violation::FrameSize(size)));
         }
@@ -385,6 +390,28 @@ mod tests {
         sieve.feed(&pong);
         let sifted = sieve.sift(&Tracker::default(), &Awaited::default(), Instant::now);
         assert_eq!(sifted, Sifted::Passes(pong));
+    }
+
+    #[test]
+    fn what_is_called_a_control_frame_is_no_way_round_the_limits() {
+        for (frame_size, message_size, len, passes) in [
+            (Some(100), None, 125, true),
+            (Some(100), None, 126, false),
+            (None, Some(100), 126, false),
+            (Some(1000), Some(200), 200, true),
+            (Some(1000), Some(200), 201, false),
+            (None, None, 60_000, true),
+        ] {
+            let mut sieve = Sieve::new(Limits { frame_size, message_size, rate: None }, PAYLOAD);
+            let len: u16 = len;
+            let header = [&[0x89, 126][..], &len.to_be_bytes()].concat();
+            sieve.feed(&header);
+            let sifted = sieve.sift(&Tracker::default(), &Awaited::default(), Instant::now);
+            match passes {
+                true => assert_eq!(sifted, Sifted::Passes(header)),
+                false => assert_eq!(sifted, Sifted::Violates(Violation::FrameSize(len.into()))),
+            }
+        }
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub enum FirstEnd {
     Close(Direction),
     /// This direction ended without one.
     Vanished(Direction),
+    /// The client sent what it may not.
+    Violated,
 }
 
 /// Both directions of one tunnel.
@@ -47,7 +49,8 @@ impl TunnelStats {
             1 => Some(FirstEnd::Close(Direction::Up)),
             2 => Some(FirstEnd::Close(Direction::Down)),
             3 => Some(FirstEnd::Vanished(Direction::Up)),
-            _ => Some(FirstEnd::Vanished(Direction::Down)),
+            4 => Some(FirstEnd::Vanished(Direction::Down)),
+            _ => Some(FirstEnd::Violated),
         }
     }
 
@@ -56,6 +59,7 @@ impl TunnelStats {
         let number = match end {
             FirstEnd::Close(direction) => direction as u8 + 1,
             FirstEnd::Vanished(direction) => direction as u8 + 3,
+            FirstEnd::Violated => 5,
         };
         // Both pumps are on one thread.
         if self.first_end.load(Relaxed) == 0 {

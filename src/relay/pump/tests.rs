@@ -493,6 +493,74 @@ async fn what_is_too_large_ends_the_session_before_a_byte_of_it_passes() {
     .await;
 }
 
+/// What a side has sent before it died is not lost to a write that shows its death.
+#[actix_rt::test]
+async fn who_is_found_dead_by_a_write_is_still_delivered() {
+    in_time(async {
+        let early = text(b"much").repeat(50);
+        let (mut client, mut pod, Tunnel { up, down, control }, stats) = tunnel(64, b"", &early);
+        let pulse = control.pulse();
+        let relay = actix_rt::spawn(async move { tokio::join!(up, down) });
+        let last = text(b"my last words");
+        pod.write_all(&last).await.unwrap();
+        drop(pod);
+        client.write_all(&text(b"hello?")).await.unwrap();
+        while stats.up.messages() == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!pulse.is_closing(), "the client has yet to take {} bytes", early.len());
+        let expected =
+            [&early[..], &last, &frame::close(CloseCode::SERVICE_RESTART, "the pod is gone", None)];
+        let mut at_client = vec![0; expected.concat().len()];
+        client.read_exact(&mut at_client).await.unwrap();
+        assert_eq!(at_client, expected.concat());
+        assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
+        assert!(pulse.is_closing(), "now nothing is left to do");
+        drop(client);
+        assert!(matches!(relay.await.unwrap(), (End::WriteFailed(_), End::Eof)));
+    })
+    .await;
+}
+
+#[actix_rt::test]
+async fn a_violation_behind_a_close_is_nobodys_concern() {
+    in_time(async {
+        let limits = Limits { frame_size: Some(10), ..Limits::default() };
+        let rules = TunnelRules { limits, ..TunnelRules::default() };
+        let (mut client, mut pod, Tunnel { up, down, control: _control }, stats) =
+            tunnel_with(1024, b"", b"", rules);
+        actix_rt::spawn(async move { tokio::join!(up, down) });
+        let close = frame::close(CloseCode::GOING_AWAY, "bye", Some([0; 4]));
+        client.write_all(&[&close[..], &[0x82, 0xff], &[1; 12]].concat()).await.unwrap();
+        assert_eq!(all(&mut pod).await, close);
+        let answer = frame::close(CloseCode::GOING_AWAY, "bye", None);
+        pod.write_all(&answer).await.unwrap();
+        drop(pod);
+        assert_eq!(all(&mut client).await, answer);
+        assert_eq!(stats.first_end(), Some(FirstEnd::Close(Direction::Up)));
+    })
+    .await;
+}
+
+/// Neither the rate nor the sizes have been looked at.
+#[actix_rt::test]
+async fn what_was_held_back_of_a_peer_that_is_given_up_does_not_pass() {
+    in_time(async {
+        let (mut client, mut pod, Tunnel { up, down, control }, _) =
+            tunnel_with(1024, b"", b"", rated(1, 1, false));
+        actix_rt::spawn(async move { tokio::join!(up, down) });
+        let message = text(b"one");
+        client.write_all(&message.repeat(3)).await.unwrap();
+        let mut first = vec![0; message.len()];
+        pod.read_exact(&mut first).await.unwrap();
+        assert_eq!(first, message);
+        control.give_up(Direction::Up, "nothing is taken");
+        let told = all(&mut pod).await;
+        assert_eq!(control_frame(&told), close_payload(1001, "the client is gone"));
+    })
+    .await;
+}
+
 fn rated(per_second: u32, burst: u32, closes: bool) -> TunnelRules {
     let rate = Some(Rate { per_second, burst, closes });
     TunnelRules { limits: Limits { rate, ..Limits::default() }, ..TunnelRules::default() }
