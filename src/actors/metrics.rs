@@ -388,7 +388,7 @@ impl Handler<Reconfigure> for MetricsActor {
             if !stay.contains(&index) {
                 watch.is_configured = false;
                 watch.is_discovered = false;
-                watch.pool.set_backends(Vec::new(), Instant::now());
+                watch.pool.retire(Instant::now());
             }
         }
         (0..self.services.len()).for_each(|index| self.tell(index));

@@ -3,7 +3,7 @@
 use std::{
     borrow::Cow,
     collections::{BTreeMap, HashMap},
-    fmt,
+    fmt, fs, io,
     path::Path,
 };
 
@@ -54,6 +54,14 @@ pub fn without_password(text: &str) -> Cow<'_, str> {
         (None, behind) => format!("{before}//{authority}{behind}").into(),
         (Some((_, host)), behind) => format!("{before}//***@{host}{behind}").into(),
     }
+}
+
+/// The text of a file, and nothing that there might be no end of.
+fn text_of(path: &Path) -> io::Result<String> {
+    if !path.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
+    }
+    fs::read_to_string(path)
 }
 
 /// What the sockets are called that were opened for this process (LISTEN_FDNAMES of
@@ -148,11 +156,12 @@ impl Layers {
         let mut layers = Self::defaults();
         if let Some(path) = file {
             let origin = path.display().to_string();
-            if let Err(error) = path.metadata() {
-                let (key, advice) = (origin.clone(), format!("cannot be read: {error}"));
-                return Err(Problems(vec![Problem { key, value: None, origin, advice }]));
-            }
-            let source = File::from(path).format(FileFormat::Toml);
+            let text = text_of(path).map_err(|error| {
+                let (key, origin) = (origin.clone(), origin.clone());
+                let advice = format!("cannot be read: {error}");
+                Problems(vec![Problem { key, value: None, origin, advice }])
+            })?;
+            let source = File::from_str(&text, FileFormat::Toml);
             layers.add(&source, &origin, |_| origin.clone())?;
         }
         layers.add_environment(environment)?;

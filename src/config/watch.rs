@@ -38,7 +38,7 @@ const LOOK_ANYWAY: Duration = Duration::from_secs(10);
 /// Why files should be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileChange {
-    /// The watch has begun; nobody saw what happened before.
+    /// The watch of these files has begun; nobody saw what happened before.
     Begun,
     /// They hold something else.
     Contents,
@@ -128,15 +128,15 @@ impl FileWatch {
             look_anyway: LOOK_ANYWAY,
         };
         watch.follow(files);
-        watch.has_begun = true;
         Ok(watch)
     }
 
-    /// Watches `files` instead of those before.
+    /// Watches `files` instead of those before; if they are others, that is a beginning.
     pub fn follow(&mut self, files: Vec<PathBuf>) {
         if files != self.files {
             self.files = files;
             self.look();
+            self.has_begun = true;
         }
         self.watch_folders();
     }
@@ -230,7 +230,12 @@ fn folders(file: &Path) -> impl Iterator<Item = PathBuf> {
 }
 
 fn contents(files: &[PathBuf]) -> Vec<Option<Vec<u8>>> {
-    let digest = |file: &PathBuf| Some(digest(&SHA256, &fs::read(file).ok()?).as_ref().to_vec());
+    let digest = |file: &PathBuf| {
+        // Nothing else: it might block, or have no end.
+        let is_file = fs::metadata(file).is_ok_and(|found| found.is_file());
+        let text = is_file.then(|| fs::read(file).ok())??;
+        Some(digest(&SHA256, &text).as_ref().to_vec())
+    };
     files.iter().map(digest).collect()
 }
 
@@ -259,16 +264,21 @@ mod tests {
         }
     }
 
+    const AT_MOST: Duration = Duration::from_secs(30);
+
+    async fn change(watch: &mut FileWatch) -> FileChange {
+        tokio::time::timeout(AT_MOST, watch.changed(None)).await.expect("a change")
+    }
+
     /// A watch that somebody has read the files of.
     async fn watch(file: &Path) -> FileWatch {
         let mut watch = FileWatch::new(vec![file.to_owned()]).unwrap();
-        assert_eq!(watch.changed(None).await, FileChange::Begun);
+        assert_eq!(change(&mut watch).await, FileChange::Begun);
         watch
     }
 
     async fn sees(watch: &mut FileWatch) {
-        let change = tokio::time::timeout(Duration::from_secs(30), watch.changed(None)).await;
-        assert_eq!(change, Ok(FileChange::Contents));
+        assert_eq!(change(watch).await, FileChange::Contents);
     }
 
     #[actix_rt::test]
@@ -362,6 +372,30 @@ mod tests {
         watch.look_anyway = QUIET;
         symlink("v2", folder.0.join("next")).unwrap();
         fs::rename(folder.0.join("next"), &current).unwrap();
+        sees(&mut watch).await;
+    }
+
+    /// Reading it would wait for a writer, with all else that the thread has to do.
+    #[test]
+    fn what_is_no_file_is_not_read() {
+        let folder = Folder::new();
+        let pipe = folder.0.join("a.toml");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let (sender, read) = std::sync::mpsc::channel();
+        std::thread::spawn(move || sender.send(contents(&[pipe, "/dev/zero".into()])));
+        assert_eq!(read.recv_timeout(AT_MOST), Ok(vec![None, None]));
+    }
+
+    /// Who names them has read them before, and they may have changed since.
+    #[actix_rt::test]
+    async fn files_that_are_added_are_a_beginning() {
+        let folder = Folder::new();
+        let [a, b] = ["a.toml", "b.pem"].map(|name| folder.0.join(name));
+        fs::write(&a, "one").unwrap();
+        let mut watch = watch(&a).await;
+        watch.follow(vec![a.clone(), b]);
+        assert_eq!(change(&mut watch).await, FileChange::Begun);
+        fs::write(&a, "two").unwrap();
         sees(&mut watch).await;
     }
 

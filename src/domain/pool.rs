@@ -391,6 +391,13 @@ impl Pool {
         std::mem::take(&mut self.news)
     }
 
+    /// Nobody wants this pool any more: its backends are left to their sessions, and if it is wanted again
+    /// nothing is known of an operator's drain of it.
+    pub fn retire(&mut self, now: Instant) {
+        self.operator_drains = false;
+        self.set_backends(Vec::new(), now);
+    }
+
     /// Makes the pool hold `backends`. Those that are new come cold, unless there was nobody
     /// before; those that are missing drain, and are forgotten after the grace period, once no
     /// session is left on them; those that come back within it are as they were. URLs that are

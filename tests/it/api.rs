@@ -1,6 +1,6 @@
 //! What operators ask and do through the admin listener.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use awc::http::Method;
 use futures_util::{
@@ -10,7 +10,14 @@ use futures_util::{
 use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt as _, net::TcpListener};
 use tokio_tungstenite::tungstenite::Message;
-use wsbalancer::{actors::metrics::Reconfigure, plan::Indexes};
+use wsbalancer::{
+    actors::{
+        metrics::Reconfigure,
+        registry::{MoveAll, Pace},
+    },
+    domain::lease::{Backend, Transport},
+    plan::Indexes,
+};
 
 use crate::support::{
     Balancer,
@@ -234,6 +241,10 @@ async fn a_session_that_opens_on_a_pod_that_is_moved_away_is_moved_too() {
     let request = within("a request", read_head(&mut at_pod)).await.unwrap();
     let drained = post(&balancer, &format!("/api/backends/{address}/drain?over=100ms")).await;
     assert_eq!((drained.0, &drained.1[0]["connecting"]), (200, &json!(1)), "{}", drained.1);
+    // As when the pod is ejected meanwhile.
+    let (service, address) = ("default".to_owned(), address.to_string());
+    let from = Arc::new(Backend { service, url, address, transport: Transport::Tcp });
+    balancer.control.registry.do_send(MoveAll { from, pace: Pace::AtOnce });
     at_pod.write_all(switching(&request, "").as_bytes()).await.unwrap();
     let (mut client, _) = within("the 101", client).await.unwrap().expect("a tunnel");
     let first = within("the Close", client.next()).await.unwrap().unwrap();

@@ -187,6 +187,41 @@ async fn a_service_that_is_gone_cannot_be_drained() {
     assert_eq!(drain("chat").await.0, 200);
 }
 
+/// Its name may come back for other pods.
+#[actix_rt::test]
+async fn a_drain_of_a_service_ends_with_the_service() {
+    let [old, web, new] = [Pod::echo().await, Pod::echo().await, Pod::echo().await];
+    let service = |name: &str, pod: &Pod, path: &str| {
+        let url = pod.url();
+        format!(
+            "[services.{name}]\nbackends = [\"{url}\"]\n\
+             [[routes]]\nservice = \"{name}\"\npath_prefix = \"{path}\"\n"
+        )
+    };
+    let rest = service("web", &web, "/web");
+    let balancer = Reloadable::start(&(service("chat", &old, "/") + &rest)).await;
+    let url = balancer.admin("/api/services/chat/drain");
+    assert_eq!(awc::Client::new().post(url).send().await.unwrap().status(), 200);
+    assert_eq!(balancer.status().await, 503);
+    balancer.apply(&rest).await;
+    balancer.apply(&(service("chat", &new, "/") + &rest)).await;
+    assert_eq!(balancer.status().await, 101);
+    assert_eq!((old.upgrades(), new.upgrades()), (0, 1));
+}
+
+#[actix_rt::test]
+async fn what_is_no_file_of_text_is_refused() {
+    let pod = Pod::echo().await;
+    let balancer = Reloadable::start(&services(&[&pod])).await;
+    fs::write(&balancer.file, [services(&[&pod]).as_bytes(), b"# caf\xe9\n"].concat()).unwrap();
+    let (status, _, problems) = balancer.post().await;
+    assert!(status == 422 && problems[0].contains("UTF-8"), "{problems:?}");
+    fs::remove_file(&balancer.file).unwrap();
+    fs::create_dir(&balancer.file).unwrap();
+    let (status, _, problems) = balancer.post().await;
+    assert!(status == 422 && problems[0].contains("it is no regular file"), "{problems:?}");
+}
+
 #[actix_rt::test]
 async fn a_bad_file_changes_nothing_and_is_reported_everywhere() {
     let pod = Pod::echo().await;

@@ -60,7 +60,7 @@ pub struct MoveAll {
 pub enum Pace {
     /// Those that are there and those that still open, spread over this time.
     Over(Duration),
-    /// Those that are there, at once.
+    /// Those that are there, at once; moves that are under way go on.
     AtOnce,
     /// They stay, and moves that are under way end.
     Never,
@@ -101,20 +101,26 @@ impl Handler<MoveAll> for RegistryActor {
         if self.shutdown.is_some() {
             return;
         }
-        self.moving.remove(&from);
-        let over = match pace {
-            Pace::Over(time) => time,
-            Pace::AtOnce => Duration::ZERO,
-            Pace::Never => return,
-        };
         let on_it = self.sessions.values().filter(|live| live.info.backend == from && !live.told);
         let ids: Vec<u64> = on_it.map(|live| live.info.id).collect();
-        log::info!("{}: {} sessions are moved over {over:?}", from.address, ids.len());
-        let departures = Departures::new(&ids, over, Instant::now(), fastrand::u64(..));
-        self.moving.insert(from.clone(), departures);
-        self.close_due(ctx);
-        if pace == Pace::AtOnce {
-            self.moving.remove(&from);
+        let told = |how: &str| {
+            log::info!("{}: {} sessions are moved {how}", from.address, ids.len());
+        };
+        match pace {
+            Pace::Over(over) => {
+                told(&format!("over {over:?}"));
+                let departures = Departures::new(&ids, over, Instant::now(), fastrand::u64(..));
+                self.moving.insert(from, departures);
+                self.close_due(ctx);
+            }
+            // Whoever comes later is the concern of a move that may be under way.
+            Pace::AtOnce => {
+                told("at once");
+                ids.into_iter().for_each(|id| self.close(id, Ending::Moved));
+            }
+            Pace::Never => {
+                self.moving.remove(&from);
+            }
         }
     }
 }
