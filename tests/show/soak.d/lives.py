@@ -222,6 +222,8 @@ def explain(client, fault):
         return "reached the greatest age"
     if any(client.outcome.startswith(start) for start in BY_ITSELF.get(client.staged, ())):
         return client.staged
+    if client.staged == "stalls" and fault == "stall" and client.outcome in BY_ITSELF["hides"]:
+        return "stalls without a flood, pod: stall"  # nothing waits for it then, and it answers no Ping
     if client.outcome in BY_POD.get(fault, ()):
         return f"pod: {fault}"
     if client.said_close and fault and client.outcome in AFTER_CLOSE:
