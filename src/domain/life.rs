@@ -214,8 +214,12 @@ impl Life {
             self.began_at.is_over(age.mul_f64(1.0 - f64::from(self.luck) / 10.0), now)
         });
         if seen.is_half_closed {
+            if is_too_old {
+                // The end may have begun just now: there is time to answer it.
+                self.closing_at = Some(now);
+            }
             let is_over = self.active_at.is_over(rules.half_closed_timeout, now);
-            return (is_over || is_too_old).then_some(Action::Cut);
+            return is_over.then_some(Action::Cut);
         }
         if rules.idle_timeout.is_some_and(|limit| self.active_at.is_over(limit, now)) {
             return Some(Action::Close(Cause::Idle));
@@ -423,7 +427,7 @@ mod tests {
             }
             assert!(seconds < 200, "still there");
         };
-        assert_eq!((seconds, action), (95, Action::Cut));
+        assert_eq!((seconds, action), (95 + 5, Action::Cut), "after the time to answer");
     }
 
     #[test]
