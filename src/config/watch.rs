@@ -58,7 +58,7 @@ pub struct FileWatch {
     events: mpsc::Receiver<()>,
     written: Written,
     /// Nobody has read them since the watch began.
-    has_begun: bool,
+    is_unread: bool,
     /// [`LOOK_ANYWAY`]
     look_anyway: Duration,
 }
@@ -124,7 +124,7 @@ impl FileWatch {
             unwatched: BTreeSet::new(),
             events,
             written,
-            has_begun: false,
+            is_unread: false,
             look_anyway: LOOK_ANYWAY,
         };
         watch.follow(files);
@@ -136,7 +136,7 @@ impl FileWatch {
         if files != self.files {
             self.files = files;
             self.look();
-            self.has_begun = true;
+            self.is_unread = true;
         }
         self.watch_folders();
     }
@@ -145,13 +145,13 @@ impl FileWatch {
     /// change any more.
     pub fn look(&mut self) {
         self.seen = contents(&self.files);
-        self.has_begun = false;
+        self.is_unread = false;
     }
 
     /// Resolves when one of the files holds something else, or when that is not so and nobody has
     /// written for `at_most`; and at the beginning, as soon as nobody writes.
     pub async fn changed(&mut self, at_most: Option<Duration>) -> FileChange {
-        if self.has_begun {
+        if self.is_unread {
             self.settled().await;
             self.look();
             return FileChange::Begun;

@@ -58,7 +58,7 @@ pub enum End {
     WriteFailed(io::Error),
     /// Our own Close frame was sent, and the source has closed too.
     Closed,
-    /// The source sent what it may not, and both sides were told to close.
+    /// The source sent what it may not; both sides were told to close, unless it had said so itself.
     Violated(Violation),
     /// Cut by [`Control::abort`](super::Control::abort), with nothing of the above before.
     Aborted,
@@ -178,7 +178,9 @@ impl Pump {
                 Command::Abort => return Poll::Ready(self.aborted()),
                 Command::SourceLost => {
                     // What had to wait for its turn is not let through now.
-                    self.sieve.as_mut().map(|sieve| sieve.give_up());
+                    if let Some(sieve) = &mut self.sieve {
+                        sieve.give_up();
+                    }
                     self.source_ended(End::ReadFailed(timed_out()));
                 }
                 Command::SinkLost => self.sink_failed(timed_out()),

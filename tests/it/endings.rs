@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use awc::http::Method;
 use futures_util::StreamExt as _;
+use socket2::SockRef;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -141,6 +142,22 @@ async fn by_taking_nothing() {
         while within("the end", stream.write_all(&message)).await.is_ok() {}
         stage.ends(reason).await;
     }
+}
+
+/// Nobody reads from a client that has to wait for its rate: only a write shows that it is gone. What it
+/// has sent would take a minute.
+#[actix_rt::test]
+async fn by_a_death_that_only_a_write_shows() {
+    let settings = [("balancer.messages_per_second", "1"), ("balancer.close_timeout", "50ms")];
+    let Stage { balancer, mut client, mut pod } = Stage::set(&settings).await;
+    let message = masked(FIN | BINARY, b"one");
+    client.write_all(&message.repeat(60)).await.unwrap();
+    within("the first", pod.stream.read_exact(&mut vec![0; message.len()])).await.unwrap();
+    SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(client);
+    pod.stream.write_all(&unmasked(FIN | BINARY, b"anybody there?")).await.unwrap();
+    balancer.until_sessions(0).await;
+    assert_eq!(endings(&balancer).await, [("client_lost".to_owned(), 1)]);
 }
 
 #[actix_rt::test]

@@ -32,6 +32,11 @@ impl Reloadable {
         Self::start_with(toml, &[("WSBALANCER__ADMIN__WATCH_CONFIG", "false")]).await
     }
 
+    /// Its file is watched.
+    async fn watching(toml: &str) -> Self {
+        Self::start_with(toml, &[("WSBALANCER__ADMIN__WATCH_CONFIG", "true")]).await
+    }
+
     async fn start_with(toml: &str, variables: &[(&str, &str)]) -> Self {
         let name = format!("wsbalancer-reload-{}-{:x}", std::process::id(), fastrand::u64(..));
         let folder = std::env::temp_dir().join(name);
@@ -312,9 +317,7 @@ async fn a_token_holds_at_once_and_is_told_to_nobody() {
 #[actix_rt::test]
 async fn a_signal_and_a_changed_file_do_it_too() {
     let [a, b] = [Pod::echo().await, Pod::echo().await];
-    let balancer =
-        Reloadable::start_with(&services(&[&a]), &[("WSBALANCER__ADMIN__WATCH_CONFIG", "true")])
-            .await;
+    let balancer = Reloadable::watching(&services(&[&a])).await;
     fs::write(&balancer.file, services(&[&b])).unwrap();
     eventually("the changed file", async || balancer.reloads("applied").await == 1).await;
     let _client = balancer.connect().await;
@@ -333,9 +336,7 @@ async fn a_signal_and_a_changed_file_do_it_too() {
 #[actix_rt::test]
 async fn half_of_a_file_that_is_written_during_the_start_is_not_read() {
     let [a, b] = [Pod::echo().await, Pod::echo().await];
-    let balancer =
-        Reloadable::start_with(&services(&[&a]), &[("WSBALANCER__ADMIN__WATCH_CONFIG", "true")])
-            .await;
+    let balancer = Reloadable::watching(&services(&[&a])).await;
     let mut writer = fs::File::create(&balancer.file).unwrap();
     writer.write_all(b"services = [").unwrap();
     let _first = balancer.connect().await;
@@ -487,8 +488,7 @@ async fn authorities_that_are_renewed_hold_for_new_connections() {
          eject_after = 0\ntls_ca_file = {believed:?}\ntls_server_name = \"localhost\"\n",
         inner.address()
     );
-    let balancer =
-        Reloadable::start_with(&toml, &[("WSBALANCER__ADMIN__WATCH_CONFIG", "true")]).await;
+    let balancer = Reloadable::watching(&toml).await;
     assert_eq!(balancer.status().await, 502, "another authority");
     fs::copy(new.file("cert.pem"), &believed).unwrap();
     eventually("the renewed file", async || balancer.reloads("applied").await == 1).await;
@@ -501,9 +501,7 @@ async fn authorities_that_are_renewed_hold_for_new_connections() {
 async fn settings_that_lack_a_file_hold_as_soon_as_it_is_there() {
     let pod = Pod::echo().await;
     let authorities = Certificate::new("localhost");
-    let balancer =
-        Reloadable::start_with(&services(&[&pod]), &[("WSBALANCER__ADMIN__WATCH_CONFIG", "true")])
-            .await;
+    let balancer = Reloadable::watching(&services(&[&pod])).await;
     let late = authorities.file("late.pem");
     let secure = pod.url().replace("http:", "https:");
     let toml = format!("services = [{secure:?}]\n[balancer]\ntls_ca_file = {late:?}\n");
