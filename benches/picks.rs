@@ -15,12 +15,14 @@ use std::{
 };
 
 use wsbalancer::domain::{
-    affinity::Preference,
-    health::HealthSettings,
-    lease::{Backend, Lease, Purpose, Transport},
-    pool::{PollTarget, Pool, PoolSettings},
+    balance::{
+        affinity::Preference,
+        health::HealthSettings,
+        lease::{Backend, Lease, Purpose, Transport},
+        pool::{PollTarget, Pool, PoolSettings},
+        strategy::Strategy,
+    },
     report::Report,
-    strategy::Strategy,
 };
 
 /// Per strategy and number of pods.

@@ -7,7 +7,7 @@
 
 use std::{hint::black_box, time::Instant};
 
-use wsbalancer::domain::route::{HostPattern, Route, Router};
+use wsbalancer::domain::routing::route::{HostPattern, Route, Router};
 
 /// Requests per round.
 const REQUESTS: usize = 100_000;

@@ -17,34 +17,34 @@
 //!
 //! # One connection's way
 //!
-//! 1. [`http::traffic`]: the listener's service, one per worker; `http::accept` reads a PROXY header
-//!    and does TLS where these are configured; `http::front` reads the first head. What is no
-//!    handshake goes on in `http::plain`.
-//! 2. `http::handshake`: the request is checked (RFC 6455 §4.2.1), `http::routing` finds its service
-//!    by [`domain::route`], [`http::forward`] says what pods see of it, `http::affinity` which pod it
-//!    asks for, [`domain::admission`] lets the client in.
-//! 3. `http::tries`: asks for a place, pod after pod, and in `http::queue` when all are full.
-//!    [`actors::metrics`] answers `PickBackend` with a [`domain::lease::Lease`] on the preferred
-//!    backend or on the one with the smallest [`domain::estimate`].
+//! 1. [`traffic::listener`]: the listener's service, one per worker, reads a PROXY header
+//!    and does TLS where these are configured; `traffic::first_request` reads the first head. What is no
+//!    handshake goes on in `traffic::plain`.
+//! 2. `traffic::handshake`: the request is checked (RFC 6455 §4.2.1), `traffic::routing` finds its service
+//!    by [`domain::routing`], [`traffic::headers::forwarded`] says what pods see of it, `traffic::headers::cookie` which pod it
+//!    asks for, [`domain::session::admission`] lets the client in.
+//! 3. `traffic::attempts`: asks for a place, pod after pod, and in `traffic::queue` when all are full.
+//!    [`actors::metrics`] answers `PickBackend` with a [`domain::balance::lease::Lease`] on the preferred
+//!    backend or on the one with the smallest [`domain::balance::estimate`].
 //! 4. [`net::connect`]: awc's connector opens the connection, with TLS where the pod speaks it;
-//!    `http::dial` shakes hands, and the pod's 101 is checked.
+//!    `traffic::upstream` shakes hands, and the pod's 101 is checked.
 //! 5. [`actors::session`]: the client's socket and the direction up; [`actors::backend`]: the
 //!    pod's connection and the direction down. Each drives one [`relay::Pump`].
-//! 6. `actors::sweep`, once per worker, looks at all sessions of its thread a few times in the
-//!    shortest time-out and asks [`domain::life`] whether one has to end or to be asked for a Pong.
+//! 6. `actors::timeouts`, once per worker, looks at all sessions of its thread a few times in the
+//!    shortest time-out and asks [`domain::session::timeouts`] whether one has to end or to be asked for a Pong.
 //! 7. The session ends when both directions have; dropping it returns its slot, its place in
 //!    [`actors::registry`] and both sockets.
 //!
 //! # Other settings
 //!
-//! Everything that a handshake goes by hangs behind one pointer ([`http::thread`]), which [`reload`]
-//! swaps when the settings have changed ([`config::reload`]). Control actors know services by indexes
-//! ([`plan::Indexes`]), which never become another service's.
+//! Everything that a handshake goes by hangs behind one pointer ([`traffic::worker`]), which [`app::reload`]
+//! swaps when the settings have changed ([`config::diff`]). Control actors know services by indexes
+//! ([`services::Indexes`]), which never become another service's.
 //!
 //! # Who may import whom
 //!
-//! `main` → [`app`], [`demo`] → [`reload`] → [`http`] → [`plan`] → [`actors`] → [`net`] → [`relay`],
-//! [`domain`]. [`config`] is read by `app`, `reload`, `http` and `plan` and knows `net`, `domain` and
+//! `main` → [`app`], [`demo`] → [`admin`], [`traffic`] → [`services`] → [`actors`] → [`net`] →
+//! [`relay`], [`domain`]. [`config`] is read by `app`, `admin`, `traffic` and `services` and knows `net`, `domain` and
 //! `relay`; `relay` and `domain` know nobody. A test enforces it.
 //!
 //! # Words
@@ -69,14 +69,14 @@
 #![warn(missing_docs)]
 
 pub mod actors;
+pub mod admin;
 pub mod app;
 pub mod cli;
 pub mod config;
 pub mod demo;
 pub mod domain;
-pub mod http;
 pub mod net;
-pub mod plan;
 pub mod relay;
-pub mod reload;
+pub mod services;
 pub mod telemetry;
+pub mod traffic;

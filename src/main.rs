@@ -5,11 +5,11 @@ use std::{error::Error, io, net::SocketAddr, path::PathBuf, process::ExitCode, t
 use clap::Parser as _;
 use tokio::signal::unix::{SignalKind, signal};
 use wsbalancer::{
+    admin::READYZ,
     app::{App, Listeners},
     cli::{Cli, Command},
     config::{self, Problems},
     demo,
-    http::admin::READYZ,
     telemetry::logging,
 };
 

@@ -11,12 +11,14 @@ use std::{
 
 use fastrand::Rng;
 use wsbalancer::domain::{
-    affinity::Preference,
-    health::HealthSettings,
-    lease::{Backend, Lease, Purpose, Transport},
-    pool::{Poll, PollTarget, Pool, PoolSettings},
+    balance::{
+        affinity::Preference,
+        health::HealthSettings,
+        lease::{Backend, Lease, Purpose, Transport},
+        pool::{Poll, PollTarget, Pool, PoolSettings},
+        strategy::Strategy,
+    },
     report::{Report, ReportError},
-    strategy::Strategy,
 };
 
 /// How connections are placed.

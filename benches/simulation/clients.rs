@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use wsbalancer::domain::health::EARLY_DEATH;
+use wsbalancer::domain::balance::health::EARLY_DEATH;
 
 use crate::{
     choosers::{Slot, Truth},

@@ -12,9 +12,9 @@ use std::{
 use libfuzzer_sys::fuzz_target;
 use toml::{Table, Value};
 use wsbalancer::{
-    config::{Config, Discovery, Layers, Problems, Service, load::Problem},
-    domain::lease::Transport,
-    net::resolve::Source,
+    config::{Config, Discovery, Layers, Problems, Service, layers::Problem},
+    domain::balance::lease::Transport,
+    net::dns::lookup::Source,
 };
 
 const PREFIX: &str = "WSBALANCER__";

@@ -14,8 +14,8 @@ use actix_http::{
 use ipnet::IpNet;
 use libfuzzer_sys::fuzz_target;
 use wsbalancer::{
-    domain::lease::{Backend, Transport},
-    http::forward::{Changes, Forwarding, Hop},
+    domain::balance::lease::{Backend, Transport},
+    traffic::headers::forwarded::{Changes, Forwarding, Hop},
 };
 
 const TRUSTED: [&str; 2] = ["10.0.0.0/8", "fd00::/8"];

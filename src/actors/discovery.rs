@@ -12,10 +12,10 @@ use actix::{
 
 use crate::{
     domain::{
-        discovery::{Answer, KnownAddresses, LookupError, Notice},
-        lease::Backend,
+        balance::lease::Backend,
+        dns::{Answer, KnownAddresses, LookupError, Notice},
     },
-    net::resolve::{Resolver, ResolverSettings, Source},
+    net::dns::lookup::{Resolver, ResolverSettings, Source},
 };
 
 /// Share of the wait by which it is lengthened at random, so that replicas do not ask in step.

@@ -5,7 +5,7 @@ use std::fmt;
 use log::Level;
 
 use crate::{
-    domain::life::Leg,
+    domain::session::timeouts::Leg,
     relay::{Direction, FirstEnd},
 };
 

@@ -16,10 +16,12 @@ use super::{
     registry::{MoveAll, MoveSessions, Pace},
 };
 use crate::domain::{
-    affinity::Preference,
-    lease::{Backend, Lease, Load, Purpose},
-    pool::{BackendSnapshot, News, NoBackend, Poll, Pool, PoolSettings, State},
-    rebalance::{RebalanceSettings, Rebalancer},
+    balance::{
+        affinity::Preference,
+        lease::{Backend, Lease, Load, Purpose},
+        pool::{BackendSnapshot, News, NoBackend, Poll, Pool, PoolSettings, State},
+        rebalance::{RebalanceSettings, Rebalancer},
+    },
     report::{Report, ReportError},
 };
 
@@ -462,7 +464,7 @@ mod tests {
     use actix::Addr;
 
     use super::*;
-    use crate::domain::{health::HealthSettings, lease::Transport, strategy::Strategy};
+    use crate::domain::balance::{health::HealthSettings, lease::Transport, strategy::Strategy};
 
     /// Nobody is moved.
     struct Deaf;

@@ -17,7 +17,7 @@
 //! | [`registry::DrainAll`], [`registry::AwaitEmpty`], [`registry::CountDrained`] | shutdown → [`RegistryActor`] | when all are gone; how many there were |
 //! | [`registry::MoveAll`] | [`MetricsActor`] → [`RegistryActor`] | – |
 //! | [`session::CloseSession`] | [`RegistryActor`] → [`SessionActor`] | – |
-//! | `sweep::Act` | a worker's sweep → [`SessionActor`] | – |
+//! | `timeouts::Act` | a worker's sweep → [`SessionActor`] | – |
 //! | [`session::PodSideEnded`] | [`BackendActor`] → [`SessionActor`] | – |
 //!
 //! [`MetricsActor`], [`DiscoveryActor`] and [`RegistryActor`] live on a control thread of their own,
@@ -39,4 +39,4 @@ pub mod poll;
 pub mod registry;
 pub mod session;
 pub mod supervision;
-mod sweep;
+mod timeouts;

@@ -20,10 +20,11 @@ use tokio::io::AsyncReadExt as _;
 use super::metrics::Polled;
 use crate::{
     domain::{
-        lease::{Backend, Transport},
-        pool::PollTarget,
-        question::Question,
-        report::{MAX_REPORT_LEN, Report, ReportError, check_status},
+        balance::{
+            lease::{Backend, Transport},
+            pool::PollTarget,
+        },
+        report::{MAX_REPORT_LEN, Report, ReportError, check_status, query::Question},
     },
     net::connect::{ConnectSettings, Connector},
 };

@@ -13,14 +13,15 @@ use super::{
     backend::BackendActor,
     ending::Ending,
     registry::{Registration, RegistryActor, SessionInfo},
-    sweep::{self, Act},
+    timeouts::{self, Act},
 };
 use crate::{
     domain::{
-        admission::Ticket,
-        health::EARLY_DEATH,
-        lease::Lease,
-        life::{Action, Cause, Leg, LifeRules, Loss},
+        balance::{health::EARLY_DEATH, lease::Lease},
+        session::{
+            admission::Ticket,
+            timeouts::{Action, Cause, Leg, LifeRules, Loss},
+        },
     },
     relay::{Control, Direction, End, FirstEnd, Peer, Tunnel, TunnelRules, close::CloseCode},
     telemetry::counters::Counters,
@@ -113,7 +114,7 @@ impl SessionActor {
         Self::create(|ctx| {
             BackendActor::start(down, ctx.address());
             let session = ctx.address().downgrade();
-            sweep::watch(session.clone(), info.clone(), control.pulse(), rules.clone());
+            timeouts::watch(session.clone(), info.clone(), control.pulse(), rules.clone());
             ctx.spawn(wrap_future(up).map(|end, session: &mut Self, ctx| {
                 session.direction_ended(Direction::Up, end, ctx);
             }));

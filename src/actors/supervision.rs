@@ -173,8 +173,8 @@ mod tests {
             session::{Bell, Rules, SessionActor, Slot},
         },
         domain::{
-            lease::{Backend, Gauge, Lease, Load, Purpose, Transport},
-            life::LifeRules,
+            balance::lease::{Backend, Gauge, Lease, Load, Purpose, Transport},
+            session::timeouts::LifeRules,
         },
         relay::{Peer, TunnelRules, close::CloseCode},
         telemetry::counters::{Counters, Labels},

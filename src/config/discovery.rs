@@ -5,10 +5,10 @@ use std::net::{IpAddr, SocketAddr};
 use actix_http::Uri;
 use tokio_rustls::rustls::pki_types::ServerName;
 
-use super::read::{Reader, backend};
+use super::reader::{Reader, backend};
 use crate::{
-    domain::lease::{Backend, Transport},
-    net::resolve::{HostName, Source},
+    domain::balance::lease::{Backend, Transport},
+    net::dns::lookup::{HostName, Source},
 };
 
 /// Port of name servers that are given without one (RFC 1035 §4.2).

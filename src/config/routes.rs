@@ -1,10 +1,10 @@
 //! The routes: which requests are for which service.
 
 use super::{
-    read::{Reader, did_you_mean, path},
+    reader::{Reader, did_you_mean, path},
     services::Service,
 };
-use crate::domain::route::{HostPattern, Rewrite, Route, Router};
+use crate::domain::routing::route::{HostPattern, Rewrite, Route, Router};
 
 /// `[[routes]]`; without any, everything is for the only service.
 pub(super) fn routes(read: &mut Reader, services: &[Service]) -> Router {

@@ -10,26 +10,29 @@ use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::{
     discovery::{Discovery, Replicas, discovery, name_server},
-    life::{life, tcp, tunnel},
-    read::{self, Pods, Reader, SWITCH, field, field_name},
+    reader::{self, Pods, Reader, SWITCH, field, field_name},
+    session::{life, tcp, tunnel},
 };
 use crate::{
     domain::{
-        affinity::Key,
-        discovery::TtlBounds,
-        health::HealthSettings,
-        lease::{Backend, Transport},
-        life::LifeRules,
-        origin::OriginPattern,
-        question::Question,
-        rebalance::RebalanceSettings,
-        report::{AgentReader, JsonReader, Pointer, PrometheusReader, SettingError},
-        share::Share,
-        strategy::Strategy,
+        balance::{
+            affinity::Key,
+            health::HealthSettings,
+            lease::{Backend, Transport},
+            rebalance::RebalanceSettings,
+            settings::Share,
+            strategy::Strategy,
+        },
+        dns::TtlBounds,
+        report::{
+            AgentReader, JsonReader, Pointer, PrometheusReader, SettingError, query::Question,
+        },
+        routing::origin::OriginPattern,
+        session::timeouts::LifeRules,
     },
     net::{
         connect::ConnectSettings,
-        resolve::{HostName, NameServers, ResolverSettings},
+        dns::lookup::{HostName, NameServers, ResolverSettings},
         tcp::TcpSettings,
         tls::{ClientSettings, ClientTls, FileError, KeyPair},
     },
@@ -358,7 +361,7 @@ fn question(read: &mut Reader) -> Option<Question> {
         read.complain("balancer.metric_name", advice);
     }
     if let Some(path) = &health_path
-        && let Err(advice) = read::path(path)
+        && let Err(advice) = reader::path(path)
     {
         read.complain("balancer.health_path", advice);
     }

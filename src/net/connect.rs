@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{tcp::TcpSettings, tls::ClientTls};
 use crate::{
-    domain::lease::{Backend, Transport},
+    domain::balance::lease::{Backend, Transport},
     relay::Io,
 };
 

@@ -4,11 +4,10 @@
 
 pub mod activation;
 pub mod connect;
-mod dns;
+pub mod dns;
 pub mod listen;
 pub mod patient;
 pub mod proxy_protocol;
-pub mod resolve;
 pub mod rewind;
 pub mod tcp;
 pub mod tls;

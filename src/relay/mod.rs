@@ -11,9 +11,9 @@
 //! ```
 
 pub mod close;
+pub mod filter;
 pub mod frame;
 mod pump;
-pub mod sieve;
 mod stats;
 pub mod tracker;
 
@@ -29,8 +29,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use self::{
     close::CloseCode,
+    filter::{Awaited, Limits, Sieve},
     frame::PingPayload,
-    sieve::{Awaited, Limits, Sieve},
 };
 pub use self::{
     pump::{End, Pump},

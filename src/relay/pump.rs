@@ -26,8 +26,8 @@ use tokio::{io::ReadBuf, time::Instant};
 use super::{
     Command, Direction, FirstEnd, Pulse, Socket, Switch, TunnelStats,
     close::CloseCode,
+    filter::{Sieve, Sifted, Violation},
     frame, masking_key,
-    sieve::{Sieve, Sifted, Violation},
     tracker::{Progress, Tracker},
 };
 

@@ -15,8 +15,8 @@ use wsbalancer::{
         metrics::Reconfigure,
         registry::{MoveAll, Pace},
     },
-    domain::lease::{Backend, Transport},
-    plan::Indexes,
+    domain::balance::lease::{Backend, Transport},
+    services::Indexes,
 };
 
 use crate::support::{

@@ -11,10 +11,10 @@ use wsbalancer::{
         Subject, Watch,
     },
     domain::{
-        discovery::{Absence, Answer, LookupError, Missing, TtlBounds},
-        lease::{Backend, Transport},
+        balance::lease::{Backend, Transport},
+        dns::{Absence, Answer, LookupError, Missing, TtlBounds},
     },
-    net::resolve::{HostName, NameServers, Resolver, ResolverSettings, Source},
+    net::dns::lookup::{HostName, NameServers, Resolver, ResolverSettings, Source},
 };
 
 use crate::support::{

@@ -4,7 +4,7 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use tokio_tungstenite::tungstenite::{Message, protocol::CloseFrame};
 use wsbalancer::{
     actors::registry::MoveSessions,
-    domain::{
+    domain::balance::{
         lease::{Backend, Transport},
         rebalance::Moves,
     },

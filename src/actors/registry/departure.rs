@@ -11,7 +11,10 @@ use actix::{AsyncContext as _, Context, Handler, Message, MessageResponse};
 use super::{Live, RegistryActor, SessionInfo};
 use crate::{
     actors::ending::Ending,
-    domain::{lease::Backend, rebalance::Moves, spread::Departures},
+    domain::{
+        balance::{lease::Backend, rebalance::Moves},
+        session::departures::Departures,
+    },
 };
 
 /// How long nothing must have passed on a session that is moved.

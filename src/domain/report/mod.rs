@@ -6,6 +6,7 @@
 mod agent;
 mod json;
 mod prometheus;
+pub mod query;
 
 use std::fmt;
 

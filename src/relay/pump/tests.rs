@@ -10,8 +10,8 @@ use super::*;
 use crate::relay::{
     Io, Peer, Tunnel, TunnelRules,
     close::CloseCode,
+    filter::{Limits, Rate},
     frame,
-    sieve::{Limits, Rate},
 };
 
 /// A tunnel over in-memory pipes of `room` bytes: the far ends, the tunnel, its figures.

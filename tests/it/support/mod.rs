@@ -18,13 +18,10 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 use wsbalancer::{
     actors::registry::CountSessions,
+    admin::{self, AdminState},
     app::Control,
-    config::{Config, Layers},
-    http::{
-        admin::{self, AdminState},
-        reloads::Reloads,
-        traffic::{self, Traffic},
-    },
+    config::{Config, Layers, live::Reloads},
+    traffic::{listener, state::Traffic},
 };
 
 /// How long a test waits for something that must come. Generous: it only shows in failures.
@@ -87,7 +84,8 @@ impl Balancer {
         );
         let live = traffic.live();
         let server =
-            actix_http_test::test_server(move || traffic::service::<TcpStream>(live.clone())).await;
+            actix_http_test::test_server(move || listener::service::<TcpStream>(live.clone()))
+                .await;
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let admin = listener.local_addr().unwrap();
         actix_rt::spawn(admin::server(listener, config.admin.balancer_metric_path, state).unwrap());

@@ -1,0 +1,342 @@
+//! The distribution of connections as JSON: the fields of the Traefik plugin that this project
+//! succeeds first, our own after them.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use serde::Serialize;
+
+use crate::{
+    actors::discovery::{Discovery, Subject},
+    config::live::Outcome,
+    domain::balance::pool::{BackendSnapshot, State},
+};
+
+/// The whole answer of `/balancer-metrics`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Distribution {
+    timestamp: String,
+    services: Vec<Service>,
+    pod_metrics: BTreeMap<String, Vec<Pod>>,
+    total_connections: u64,
+    agents_connections: u64,
+    own_sessions: usize,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    lookups: Vec<Lookup>,
+    /// What came of the last one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reload: Option<Outcome>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Service {
+    /// The configured URL, verbatim.
+    url: String,
+    /// The estimate: the fresh report corrected by what happened since, else our own count.
+    connections: u64,
+    name: String,
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ejected_for_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reported: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    report_age_ms: Option<u64>,
+    own: u32,
+    connecting: u32,
+    #[serde(skip_serializing_if = "is_zero")]
+    requests: u32,
+    estimate: u64,
+    /// Where it is not 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    weight: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_connections: Option<u64>,
+}
+
+/// A pod's own words. What it does not say is left out; a count that is not known is never 0.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Pod {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    agents_connections: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pod_name: Option<String>,
+    #[serde(rename = "podIP", skip_serializing_if = "Option::is_none")]
+    pod_ip: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node_name: Option<String>,
+    address: String,
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+/// A name that DNS knows addresses of.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Lookup {
+    /// As it was configured.
+    source: String,
+    /// Whose pods they are; left out where they are replicas of the balancer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service: Option<String>,
+    /// Addresses in the last good answer.
+    known: usize,
+    /// Why the last look-up failed, and for how long they have been failing so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failing_for_ms: Option<u64>,
+}
+
+impl From<Discovery> for Lookup {
+    fn from(Discovery { subject, source, known, trouble }: Discovery) -> Self {
+        let service = match subject {
+            Subject::Pods { pod, .. } => Some(pod.service),
+            Subject::Replicas { .. } => None,
+        };
+        let (error, since) = trouble.unzip();
+        Self { source, service, known, error, failing_for_ms: since.map(millis) }
+    }
+}
+
+impl Distribution {
+    /// The distribution at `now`, from the pool's snapshot, the names that are looked up, and the
+    /// registry's count.
+    pub fn new(
+        backends: Vec<BackendSnapshot>,
+        lookups: Vec<Discovery>,
+        own_sessions: usize,
+        now: SystemTime,
+    ) -> Self {
+        let total = backends.iter().map(|backend| backend.estimate).sum();
+        let mut services = Vec::with_capacity(backends.len());
+        let mut pod_metrics = BTreeMap::<String, Vec<Pod>>::new();
+        for snapshot in backends {
+            let (service, pod) = split(snapshot);
+            pod_metrics.entry(service.url.clone()).or_default().push(pod);
+            services.push(service);
+        }
+        Self {
+            timestamp: humantime::format_rfc3339_seconds(now).to_string(),
+            services,
+            pod_metrics,
+            total_connections: total,
+            agents_connections: total,
+            own_sessions,
+            lookups: lookups.into_iter().map(Lookup::from).collect(),
+            reload: None,
+        }
+    }
+
+    /// With what came of the last reload, if there was one.
+    pub fn with_reload(mut self, last: Option<Arc<Outcome>>) -> Self {
+        self.reload = last.map(Arc::unwrap_or_clone);
+        self
+    }
+}
+
+/// A backend among others, whose address tells it apart.
+#[derive(Debug, Serialize)]
+pub struct Listed {
+    #[serde(flatten)]
+    service: Service,
+    address: String,
+}
+
+impl From<BackendSnapshot> for Listed {
+    fn from(snapshot: BackendSnapshot) -> Self {
+        let (service, Pod { address, .. }) = split(snapshot);
+        Self { service, address }
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    duration.as_millis() as u64
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
+}
+
+fn split(snapshot: BackendSnapshot) -> (Service, Pod) {
+    let BackendSnapshot { backend, state, reason, report, error, load, estimate, .. } = snapshot;
+    let state = match state {
+        State::Up => "up",
+        State::Cold => "cold",
+        State::Draining => "draining",
+        State::Full => "full",
+        State::Ejected => "ejected",
+        State::Stale => "stale",
+        State::Unknown => "unknown",
+    };
+    let (report, age) = report.unzip();
+    let service = Service {
+        url: backend.url.clone(),
+        connections: estimate,
+        name: backend.service.clone(),
+        state,
+        reason,
+        ejected_for_ms: snapshot.ejected_for.map(millis),
+        reported: report.as_ref().and_then(|report| report.connections),
+        report_age_ms: age.map(millis),
+        own: load.open,
+        connecting: load.connecting,
+        requests: load.requests,
+        estimate,
+        weight: Some(snapshot.weight).filter(|weight| *weight != 1.0),
+        max_connections: snapshot.limit,
+    };
+    let pod = Pod {
+        agents_connections: service.reported,
+        pod_name: report.as_ref().and_then(|report| report.pod_name.clone()),
+        pod_ip: report.as_ref().and_then(|report| report.pod_ip.clone()),
+        node_name: report.and_then(|report| report.node_name),
+        address: backend.address.clone(),
+        state,
+        error: error.map(|error| error.to_string()),
+    };
+    (service, pod)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{
+        balance::lease::{Backend, Load, Transport},
+        report::{Report, ReportError},
+    };
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    fn snapshot(url: &str, address: &str) -> BackendSnapshot {
+        BackendSnapshot {
+            backend: Arc::new(Backend {
+                service: "default".into(),
+                url: url.into(),
+                address: address.into(),
+                transport: Transport::Tcp,
+            }),
+            state: State::Up,
+            report: None,
+            error: None,
+            reason: None,
+            load: Load::default(),
+            estimate: 0,
+            weight: 1.0,
+            limit: None,
+            ejected_for: None,
+        }
+    }
+
+    #[test]
+    fn the_golden_example() {
+        let report = Report {
+            connections: Some(40),
+            pod_name: Some("pod-abc".into()),
+            pod_ip: Some("10.0.0.1".into()),
+            node_name: Some("node-1".into()),
+            ..Report::default()
+        };
+        let backend = BackendSnapshot {
+            report: Some((report, Duration::from_millis(812))),
+            load: Load { open: 12, connecting: 2, requests: 0 },
+            estimate: 42,
+            ..snapshot("http://a:3001", "10.0.0.1:3001")
+        };
+        let distribution = Distribution::new(vec![backend], vec![], 12, at(1_795_204_979));
+        let expected = r#"{
+  "timestamp": "2026-11-20T20:02:59Z",
+  "services": [
+    {
+      "url": "http://a:3001",
+      "connections": 42,
+      "name": "default",
+      "state": "up",
+      "reported": 40,
+      "reportAgeMs": 812,
+      "own": 12,
+      "connecting": 2,
+      "estimate": 42
+    }
+  ],
+  "podMetrics": {
+    "http://a:3001": [
+      {
+        "agentsConnections": 40,
+        "podName": "pod-abc",
+        "podIP": "10.0.0.1",
+        "nodeName": "node-1",
+        "address": "10.0.0.1:3001",
+        "state": "up"
+      }
+    ]
+  },
+  "totalConnections": 42,
+  "agentsConnections": 42,
+  "ownSessions": 12
+}"#;
+        assert_eq!(serde_json::to_string_pretty(&distribution).unwrap(), expected);
+    }
+
+    #[test]
+    fn what_is_not_known_is_left_out() {
+        let backend = BackendSnapshot {
+            state: State::Unknown,
+            error: Some(ReportError::Status(500)),
+            load: Load { open: 3, connecting: 0, requests: 5 },
+            estimate: 3,
+            ..snapshot("http://b:3001", "b:3001")
+        };
+        let json =
+            serde_json::to_value(Distribution::new(vec![backend], vec![], 3, at(0))).unwrap();
+        assert_eq!(
+            json["podMetrics"]["http://b:3001"][0],
+            serde_json::json!({
+                "address": "b:3001", "state": "unknown", "error": "status 500 instead of 200"
+            })
+        );
+        assert_eq!(json["services"][0].get("reported"), None);
+        assert_eq!(json.get("lookups"), None, "where no name is looked up");
+        assert_eq!(json["services"][0]["requests"], 5, "told where there are any");
+        assert_eq!(json["totalConnections"], 3);
+    }
+
+    #[test]
+    fn a_name_that_cannot_be_looked_up_says_why_and_for_how_long() {
+        let pod = (*snapshot("http://chat:3001", "").backend).clone();
+        let pods = Discovery {
+            subject: Subject::Pods { service: 0, pod },
+            source: "http://chat:3001".into(),
+            known: 3,
+            trouble: Some(("SERVFAIL".into(), Duration::from_millis(1_500))),
+        };
+        let replicas = Discovery {
+            subject: Subject::Replicas { services: vec![0] },
+            source: "dns:wsbalancer".into(),
+            known: 2,
+            trouble: None,
+        };
+        let distribution = Distribution::new(vec![], vec![pods, replicas], 0, at(0));
+        assert_eq!(
+            serde_json::to_value(distribution).unwrap()["lookups"],
+            serde_json::json!([
+                {
+                    "source": "http://chat:3001", "service": "default", "known": 3,
+                    "error": "SERVFAIL", "failingForMs": 1500
+                },
+                { "source": "dns:wsbalancer", "known": 2 }
+            ])
+        );
+    }
+}

@@ -1,0 +1,43 @@
+//! What the handlers of the admin listener need.
+
+use std::sync::Arc;
+
+use actix::Addr;
+
+use crate::{
+    actors::{discovery::DiscoveryActor, metrics::MetricsActor, registry::RegistryActor},
+    config::live::Reloads,
+    telemetry::counters::Counters,
+    traffic::{lifecycle::Health, state::Traffic},
+};
+
+/// What the handlers ask.
+#[derive(Clone)]
+pub struct AdminState {
+    /// Who knows the pods.
+    pub metrics: Addr<MetricsActor>,
+    /// Who looks names up.
+    pub discovery: Addr<DiscoveryActor>,
+    /// Who knows the sessions.
+    pub registry: Arc<Addr<RegistryActor>>,
+    /// Whether the process takes connections.
+    pub health: Arc<Health>,
+    /// What is counted.
+    pub counters: Arc<Counters>,
+    /// Who reads settings again.
+    pub reloads: Arc<Reloads>,
+}
+
+impl AdminState {
+    /// What belongs to `traffic`, who looks names up for it, and who reads settings again.
+    pub fn new(traffic: &Traffic, discovery: Addr<DiscoveryActor>, reloads: Arc<Reloads>) -> Self {
+        Self {
+            metrics: traffic.metrics.clone(),
+            discovery,
+            registry: traffic.registry.clone(),
+            health: traffic.health.clone(),
+            counters: traffic.counters.clone(),
+            reloads,
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! Which service a request is for, and which pages may open WebSockets.
+
+pub mod origin;
+pub mod route;

@@ -1,0 +1,103 @@
+//! One client's way from pod to pod until one takes it.
+
+use std::sync::Arc;
+
+use super::{refusal::Refusal, routing::Routed, upstream::DialError};
+use crate::{
+    actors::{
+        metrics::PickBackend,
+        session::{Bell, Slot},
+    },
+    domain::{
+        balance::{
+            lease::{Backend, Lease, Purpose},
+            pool::NoBackend,
+        },
+        session::admission::Ticket,
+    },
+};
+
+/// The pods that a client has been offered to.
+pub struct Tries<'a> {
+    routed: &'a Routed<'a>,
+    purpose: Purpose,
+    ticket: Option<Ticket>,
+    tried: Vec<Arc<Backend>>,
+    last: Option<Refusal>,
+}
+
+impl<'a> Tries<'a> {
+    /// None yet, for a session. `ticket` is the client's place in the balancer.
+    pub fn for_session(routed: &'a Routed<'a>, ticket: Option<Ticket>) -> Self {
+        Self { routed, purpose: Purpose::Session, ticket, tried: Vec::new(), last: None }
+    }
+
+    /// None yet, for a plain request.
+    pub fn for_request(routed: &'a Routed<'a>) -> Self {
+        Self { routed, purpose: Purpose::Request, ticket: None, tried: Vec::new(), last: None }
+    }
+
+    /// A place on the next best pod.
+    ///
+    /// # Errors
+    /// No pod, no more tries: what the last one did, or why there is none.
+    pub async fn next(&mut self) -> Result<Slot, Refusal> {
+        if self.tried.len() > self.routed.service.retries {
+            return Err(self.give_up());
+        }
+        let queue = &self.routed.service.queue;
+        let is_session = self.purpose == Purpose::Session;
+        let must_wait = is_session && self.tried.is_empty() && !queue.is_empty();
+        let picked = if must_wait { Err(NoBackend::AllFull) } else { self.pick().await? };
+        let lease = match picked {
+            Ok(lease) => lease,
+            Err(NoBackend::AllFull) if self.last.is_none() => {
+                let look = async || match self.pick().await {
+                    Ok(Err(NoBackend::AllFull)) => None,
+                    settled => Some(settled),
+                };
+                tokio::select! {
+                    // Places that the drain frees are for nobody here.
+                    biased;
+                    () = self.routed.traffic.health.draining() => return Err(Refusal::ShuttingDown),
+                    found = queue.wait(look) => found.map_err(Refusal::Queue)???,
+                }
+            }
+            Err(none) => return Err(self.last.take().unwrap_or(Refusal::NoBackend(none))),
+        };
+        Ok(Slot { lease, ticket: self.ticket.take(), bell: Bell(queue.bell()) })
+    }
+
+    async fn pick(&self) -> Result<Result<Lease, NoBackend>, Refusal> {
+        let Routed { traffic, service, wish, .. } = self.routed;
+        let pick = || PickBackend {
+            service: service.index,
+            purpose: self.purpose,
+            preference: wish.preference,
+            tried: self.tried.clone(),
+        };
+        // The first question may have been lost to a panic.
+        match traffic.metrics.send(pick()).await {
+            Ok(picked) => Ok(picked),
+            Err(_) => traffic.metrics.send(pick()).await.map_err(|_| Refusal::Internal),
+        }
+    }
+
+    /// The pod of `slot` did not take the client.
+    pub fn failed(&mut self, slot: Slot, error: &DialError) {
+        let Slot { lease, ticket, bell } = slot;
+        let backend = lease.backend().clone();
+        self.ticket = ticket;
+        let (address, reason) = (backend.address.clone(), error.to_string());
+        log::warn!("{address} {reason}");
+        lease.failed(reason.clone());
+        drop(bell);
+        self.tried.push(backend);
+        self.last = Some(Refusal::Pod { address, reason, timed_out: error.timed_out() });
+    }
+
+    /// What the last pod did: it must not be tried again elsewhere.
+    pub fn give_up(&mut self) -> Refusal {
+        self.last.take().unwrap_or(Refusal::Internal)
+    }
+}

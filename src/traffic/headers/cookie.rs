@@ -1,0 +1,116 @@
+//! Which pod a request asks for, and the cookie that will ask for it next time.
+
+use std::net::IpAddr;
+
+use actix_http::header::{self, HeaderMap, HeaderValue};
+
+use crate::{
+    config::{Affinity, Cookie, Secure},
+    domain::balance::{
+        affinity::{Preference, hash},
+        lease::Backend,
+    },
+    telemetry::counters::Counters,
+};
+
+/// Results that cookies are counted under: they led to their pod; their pod was gone, full or did
+/// not answer; this service and key have not made them.
+pub const FOLLOWED: &str = "followed";
+/// See [`FOLLOWED`].
+pub const REPLACED: &str = "replaced";
+/// See [`FOLLOWED`].
+pub const INVALID: &str = "invalid";
+
+/// What one request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wish {
+    /// The pod that should get it.
+    pub preference: Preference,
+    /// Whether it has brought a cookie of ours or a forgery.
+    has_cookie: bool,
+}
+
+impl Wish {
+    /// What the request of `client` with these fields asks of `service`.
+    pub fn of(affinity: &Affinity, service: &str, headers: &HeaderMap, client: IpAddr) -> Self {
+        let hashed = |bytes: &[u8]| match bytes {
+            [] => Preference::None,
+            value => Preference::Hash(hash(value)),
+        };
+        let (preference, has_cookie) = match affinity {
+            Affinity::None => (Preference::None, false),
+            Affinity::Address => (hashed(client.to_string().as_bytes()), false),
+            Affinity::Header(name) => {
+                (hashed(headers.get(name).map_or(&[], HeaderValue::as_bytes)), false)
+            }
+            Affinity::Cookie(cookie) => {
+                let mut values = values(headers, &cookie.name).peekable();
+                let has_cookie = values.peek().is_some();
+                let tag = values.find_map(|value| cookie.key.open(service, value));
+                (tag.map_or(Preference::None, Preference::Tag), has_cookie)
+            }
+        };
+        Self { preference, has_cookie }
+    }
+
+    /// The cookie that leads back to `backend`, if the request did not ask for that already.
+    pub fn cookie(
+        self,
+        affinity: &Affinity,
+        backend: &Backend,
+        secure: bool,
+        counters: &Counters,
+    ) -> Option<HeaderValue> {
+        let Affinity::Cookie(cookie) = affinity else { return None };
+        let tag = cookie.key.tag(&backend.service, &backend.address);
+        let result = match self.preference {
+            Preference::Tag(wished) if wished == tag => FOLLOWED,
+            Preference::Tag(_) => REPLACED,
+            _ => INVALID,
+        };
+        if self.has_cookie {
+            counters.cookie(result);
+        }
+        (result != FOLLOWED)
+            .then(|| set_cookie(cookie, &cookie.key.seal(&backend.service, tag), secure))?
+    }
+}
+
+/// A `Set-Cookie` value (RFC 6265 §4.1); its parts have been checked with the configuration.
+fn set_cookie(cookie: &Cookie, value: &str, secure: bool) -> Option<HeaderValue> {
+    let secure = match cookie.secure {
+        Secure::Always => true,
+        Secure::Never => false,
+        Secure::Auto => secure,
+    };
+    let secure = if secure { "; Secure" } else { "" };
+    let text = format!("{}={value}{}{secure}", cookie.name, cookie.attributes);
+    HeaderValue::from_str(&text).ok()
+}
+
+/// The values of all cookies called `name` (RFC 6265 §5.4).
+fn values<'a>(headers: &'a HeaderMap, name: &'a str) -> impl Iterator<Item = &'a str> {
+    headers
+        .get_all(header::COOKIE)
+        .flat_map(|field| field.as_bytes().split(|byte| *byte == b';'))
+        .filter_map(|pair| std::str::from_utf8(pair).ok()?.split_once('='))
+        .filter(move |(known, _)| known.trim() == name)
+        .map(|(_, value)| value.trim().trim_matches('"'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cookies_are_found_wherever_they_stand() {
+        let mut headers = HeaderMap::new();
+        for field in ["a=1; ws=one;ws=\"two\"", "xws=no; ws; ws = three ;ws="] {
+            headers.append(header::COOKIE, HeaderValue::from_static(field));
+        }
+        let bytes = HeaderValue::from_bytes(b"b=\xff; ws=four").unwrap();
+        headers.append(header::COOKIE, bytes);
+        let found: Vec<&str> = values(&headers, "ws").collect();
+        assert_eq!(found, ["one", "two", "three", "", "four"]);
+    }
+}

@@ -1,0 +1,151 @@
+//! What every request must get right, handshake or not: whom it is for.
+
+use std::time::Duration;
+
+use actix_http::{
+    Method, RequestHead, Uri, Version,
+    header::{self, HeaderValue},
+};
+
+use super::shown;
+use crate::{domain::routing::route::Rewrite, traffic::refusal::Refusal};
+
+/// How large a request's head may be, and how long it may take.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadLimits {
+    /// From the first byte that could come to the last.
+    pub timeout: Duration,
+    /// Header fields.
+    pub fields: usize,
+    /// Bytes.
+    pub bytes: usize,
+}
+
+impl HeadLimits {
+    /// Whether `request` is within the limits, as far as its fields tell.
+    ///
+    /// # Errors
+    /// [`Refusal::LargeHead`]
+    pub fn check(&self, request: &RequestHead) -> Result<(), Refusal> {
+        let headers = &request.headers;
+        let fields = headers.len();
+        if fields > self.fields {
+            let told = format!("{fields} fields, at most {}", self.fields);
+            return Err(Refusal::LargeHead(told));
+        }
+        let of_field = |(name, value): (&header::HeaderName, &header::HeaderValue)| {
+            name.as_str().len() + value.len() + ": \r\n".len()
+        };
+        let bytes: usize = headers.iter().map(of_field).sum();
+        if bytes > self.bytes {
+            return Err(Refusal::LargeHead(format!("at most {} bytes", self.bytes)));
+        }
+        Ok(())
+    }
+}
+
+/// Target and `Host` (RFC 9112 §3.2). What is ambiguous here is refused, because two servers in a
+/// row that read it in two ways are how requests get smuggled.
+///
+/// # Errors
+/// [`Refusal::Target`] or [`Refusal::Host`]
+pub fn check(request: &RequestHead) -> Result<(), Refusal> {
+    let uri = &request.uri;
+    let wrong_target = || Err(Refusal::Target(uri.to_string()));
+    match (uri.scheme_str(), uri.authority()) {
+        (None, None) if uri.path() == "*" && request.method == Method::OPTIONS => {}
+        (None, None) if uri.path().starts_with('/') => {}
+        (Some("http" | "https" | "ws" | "wss"), Some(authority)) if is_host(authority.as_str()) => {
+        }
+        // RFC 9112 §3.2.3: only CONNECT, which is refused for what it is.
+        (None, Some(_)) if request.method == Method::CONNECT => {}
+        _ => return wrong_target(),
+    }
+    match request.headers.get(header::HOST).map(HeaderValue::to_str) {
+        Some(Ok(host)) if is_host(host) => Ok(()),
+        None if request.version < Version::HTTP_11 => Ok(()),
+        _ => Err(Refusal::Host(shown(&request.headers, header::HOST))),
+    }
+}
+
+/// A name or address, and perhaps a port; nothing that a reader might take for two of them.
+fn is_host(text: &str) -> bool {
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => (host, port),
+        _ => (text, ""),
+    };
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%".contains(&byte);
+    let is_ipv6 = |byte: u8| byte.is_ascii_hexdigit() || b":.".contains(&byte);
+    let right = match host.strip_prefix('[').map(|rest| rest.strip_suffix(']')) {
+        Some(Some(address)) => !address.is_empty() && address.bytes().all(is_ipv6),
+        Some(None) => false,
+        None => !host.is_empty() && host.bytes().all(is_name),
+    };
+    right && port.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// The target in origin form, as pods get it (RFC 9112 §3.2.1).
+pub fn target(uri: &Uri, rewrite: &Rewrite) -> String {
+    let path = rewrite.apply(uri.path());
+    match uri.query() {
+        Some(query) => format!("{path}?{query}"),
+        None => path.into_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts() {
+        for right in ["a", "a.example", "a.example:8080", "10.0.0.1:1", "[::1]", "[::1]:80", "a:"] {
+            assert!(is_host(right), "{right}");
+        }
+        for wrong in [
+            "", ":80", "a b", "a,b", "a/b", "user@a", "a:80a", "a;b", "\"a\"", "[::1", "::1]",
+            "[]", "[::g]", "a:1:2", "pöd",
+        ] {
+            assert!(!is_host(wrong), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn targets_in_origin_form() {
+        for (target, origin) in [
+            ("/a%20b?x=1", "/a%20b?x=1"),
+            ("http://a.example", "/"),
+            ("http://a.example?x=1", "/?x=1"),
+            ("http://a.example/p?", "/p?"),
+            ("*", "*"),
+        ] {
+            let uri = target.parse().unwrap();
+            assert_eq!(super::target(&uri, &Rewrite::Keep), origin, "{target}");
+        }
+    }
+
+    #[test]
+    fn rewriting_keeps_the_query() {
+        let uri = "/ws/a%20b?x=%2F&y=/ws".parse().unwrap();
+        let strip = Rewrite::Strip("/ws".to_owned());
+        assert_eq!(target(&uri, &strip), "/a%20b?x=%2F&y=/ws");
+        assert_eq!(target(&uri, &Rewrite::Replace("/".to_owned())), "/?x=%2F&y=/ws");
+    }
+
+    #[test]
+    fn targets_that_name_nobody_or_two_are_refused() {
+        let check = |method, target: &str| {
+            let mut head = RequestHead::default();
+            head.method = method;
+            head.uri = target.parse().unwrap();
+            head.headers.insert(header::HOST, HeaderValue::from_static("a"));
+            check(&head).is_ok()
+        };
+        assert!(check(Method::GET, "/"));
+        assert!(check(Method::GET, "http://other.example/"));
+        assert!(check(Method::OPTIONS, "*"));
+        for target in ["*", "relative", "a.example:80", "http://user@a.example/"] {
+            assert!(!check(Method::GET, target), "{target}");
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! The traffic listener: handshakes and plain requests of clients, from accept to answer.
+
+pub mod arrivals;
+mod attempts;
+mod client;
+mod first_request;
+mod handshake;
+pub mod headers;
+pub mod lifecycle;
+pub mod listener;
+mod plain;
+mod queue;
+pub mod refusal;
+mod routing;
+mod service;
+pub mod state;
+mod upstream;
+pub mod worker;

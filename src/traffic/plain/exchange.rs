@@ -1,0 +1,195 @@
+//! One plain request to one pod, up to the head of its answer.
+
+use std::{sync::Arc, time::Duration};
+
+use actix_http::RequestHead;
+use futures_util::{FutureExt as _, future::LocalBoxFuture};
+use hyper::{
+    body::Incoming,
+    client::conn::{
+        TrySendError,
+        http1::{self, SendRequest},
+    },
+};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    sync::{Notify, oneshot},
+    time::sleep,
+};
+
+use super::{
+    bodies::{Download, Gate, Upload},
+    convert::to_hyper,
+    idle::Idle,
+};
+use crate::{
+    actors::session::Slot,
+    domain::balance::lease::Backend,
+    relay::Io,
+    traffic::{
+        refusal::Refusal,
+        routing::Routed,
+        upstream::{DialError, Dialer},
+    },
+};
+
+/// A connection to `backend` that speaks HTTP.
+///
+/// # Errors
+/// It cannot be reached.
+pub async fn connect(dialer: &Dialer, backend: &Backend) -> Result<SendRequest<Upload>, DialError> {
+    let io: Box<dyn Io> = dialer.connect(backend).await?;
+    let broken = |error: hyper::Error| DialError::Broken(describe(&error));
+    let (sender, connection) = http1::handshake(TokioIo::new(io)).await.map_err(broken)?;
+    actix_rt::spawn(async move {
+        if let Err(error) = connection.await {
+            log::debug!("a connection to a pod ended: {}", describe(&error));
+        }
+    });
+    Ok(sender)
+}
+
+/// The request as the pod gets it, without its body, whose `length` is known or not.
+///
+/// # Errors
+/// A target that cannot be written down.
+pub fn head(
+    request: &RequestHead,
+    routed: &Routed<'_>,
+    backend: &Backend,
+    length: Option<u64>,
+) -> Result<hyper::http::request::Parts, Refusal> {
+    let mut head = hyper::Request::builder()
+        .method(request.method.as_str())
+        .uri(routed.target.as_str())
+        .body(())
+        .map_err(|_| Refusal::Target(request.uri.to_string()))?
+        .into_parts()
+        .0;
+    head.headers = to_hyper(&routed.headers(backend));
+    if !head.headers.contains_key(hyper::header::HOST)
+        && let Ok(host) = backend.host().parse()
+    {
+        head.headers.insert(hyper::header::HOST, host);
+    }
+    match length {
+        Some(length) if head.headers.contains_key(hyper::header::CONTENT_LENGTH) => {
+            head.headers.insert(hyper::header::CONTENT_LENGTH, length.into());
+        }
+        Some(_) => {}
+        None => {
+            head.headers.remove(hyper::header::CONTENT_LENGTH);
+            let chunked = hyper::header::HeaderValue::from_static("chunked");
+            head.headers.insert(hyper::header::TRANSFER_ENCODING, chunked);
+        }
+    }
+    Ok(head)
+}
+
+type Sent = Result<hyper::Response<Incoming>, TrySendError<hyper::Request<Upload>>>;
+
+/// A request on its way.
+pub struct Exchange {
+    response: LocalBoxFuture<'static, Sent>,
+    sender: SendRequest<Upload>,
+    slot: Slot,
+    /// Tells how the body ended: whole, or not as it was announced.
+    uploaded: oneshot::Receiver<bool>,
+    head_timeout: Duration,
+    reuse: Option<Idle>,
+}
+
+/// Why there is no answer, and what was not sent.
+pub struct Failure {
+    /// What happened.
+    pub error: DialError,
+    /// The place on the pod, to be given back.
+    pub slot: Slot,
+    /// The body, if nothing at all was sent.
+    pub unsent: Option<Upload>,
+    /// The client broke off, not the pod.
+    pub client_failed: bool,
+    /// Whatever came of it, the pod has had the request and answered.
+    pub settled: bool,
+}
+
+impl Exchange {
+    /// Sends `request` over `sender`.
+    pub fn begin(
+        routed: &Routed<'_>,
+        mut sender: SendRequest<Upload>,
+        slot: Slot,
+        mut request: hyper::Request<Upload>,
+        expects_continue: bool,
+    ) -> Self {
+        let (done, uploaded) = oneshot::channel();
+        request.body_mut().tell(done);
+        if expects_continue {
+            let go_on = Arc::<Notify>::default();
+            request.body_mut().hold(Gate::new(go_on.clone()));
+            hyper::ext::on_informational(&mut request, move |interim| {
+                if interim.status() == hyper::StatusCode::CONTINUE {
+                    go_on.notify_one();
+                }
+            });
+        }
+        let response = sender.try_send_request(request).boxed_local();
+        let head_timeout = routed.outlet.dialer.read_timeout;
+        let reuse = routed.service.reuse_connections.then(|| routed.outlet.idle.clone());
+        Self { response, sender, slot, uploaded, head_timeout, reuse }
+    }
+
+    /// The head of the answer, and the rest of it.
+    ///
+    /// The time for it begins when the request has been sent whole, however long that takes.
+    ///
+    /// # Errors
+    /// There is none.
+    pub async fn answered(
+        mut self,
+    ) -> Result<(hyper::http::response::Parts, Download), Box<Failure>> {
+        let uploaded = &mut self.uploaded;
+        let too_late = async {
+            let client_failed = uploaded.await == Ok(false);
+            if !client_failed {
+                sleep(self.head_timeout).await;
+            }
+            client_failed
+        };
+        let sent: Result<Sent, bool> = tokio::select! {
+            biased;
+            client_failed = too_late => Err(client_failed),
+            sent = &mut self.response => Ok(sent),
+        };
+        let mut settled = false;
+        let (error, unsent, client_failed) = match sent {
+            Ok(Ok(answer)) if answer.status().is_informational() => {
+                settled = true;
+                let told = format!("answered {} to a plain request", answer.status());
+                (DialError::Broken(told), None, false)
+            }
+            Ok(Ok(answer)) => {
+                self.slot.lease.answered();
+                let (response, incoming) = answer.into_parts();
+                let address = self.slot.lease.backend().address.clone();
+                let connection = self.reuse.map(|idle| (idle, address, self.sender));
+                return Ok((response, Download::new(incoming, connection, self.slot)));
+            }
+            Ok(Err(mut failed)) => {
+                let unsent = failed.take_message().map(hyper::Request::into_body);
+                (DialError::Broken(describe(&failed.into_error())), unsent, false)
+            }
+            Err(true) => (DialError::Broken("the client broke off".into()), None, true),
+            Err(false) => (DialError::HeadTimeout(self.head_timeout), None, false),
+        };
+        Err(Box::new(Failure { error, slot: self.slot, unsent, client_failed, settled }))
+    }
+}
+
+/// hyper keeps the cause apart from what it led to.
+pub fn describe(error: &hyper::Error) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}

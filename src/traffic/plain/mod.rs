@@ -1,0 +1,227 @@
+//! Plain HTTP: passed on to the least-loaded pod, streamed both ways.
+//!
+//! hyper speaks both ways here. awc sends a request whole before it reads the answer and takes an
+//! interim answer for the final one; actix-http decodes the next request while it answers the last
+//! and then frames the answer as the next one would want it. Trailers are dropped (RFC 9110
+//! §6.5.1), which is why `TE` is not forwarded.
+
+pub mod bodies;
+pub mod convert;
+pub mod exchange;
+pub mod idle;
+
+use std::{
+    cell::Cell,
+    convert::Infallible,
+    net::IpAddr,
+    pin::pin,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use actix_http::{Method, RequestHead, StatusCode, header};
+use bytes::{Bytes, BytesMut};
+use hyper::{
+    body::{Body as _, Incoming},
+    server::conn::http1,
+    service::service_fn,
+    upgrade::OnUpgrade,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+
+use self::{
+    bodies::{Download, Outgoing, Upload},
+    convert::{from_hyper, request_head, response_head, to_hyper},
+    exchange::{Exchange, describe},
+};
+use super::{
+    arrivals::Arrival,
+    attempts::Tries,
+    handshake::{self, Established, Opened},
+    headers::{forwarded::Hop, has_token, request},
+    refusal::Refusal,
+    routing::Routed,
+    worker::{Thread, Worker},
+};
+use crate::{
+    domain::balance::lease::Backend,
+    net::{Stream, patient::Patient, rewind::Rewind},
+    relay::Peer,
+};
+
+/// Fields that hyper itself takes; what is over the configured limit below that gets our sentence.
+const MAX_FIELDS: usize = 256;
+
+/// How long a client may take nothing of an answer, as in nginx's `send_timeout`.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+type Answer = hyper::Response<Outgoing>;
+
+/// Serves the requests of one connection, one after the other, until it ends or becomes a tunnel.
+/// `arrival` ends with the first answer. A process that goes down lets nobody wait here for another
+/// request: a proxy that keeps connections would send it to a process that refuses it.
+pub async fn serve(thread: Rc<Thread>, io: Rewind<Stream>, hop: Hop, arrival: Arrival) {
+    let head_timeout = thread.worker().traffic.settings.head.timeout;
+    let health = thread.worker().traffic.health.clone();
+    let arrival = Cell::new(Some(arrival));
+    let service = service_fn(move |request| {
+        // A connection may outlive many rules.
+        let worker = thread.worker();
+        let arrival = arrival.take();
+        async move {
+            let refused = |refusal: Refusal| {
+                worker.traffic.refused(&refusal, hop.address);
+                refusal_answer(&refusal)
+            };
+            let answer = answer(&worker, request, hop).await.unwrap_or_else(refused);
+            drop(arrival);
+            Ok::<_, Infallible>(answer)
+        }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(head_timeout)
+        .max_headers(MAX_FIELDS)
+        .serve_connection(TokioIo::new(Patient::new(io, PATIENCE)), service)
+        .with_upgrades();
+    let mut connection = pin!(connection);
+    let ended = tokio::select! {
+        // What is there is a request to be answered, even now.
+        biased;
+        ended = connection.as_mut() => ended,
+        () = health.parting() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        log::debug!("the connection of {} ended: {}", hop.address, describe(&error));
+    }
+}
+
+async fn answer(
+    worker: &Rc<Worker>,
+    mut incoming: hyper::Request<Incoming>,
+    hop: Hop,
+) -> Result<Answer, Refusal> {
+    let traffic = &worker.traffic;
+    let request = request_head(&incoming)?;
+    traffic.settings.head.check(&request)?;
+    if request.method == Method::CONNECT {
+        return Err(Refusal::Method(request.method.to_string()));
+    }
+    request::check(&request)?;
+    if has_token(&request.headers, header::UPGRADE, "websocket") {
+        let opened = handshake::open(worker, &request, hop).await?;
+        let upgrade = hyper::upgrade::on(&mut incoming);
+        let client = traffic.settings.forwarding.client(&request.headers, hop.address);
+        return Ok(switch(worker, opened, client, upgrade));
+    }
+    if traffic.health.is_draining() {
+        return Err(Refusal::ShuttingDown);
+    }
+    traffic.counters.requests.fetch_add(1, Relaxed);
+    let routed = Routed::new(worker, &request, hop)?;
+    forward(&routed, &request, incoming.into_body()).await
+}
+
+/// A handshake that follows a plain request on the same connection.
+fn switch(worker: &Rc<Worker>, opened: Opened, address: IpAddr, upgrade: OnUpgrade) -> Answer {
+    let (answer, pod, slot, rules) = match opened {
+        Opened::Rejection { answer, body } => {
+            return response_head(answer, Outgoing::Rejection(body));
+        }
+        Opened::Tunnel { answer, pod, slot, rules } => (answer, pod, slot, rules),
+    };
+    let mut answer = response_head(answer, Outgoing::Text(Bytes::new()));
+    let upgrade_field = hyper::header::HeaderValue::from_static("upgrade");
+    answer.headers_mut().insert(hyper::header::CONNECTION, upgrade_field);
+    let worker = worker.clone();
+    actix_rt::spawn(async move {
+        let Ok(upgraded) = upgrade.await else { return };
+        let Ok(parts) = upgraded.downcast::<TokioIo<Patient<Rewind<Stream>>>>() else { return };
+        let (io, unread) = parts.io.into_inner().into_inner().into_parts();
+        let mut early = BytesMut::from(parts.read_buf);
+        early.unsplit(unread);
+        Established { client: Peer::new(io, early), pod, slot, rules }.start(&worker, address);
+    });
+    answer
+}
+
+/// Sends the request to a pod, and to the next while that does no harm.
+async fn forward(
+    routed: &Routed<'_>,
+    request: &RequestHead,
+    body: Incoming,
+) -> Result<Answer, Refusal> {
+    let expects_continue = has_token(&request.headers, header::EXPECT, "100-continue");
+    let repeatable = body.is_end_stream() && request.method.is_idempotent();
+    let length = body.size_hint().exact();
+    let mut upload = Some(Upload::new(body));
+    let mut tries = Tries::for_request(routed);
+    loop {
+        let mut slot = tries.next().await?;
+        let backend = slot.lease.backend().clone();
+        let mut reused = routed.outlet.idle.take(&backend.address);
+        let error = loop {
+            let was_reused = reused.is_some();
+            let sender = match reused.take() {
+                Some(sender) => sender,
+                None => match exchange::connect(&routed.outlet.dialer, &backend).await {
+                    Ok(sender) => sender,
+                    Err(error) => break error,
+                },
+            };
+            let head = exchange::head(request, routed, &backend, length)?;
+            let outgoing = hyper::Request::from_parts(head, upload.take().unwrap_or_default());
+            let exchange = Exchange::begin(routed, sender, slot, outgoing, expects_continue);
+            let failure = match exchange.answered().await {
+                Ok((response, download)) => {
+                    return Ok(passed_on(routed, response, download, &backend));
+                }
+                Err(failure) => *failure,
+            };
+            slot = failure.slot;
+            if failure.client_failed {
+                return Err(Refusal::BrokenBody);
+            }
+            // Sent nothing, or nothing that may not be sent twice (RFC 9110 §9.2.2).
+            upload = failure.unsent.or_else(|| repeatable.then(Upload::default));
+            if upload.is_none() || failure.settled || failure.error.timed_out() {
+                tries.failed(slot, &failure.error);
+                return Err(tries.give_up());
+            }
+            if !was_reused {
+                break failure.error;
+            }
+        };
+        tries.failed(slot, &error);
+    }
+}
+
+fn refusal_answer(refusal: &Refusal) -> Answer {
+    let mut answer = response_head(refusal.head(), Outgoing::Text(refusal.body().into()));
+    // A client whose messages are not as they should be is not listened to any further, and one that
+    // comes too late should try elsewhere.
+    if refusal.status().is_client_error() || matches!(refusal, Refusal::ShuttingDown) {
+        let close = hyper::header::HeaderValue::from_static("close");
+        answer.headers_mut().insert(hyper::header::CONNECTION, close);
+    }
+    answer
+}
+
+/// A pod's answer as the client gets it.
+fn passed_on(
+    routed: &Routed<'_>,
+    response: hyper::http::response::Parts,
+    download: Download,
+    backend: &Arc<Backend>,
+) -> Answer {
+    let status = StatusCode::from_u16(response.status.as_u16()).unwrap_or_default();
+    let fields = routed.answer_fields(status, &from_hyper(&response.headers), backend);
+    let mut answer = hyper::Response::new(Outgoing::Download(download));
+    *answer.status_mut() = response.status;
+    *answer.headers_mut() = to_hyper(&fields);
+    answer
+}

@@ -1,0 +1,115 @@
+//! Whose a request is, and what of it and of its answer depends on that.
+
+use std::sync::Arc;
+
+use actix_http::{
+    RequestHead, Response, ResponseHead, StatusCode,
+    header::{self, HeaderMap, HeaderValue},
+};
+
+use super::{
+    headers::{
+        cookie::Wish,
+        end_to_end,
+        forwarded::{Forwarded, Hop, host, x_request_id},
+        keep_upgrade_required, request,
+    },
+    refusal::Refusal,
+    service::Service,
+    state::Traffic,
+    worker::{Outlet, Worker},
+};
+use crate::domain::{
+    balance::lease::Backend,
+    routing::route::{Rewrite, has_dot_segments},
+};
+
+/// A request whose service is known.
+pub struct Routed<'a> {
+    /// What all workers share.
+    pub traffic: &'a Traffic,
+    /// Whose it is.
+    pub service: &'a Service,
+    /// This worker's way to the service's pods.
+    pub outlet: &'a Outlet,
+    /// Its fields.
+    pub forwarded: Forwarded,
+    /// Its target in origin form, as pods get it.
+    pub target: String,
+    /// The pod it asks for.
+    pub wish: Wish,
+}
+
+impl<'a> Routed<'a> {
+    /// Finds the route of `request`, which came over `hop`.
+    ///
+    /// # Errors
+    /// There is none, or its path cannot be routed.
+    pub fn new(worker: &'a Worker, request: &RequestHead, hop: Hop) -> Result<Self, Refusal> {
+        let traffic = &worker.traffic;
+        let (index, rewrite) = route(traffic, request)?;
+        let service = &traffic.services[index];
+        let mut forwarded = traffic.settings.forwarding.apply(request, hop);
+        let wish = Wish::of(&service.affinity, &service.name, &request.headers, forwarded.client);
+        forwarded.tell_of(rewrite, request.uri.path());
+        forwarded.change(&service.changes);
+        let target = request::target(&request.uri, rewrite);
+        Ok(Self { traffic, service, outlet: &worker.outlets[index], forwarded, target, wish })
+    }
+
+    /// The fields of the request for `backend`.
+    pub fn headers(&self, backend: &Backend) -> HeaderMap {
+        self.forwarded.headers(&self.service.changes, backend)
+    }
+
+    /// The fields of the answer of `backend` as the client gets them.
+    pub fn answer_fields(
+        &self,
+        status: StatusCode,
+        received: &HeaderMap,
+        backend: &Arc<Backend>,
+    ) -> HeaderMap {
+        let mut fields = end_to_end(received);
+        keep_upgrade_required(status, received, &mut fields);
+        if !fields.contains_key(x_request_id()) {
+            fields.insert(x_request_id(), self.forwarded.request_id.clone());
+        }
+        let Self { traffic, service, forwarded, wish, .. } = self;
+        let counters = &traffic.counters;
+        if let Some(cookie) = wish.cookie(&service.affinity, backend, forwarded.secure, counters) {
+            fields.append(header::SET_COOKIE, cookie);
+        }
+        fields
+    }
+
+    /// The head of an answer of `backend` as the client gets it.
+    pub fn answer(&self, head: &ResponseHead, backend: &Arc<Backend>) -> Response<()> {
+        let mut response = Response::with_body(head.status, ());
+        response.head_mut().headers = self.answer_fields(head.status, &head.headers, backend);
+        response
+    }
+
+    /// A 101 of `backend` as the client gets it.
+    pub fn switching(&self, head: &ResponseHead, backend: &Arc<Backend>) -> Response<()> {
+        let mut response = self.answer(head, backend);
+        response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        response
+    }
+}
+
+/// The index of the request's service, and what its route does to the path.
+fn route<'a>(traffic: &'a Traffic, request: &RequestHead) -> Result<(usize, &'a Rewrite), Refusal> {
+    const KEEP: &Rewrite = &Rewrite::Keep;
+    if traffic.router.is_empty() {
+        return Ok((0, KEEP));
+    }
+    let path = request.uri.path();
+    if has_dot_segments(path) {
+        return Err(Refusal::DotSegments(path.to_owned()));
+    }
+    let host = host(request);
+    let host = host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let route = traffic.router.find(host, path, request.method.as_str());
+    let route = route.ok_or_else(|| Refusal::NoRoute(format!("{host}{path}")))?;
+    Ok((route.service, &route.rewrite))
+}
