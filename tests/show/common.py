@@ -5,6 +5,8 @@ prints its inputs and figures, and ends with `PASS` or `FAIL`.
 """
 
 import atexit
+import contextlib
+import fcntl
 import json
 import os
 import re
@@ -72,17 +74,27 @@ def build():
     return BINARY
 
 
+@contextlib.contextmanager
+def locked(name):
+    """Waits for other scripts that install the same packages at this moment."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    with open(WORK / f"{name}.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def venv(name, *packages, python=sys.executable):
     """A Python environment under target/show with `packages`; its python is returned."""
     home = WORK / f"venv-{name}"
     interpreter = home / "bin" / "python"
     stamp = home / "installed"
     wanted = "\n".join(packages)
-    if not (stamp.exists() and stamp.read_text() == wanted):
-        shutil.rmtree(home, ignore_errors=True)
-        subprocess.run([python, "-m", "venv", home], check=True)
-        subprocess.run([interpreter, "-m", "pip", "install", "--quiet", *packages], check=True)
-        stamp.write_text(wanted)
+    with locked(f"venv-{name}"):
+        if not (stamp.exists() and stamp.read_text() == wanted):
+            shutil.rmtree(home, ignore_errors=True)
+            subprocess.run([python, "-m", "venv", home], check=True)
+            subprocess.run([interpreter, "-m", "pip", "install", "--quiet", *packages], check=True)
+            stamp.write_text(wanted)
     return interpreter
 
 
@@ -99,12 +111,13 @@ def npm(name, *packages):
     home = WORK / f"npm-{name}"
     stamp = home / "installed"
     wanted = "\n".join(packages)
-    if not (stamp.exists() and stamp.read_text() == wanted):
-        shutil.rmtree(home, ignore_errors=True)
-        home.mkdir(parents=True)
-        (home / "package.json").write_text('{"private": true}')
-        subprocess.run([need("npm"), "install", "--silent", *packages], cwd=home, check=True)
-        stamp.write_text(wanted)
+    with locked(f"npm-{name}"):
+        if not (stamp.exists() and stamp.read_text() == wanted):
+            shutil.rmtree(home, ignore_errors=True)
+            home.mkdir(parents=True)
+            (home / "package.json").write_text('{"private": true}')
+            subprocess.run([need("npm"), "install", "--silent", *packages], cwd=home, check=True)
+            stamp.write_text(wanted)
     return home
 
 
