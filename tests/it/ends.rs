@@ -177,7 +177,7 @@ async fn a_client_that_talks_on_is_not_reset_when_its_pod_leaves() {
 }
 
 #[actix_rt::test]
-async fn one_sessions_end_is_not_anothers() {
+async fn the_end_of_one_session_leaves_the_others_open() {
     let pod = Pod::echo().await;
     let balancer = Balancer::start([&pod]).await;
     let mut stays = connect(balancer.address()).await;
