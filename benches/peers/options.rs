@@ -2,33 +2,34 @@
 
 use std::{fs, time::Duration};
 
-use crate::peers::Peer;
+use crate::balancers::Balancer;
 
-/// Descriptors this process needs besides those of its sessions.
+/// File descriptors that this process needs in addition to those of its sessions.
 const SPARE_FILES: usize = 200;
 
 pub const HELP: &str = "\
-Measures wsbalancer beside HAProxy and nginx, one thread each, in interleaved rounds.
+Compares wsbalancer with HAProxy and nginx, one thread each, in interleaved rounds.
 
 cargo bench --bench peers -- [options]
-  --rounds N      rounds per peer and message size (default 5)
-  --sessions N    idle sessions whose memory is measured (default 4500)
-  --peers A,B,…   of haproxy, haproxy-tuned, nginx, nginx-tuned, wsbalancer (default all)
-  --full          1 KiB and 16 KiB messages too
+  --rounds N      rounds per balancer and message size (default 5)
+  --sessions N    idle sessions to measure memory with (default 4500)
+  --peers A,B,…   some of haproxy, haproxy-tuned, nginx, nginx-tuned, wsbalancer (default all)
+  --full          also measure 1 KiB and 16 KiB messages
   --short         for CI: 3 shorter rounds, 500 sessions
   --assert        check the limits, print PASS or FAIL
-Environment: WSBALANCER_BIN names another wsbalancer; CI makes what is skipped a failure.";
+Environment: WSBALANCER_BIN is the wsbalancer binary to measure; with CI set, a skipped
+measurement is a failure.";
 
 pub struct Options {
     pub rounds: usize,
-    /// Processor time a round is to cost its peer: many ticks of the kernel's clock.
-    pub work: Duration,
+    /// Processor time that a balancer is to spend in one round: many ticks of the kernel's clock.
+    pub cpu_per_round: Duration,
     pub sessions: usize,
-    pub peers: Vec<Peer>,
+    pub balancers: Vec<Balancer>,
     pub full: bool,
     pub assert: bool,
-    /// cargo says so to `cargo bench`'s programs only: `cargo test --all-targets` runs them too,
-    /// and shall not measure.
+    /// Whether to measure at all. `cargo bench` passes `--bench`; `cargo test --all-targets` runs
+    /// this program without it, and must not measure.
     pub bench: bool,
 }
 
@@ -36,9 +37,9 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             rounds: 5,
-            work: Duration::from_millis(1700),
+            cpu_per_round: Duration::from_millis(1700),
             sessions: 4500,
-            peers: Peer::ALL.into(),
+            balancers: Balancer::ALL.into(),
             full: false,
             assert: false,
             bench: false,
@@ -47,7 +48,10 @@ impl Default for Options {
 }
 
 impl Options {
-    /// `None` when help is wanted; an error names the argument at fault.
+    /// Parses the arguments. Returns `None` if they ask for help.
+    ///
+    /// # Errors
+    /// Names the invalid argument.
     pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Option<Self>, String> {
         let mut options = Self::default();
         let mut arguments = arguments.into_iter();
@@ -59,12 +63,12 @@ impl Options {
                 "--assert" => options.assert = true,
                 "--short" => {
                     options.rounds = 3;
-                    options.work = Duration::from_millis(700);
+                    options.cpu_per_round = Duration::from_millis(700);
                     options.sessions = 500;
                 }
                 "--rounds" => options.rounds = number(&argument, &value()?)?,
                 "--sessions" => options.sessions = number(&argument, &value()?)?,
-                "--peers" => options.peers = peers(&value()?)?,
+                "--peers" => options.balancers = balancers(&value()?)?,
                 "--help" | "-h" => return Ok(None),
                 _ => return Err(format!("unknown argument {argument:?}")),
             }
@@ -72,17 +76,20 @@ impl Options {
         Ok(Some(options))
     }
 
-    /// An error tells how to allow as many open files as `sessions` need here: two each, for a
-    /// client and the pod. The peers need as many and inherit what we may.
-    pub fn check_files(&self) -> Result<(), String> {
+    /// Checks that this process may open enough files: two for each of `sessions`, one in the client
+    /// and one in the pod. The balancers need as many and inherit our limit.
+    ///
+    /// # Errors
+    /// Says how to raise the limit.
+    pub fn check_open_files(&self) -> Result<(), String> {
         let needed = 2 * self.sessions + SPARE_FILES;
         let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
         let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
         let soft = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
         match soft {
             Some(soft) if needed > soft => Err(format!(
-                "{} sessions need {needed} open files and {soft} are allowed: \
-                 `ulimit -n {needed}` or fewer --sessions",
+                "{} sessions need {needed} open files, but the limit is {soft}: \
+                 run `ulimit -n {needed}` or pass fewer --sessions",
                 self.sessions
             )),
             _ => Ok(()),
@@ -92,15 +99,16 @@ impl Options {
 
 fn number(argument: &str, value: &str) -> Result<usize, String> {
     let number = value.parse().ok().filter(|number| *number > 0);
-    number.ok_or(format!("{argument}: {value:?} is no number above 0"))
+    number.ok_or(format!("{argument}: {value:?} is not a number above 0"))
 }
 
-fn peers(value: &str) -> Result<Vec<Peer>, String> {
+/// Parses the value of `--peers`. The order of the result is that of [`Balancer::ALL`].
+fn balancers(value: &str) -> Result<Vec<Balancer>, String> {
     let find = |name: &str| {
-        let peer = Peer::ALL.into_iter().find(|peer| peer.name() == name);
-        peer.ok_or(format!("--peers: {name:?} is none of them"))
+        let balancer = Balancer::ALL.into_iter().find(|balancer| balancer.name() == name);
+        balancer.ok_or(format!("--peers: unknown balancer {name:?}"))
     };
     let wanted: Vec<_> = value.split(',').map(find).collect::<Result<_, _>>()?;
-    let ordered = Peer::ALL.into_iter();
-    Ok(ordered.filter(|peer| wanted.contains(peer)).collect())
+    let ordered = Balancer::ALL.into_iter();
+    Ok(ordered.filter(|balancer| wanted.contains(balancer)).collect())
 }

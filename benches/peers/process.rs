@@ -1,4 +1,4 @@
-//! A peer's process: started, watched, always ended, and asked the kernel about.
+//! A balancer's process: its start, its output, its end, and its figures in `/proc`.
 
 use std::{
     fs,
@@ -9,17 +9,17 @@ use std::{
     time::Duration,
 };
 
-/// `/proc` counts processor time in this unit on every architecture we run on (`USER_HZ`).
+/// The unit of processor time in `/proc` on every architecture that we run on (`USER_HZ`).
 const TICK: Duration = Duration::from_millis(10);
 
-/// A child that ends with this value, also when a panic unwinds.
+/// A child process that is killed on drop.
 pub struct Process {
     child: Child,
     lines: Receiver<String>,
 }
 
 impl Process {
-    /// Starts `command` and collects what it prints.
+    /// Starts `command` and collects its output.
     pub fn start(command: &mut Command) -> Result<Self> {
         let mut child =
             command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
@@ -30,7 +30,7 @@ impl Process {
         ];
         for stream in streams.into_iter().flatten() {
             let sender = sender.clone();
-            // Reads on when nobody listens any more: a full pipe would stop the peer.
+            // Keeps reading when the receiver is gone: a full pipe would block the child.
             thread::spawn(move || {
                 for line in BufReader::new(stream).lines().map_while(Result::ok) {
                     let _ = sender.send(line);
@@ -44,36 +44,43 @@ impl Process {
         self.child.id()
     }
 
-    /// Waits for a line from which `find` makes something.
-    pub fn expect<T>(&self, patience: Duration, find: impl Fn(&str) -> Option<T>) -> Result<T> {
+    /// Waits for a line of output for which `find` returns a value.
+    ///
+    /// # Errors
+    /// Fails if no line arrives within `timeout`, or if the process ends.
+    pub fn expect<T>(&self, timeout: Duration, find: impl Fn(&str) -> Option<T>) -> Result<T> {
         let mut seen = Vec::new();
-        while let Ok(line) = self.lines.recv_timeout(patience) {
+        while let Ok(line) = self.lines.recv_timeout(timeout) {
             if let Some(found) = find(&line) {
                 return Ok(found);
             }
             seen.push(line);
         }
-        Err(Error::other(format!("it did not say that it is ready, but:\n{}", seen.join("\n"))))
+        Err(Error::other(format!(
+            "the process did not report that it is ready; its output:\n{}",
+            seen.join("\n")
+        )))
     }
 
-    /// What it printed and nobody has taken yet.
+    /// Returns the output since the last call.
     pub fn output(&self) -> String {
         self.lines.try_iter().collect::<Vec<_>>().join("\n")
     }
 
-    /// Processor time of all its threads, user and system (proc(5), `utime` and `stime`).
+    /// Returns the processor time of all its threads, user and system (proc(5), `utime` and `stime`).
     pub fn cpu(&self) -> Result<Duration> {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
-        // The name in parentheses may hold anything; the fields after it are plain, `state` first.
+        // The process name in parentheses may contain spaces and parentheses. The first field after it
+        // is `state`.
         let ticks = stat.rsplit_once(") ").map(|(_, fields)| {
             let fields = fields.split(' ').skip(11).take(2);
             fields.flat_map(str::parse::<u32>).sum::<u32>()
         });
-        let ticks = ticks.ok_or_else(|| Error::other("unreadable /proc/PID/stat"))?;
+        let ticks = ticks.ok_or_else(|| Error::other("cannot parse /proc/PID/stat"))?;
         Ok(TICK * ticks)
     }
 
-    /// Resident memory in bytes.
+    /// Returns the resident memory in bytes.
     pub fn rss(&self) -> Result<u64> {
         let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid()))?;
         rollup
@@ -86,7 +93,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Either fails only when it has ended already.
+        // Both fail only if the process has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

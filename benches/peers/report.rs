@@ -1,15 +1,15 @@
-//! Figures made of many, tables made of figures, and the verdict on them.
+//! Quantiles, printed tables, and the verdict of the run.
 
 use std::env;
 
-/// The value below which the share `q` of `values` lies, between two of them if need be.
+/// Returns the `q` quantile of `values`, interpolated between two of them if necessary.
 pub fn quantile(values: &[f64], q: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
-    let at = q * sorted.len().saturating_sub(1) as f64;
-    let (below, above) = (at.floor() as usize, at.ceil() as usize);
+    let position = q * sorted.len().saturating_sub(1) as f64;
+    let (below, above) = (position.floor() as usize, position.ceil() as usize);
     match (sorted.get(below), sorted.get(above)) {
-        (Some(low), Some(high)) => low + (high - low) * at.fract(),
+        (Some(low), Some(high)) => low + (high - low) * position.fract(),
         _ => f64::NAN,
     }
 }
@@ -18,7 +18,7 @@ pub fn median(values: &[f64]) -> f64 {
     quantile(values, 0.5)
 }
 
-/// Lines of cells, printed with the first column to the left and the others to the right.
+/// Rows of cells. The first column is printed left-aligned, the others right-aligned.
 pub struct Table(Vec<Vec<String>>);
 
 impl Table {
@@ -52,7 +52,7 @@ impl Table {
     }
 }
 
-/// What was skipped and what was limited.
+/// The limits to check, and whether a measurement was skipped.
 #[derive(Default)]
 pub struct Verdict {
     skipped: bool,
@@ -65,37 +65,38 @@ impl Verdict {
         self.skipped = true;
     }
 
-    /// `None` stands for what could not be measured, which is no failure of wsbalancer.
-    pub fn limit(&mut self, what: &str, figure: Option<f64>, most: f64) {
-        self.limits.push((what.into(), figure, most));
+    /// Adds a limit to check. A `figure` of `None` could not be measured, which is no failure of
+    /// wsbalancer.
+    pub fn limit(&mut self, name: &str, figure: Option<f64>, max: f64) {
+        self.limits.push((name.into(), figure, max));
     }
 
-    /// Prints what `--assert` asks for; whether all is well. In CI everything is installed, so that
-    /// a skip there is a mistake.
+    /// Prints the verdict if `assert` is set. Returns whether the run passed. In CI everything is
+    /// installed, so a skipped measurement is a failure there.
     pub fn print(&self, assert: bool) -> bool {
-        let mut broken = false;
+        let mut is_exceeded = false;
         let mut skipped = self.skipped;
         if assert {
             println!();
-            for (what, figure, most) in &self.limits {
+            for (name, figure, max) in &self.limits {
                 let Some(figure) = figure else {
-                    println!("skipped: {what}");
+                    println!("skipped: {name}");
                     skipped = true;
                     continue;
                 };
-                let holds = figure <= most;
-                let word = if holds { "ok  " } else { "FAIL" };
-                println!("{word} {what}: {figure:.2}, at most {most:.2}");
-                broken |= !holds;
+                let is_within = figure <= max;
+                let word = if is_within { "ok  " } else { "FAIL" };
+                println!("{word} {name}: {figure:.2}, at most {max:.2}");
+                is_exceeded |= !is_within;
             }
         }
         let in_ci = env::var_os("CI").is_some();
-        let well = !(broken || skipped && in_ci);
+        let passed = !(is_exceeded || skipped && in_ci);
         if assert {
-            let word = if well { "PASS" } else { "FAIL" };
-            let rest = if skipped { ", but not everything was measured" } else { "" };
-            println!("{word}{rest}");
+            let word = if passed { "PASS" } else { "FAIL" };
+            let note = if skipped { ", but not everything was measured" } else { "" };
+            println!("{word}{note}");
         }
-        well
+        passed
     }
 }

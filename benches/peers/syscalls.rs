@@ -1,5 +1,5 @@
-//! Counts a process's system calls: with perf, which leaves it undisturbed, or else with strace,
-//! which slows it so much that more sockets are ready at each wake-up than otherwise.
+//! Counts the system calls of a process with perf, or with strace if perf is not available. strace
+//! slows the process so much that more sockets than usual are ready at each wake-up.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ const TOTAL: &str = "raw_syscalls:sys_enter";
 const TRACEPOINT: &str = "syscalls:sys_enter_";
 const RECEIVE: [&str; 4] = ["read", "readv", "recvfrom", "recvmsg"];
 const SEND: [&str; 4] = ["write", "writev", "sendto", "sendmsg"];
-/// `epoll_wait` exists only where 32-bit x86 left its marks.
+/// Newer architectures have no `epoll_wait` system call, only `epoll_pwait`.
 const EPOLL: &[&str] = if cfg!(target_arch = "x86_64") {
     &["epoll_ctl", "epoll_pwait", "epoll_pwait2", "epoll_wait"]
 } else {
@@ -25,7 +25,7 @@ pub enum Tool {
     Strace,
 }
 
-/// Calls by what they are for.
+/// Numbers of system calls by purpose.
 #[derive(Default)]
 pub struct Counts {
     pub receive: u64,
@@ -34,7 +34,7 @@ pub struct Counts {
     pub total: u64,
 }
 
-/// A count that is under way.
+/// A running count.
 pub struct Counter {
     tool: Tool,
     child: Child,
@@ -42,7 +42,7 @@ pub struct Counter {
 }
 
 impl Tool {
-    /// The better of the two that can watch process `pid`.
+    /// Returns perf if it can trace process `pid`, else strace if it can, else `None`.
     pub fn choose(pid: u32, folder: &Path) -> Option<Self> {
         let works = |tool: &Self| {
             let counted = Counter::start(*tool, pid, folder).and_then(Counter::finish);
@@ -54,13 +54,13 @@ impl Tool {
     pub fn name(self) -> &'static str {
         match self {
             Self::Perf => "perf stat",
-            Self::Strace => "strace, which slows the peers",
+            Self::Strace => "strace, which slows the balancers",
         }
     }
 }
 
 impl Counter {
-    /// Starts counting; what `pid` does from now on counts.
+    /// Starts counting the system calls of process `pid`.
     pub fn start(tool: Tool, pid: u32, folder: &Path) -> Result<Self> {
         let report = folder.join("syscalls");
         let mut command;
@@ -69,8 +69,8 @@ impl Counter {
             let events = grouped
                 .fold(TOTAL.to_owned(), |events, call| format!("{events},{TRACEPOINT}{call}"));
             command = Command::new("perf");
-            // perf counts for as long as the command runs that it is given: a `cat` that says when
-            // it runs and ends with our pipe.
+            // perf counts as long as its command runs. The command is a `cat`: its first output shows
+            // that perf is counting, and it ends when we close its input.
             command
                 .args(["stat", "-x,", "-e", &events, "-p", &pid.to_string(), "-o"])
                 .arg(&report)
@@ -89,9 +89,10 @@ impl Counter {
         Ok(counter)
     }
 
-    /// Both tools say one line when they count; one that cannot ends without it.
+    /// Waits for the line that both tools print when they start counting. A tool that cannot attach
+    /// ends without it.
     fn wait_until_attached(&mut self) -> Result<()> {
-        let said: Option<Box<dyn Read>> = match self.tool {
+        let output: Option<Box<dyn Read>> = match self.tool {
             Tool::Perf => {
                 self.child
                     .stdin
@@ -102,8 +103,8 @@ impl Counter {
             Tool::Strace => self.child.stderr.take().map(|err| Box::new(err) as _),
         };
         let mut line = String::new();
-        if let Some(said) = said {
-            BufReader::new(said).read_line(&mut line)?;
+        if let Some(output) = output {
+            BufReader::new(output).read_line(&mut line)?;
         }
         if line.contains("attached") {
             return Ok(());
@@ -115,7 +116,7 @@ impl Counter {
     pub fn finish(mut self) -> Result<Counts> {
         drop(self.child.stdin.take());
         if self.tool == Tool::Strace {
-            // It writes its table when it is interrupted.
+            // strace writes its table when it is interrupted.
             let pid = self.child.id().to_string();
             Command::new("kill").args(["-INT", &pid]).status()?;
         }
@@ -125,10 +126,10 @@ impl Counter {
             Tool::Perf => sum(report.lines().filter_map(perf_line)),
             Tool::Strace => sum(report.lines().filter_map(strace_line)),
         };
-        // An idle process has "<not counted>" there, which is nothing wrong.
+        // "<not counted>" is the figure of an idle process and no error.
         let unsupported = !report.contains(TOTAL) || report.contains("<not supported>");
         if self.tool == Tool::Perf && unsupported {
-            return Err(Error::other(format!("perf counts nothing: {report}")));
+            return Err(Error::other(format!("perf does not support the events: {report}")));
         }
         Ok(counts)
     }
@@ -136,7 +137,7 @@ impl Counter {
 
 impl Drop for Counter {
     fn drop(&mut self) {
-        // Either fails only when it has ended already.
+        // Both fail only if the process has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -156,7 +157,7 @@ fn sum<'a>(calls: impl Iterator<Item = (&'a str, u64)>) -> Counts {
     counts
 }
 
-/// `COUNT,UNIT,EVENT,…`
+/// Parses a line `COUNT,UNIT,EVENT,…`.
 fn perf_line(line: &str) -> Option<(&str, u64)> {
     let mut fields = line.split(',');
     let count = fields.next()?.parse().ok()?;
@@ -165,7 +166,7 @@ fn perf_line(line: &str) -> Option<(&str, u64)> {
     Some((call, count))
 }
 
-/// `% SECONDS USECS/CALL CALLS [ERRORS] SYSCALL`; the last line is the total.
+/// Parses a line `% SECONDS USECS/CALL CALLS [ERRORS] SYSCALL`. The last line is the total.
 fn strace_line(line: &str) -> Option<(&str, u64)> {
     let fields: Vec<_> = line.split_whitespace().collect();
     Some((fields.last()?, fields.get(3)?.parse().ok()?))

@@ -1,5 +1,5 @@
-//! The little of RFC 6455 both ends of the measurement speak, written by hand so that they stay
-//! far cheaper than what is measured: a library's codec would cost about as much as the peer.
+//! The subset of RFC 6455 that clients and pod need. It is written by hand because it must use far
+//! less processor time than the measured balancer: the codec of a library would use about as much.
 
 use std::io::{Error, ErrorKind, Result};
 
@@ -16,23 +16,23 @@ const CLOSE: u8 = 0x88;
 const MASKED: u8 = 0x80;
 const MASK_LEN: usize = 4;
 
-/// An HTTP head longer than this comes from no peer here.
+/// Longest accepted HTTP head.
 const MAX_HEAD: usize = 16 * 1024;
 
-/// One message as the client sends it and as it comes back.
+/// One message as the client sends it, and its echo.
 ///
-/// Every session sends the same bytes: building and masking a frame once leaves the processor to
-/// the peer under test, which looks at no more than the header anyway.
+/// Every session sends the same bytes: the frame is built and masked only once, which leaves the
+/// processor to the measured balancer. Balancers inspect only the frame header anyway.
 pub struct Message {
     pub frame: Vec<u8>,
     pub echo: Vec<u8>,
 }
 
 impl Message {
-    /// A binary message of `size` random bytes under a random mask.
+    /// Makes a binary message of `size` random bytes with a random mask.
     pub fn new(size: usize) -> Self {
         let mut payload: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..)).take(size).collect();
-        let header = server_header(size);
+        let header = unmasked_header(size);
         let echo = [header.as_slice(), &payload].concat();
 
         let mask = fastrand::u32(..).to_ne_bytes();
@@ -45,8 +45,8 @@ impl Message {
     }
 }
 
-/// The header of an unmasked binary message (RFC 6455 §5.2).
-fn server_header(size: usize) -> Vec<u8> {
+/// Returns the frame header of an unmasked binary message (RFC 6455 §5.2).
+fn unmasked_header(size: usize) -> Vec<u8> {
     let mut header = vec![BINARY];
     match size {
         0..=125 => header.push(size as u8),
@@ -62,7 +62,7 @@ fn server_header(size: usize) -> Vec<u8> {
     header
 }
 
-/// XORs eight bytes at a time, which the compiler widens further.
+/// XORs the payload with the mask, eight bytes at a time.
 fn apply_mask(payload: &mut [u8], mask: [u8; MASK_LEN]) {
     let wide = u64::from_ne_bytes([
         mask[0], mask[1], mask[2], mask[3], mask[0], mask[1], mask[2], mask[3],
@@ -76,21 +76,21 @@ fn apply_mask(payload: &mut [u8], mask: [u8; MASK_LEN]) {
     }
 }
 
-/// Where a masked frame at the start of a buffer has its payload and its end.
+/// The positions of payload and end of a masked frame that starts at the beginning of a buffer.
 pub struct Frame {
     payload: usize,
     end: usize,
 }
 
-/// What the pod does about a frame.
-pub enum Answer<'a> {
+/// The pod's reply to a frame.
+pub enum Reply<'a> {
     Send(&'a [u8]),
     SendAndClose(&'a [u8]),
-    Nothing,
+    None,
 }
 
 impl Frame {
-    /// Reads a header; `None` until all of it is there.
+    /// Parses a frame header. Returns `None` if `bytes` does not contain all of it.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let (length_len, length) = match bytes.get(1)? & !MASKED {
             126 => (2, u16::from_be_bytes(*bytes.get(2..)?.first_chunk()?).into()),
@@ -102,14 +102,14 @@ impl Frame {
         (bytes.len() >= payload).then_some(Self { payload, end })
     }
 
-    /// Bytes from the start of the header to the end of the payload.
+    /// Returns the number of bytes from the start of the header to the end of the payload.
     pub fn len(&self) -> usize {
         self.end
     }
 
-    /// Turns the frame into its echo where it lies: without the mask the header is four bytes
-    /// shorter, so it moves up against the unmasked payload.
-    pub fn answer<'a>(&self, buffer: &'a mut [u8]) -> Answer<'a> {
+    /// Turns the frame into its echo in place. Without the mask the header is four bytes shorter, so
+    /// it moves four bytes towards the unmasked payload.
+    pub fn make_reply<'a>(&self, buffer: &'a mut [u8]) -> Reply<'a> {
         let header = self.payload - MASK_LEN;
         let mask = [header, header + 1, header + 2, header + 3].map(|at| buffer[at]);
         apply_mask(&mut buffer[self.payload..self.end], mask);
@@ -122,14 +122,17 @@ impl Frame {
         }
         let echo = &buffer[MASK_LEN..self.end];
         match first {
-            PONG => Answer::Nothing,
-            CLOSE => Answer::SendAndClose(echo),
-            _ => Answer::Send(echo),
+            PONG => Reply::None,
+            CLOSE => Reply::SendAndClose(echo),
+            _ => Reply::Send(echo),
         }
     }
 }
 
-/// Opens a WebSocket; the answer must be a 101 with the right `Sec-WebSocket-Accept`.
+/// Opens a WebSocket on `stream`.
+///
+/// # Errors
+/// Fails if the response is not a 101 with the right `Sec-WebSocket-Accept`, or if more bytes follow.
 pub async fn upgrade(stream: &mut TcpStream) -> Result<()> {
     let key = "d3NiYWxhbmNlciBwZWVycw=="; // 16 bytes in base64, as RFC 6455 §4.1 demands
     let request = format!(
@@ -149,19 +152,19 @@ pub async fn upgrade(stream: &mut TcpStream) -> Result<()> {
         return Err(invalid("the 101 has a wrong Sec-WebSocket-Accept"));
     }
     if received.len() > end {
-        return Err(invalid("bytes after the 101 before anything was sent"));
+        return Err(invalid("received bytes after the 101, before any message was sent"));
     }
     Ok(())
 }
 
-/// Reads until `received` holds a whole HTTP head and returns where that ends.
+/// Reads until `received` contains a whole HTTP head. Returns the position of its end.
 pub async fn read_head(stream: &mut TcpStream, received: &mut Vec<u8>) -> Result<usize> {
     loop {
         if let Some(at) = received.windows(4).position(|four| four == b"\r\n\r\n") {
             return Ok(at + 4);
         }
         if received.len() > MAX_HEAD {
-            return Err(invalid("an endless HTTP head"));
+            return Err(invalid("HTTP head too long"));
         }
         if stream.read_buf(received).await? == 0 {
             return Err(ErrorKind::UnexpectedEof.into());
@@ -169,7 +172,7 @@ pub async fn read_head(stream: &mut TcpStream, received: &mut Vec<u8>) -> Result
     }
 }
 
-/// The value of a header field.
+/// Returns the value of a header field.
 pub fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     head.lines()
         .filter_map(|line| line.split_once(':'))
@@ -177,7 +180,7 @@ pub fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
         .map(|(_, value)| value.trim())
 }
 
-/// An error about what the other side sent.
-pub fn invalid(what: impl Into<String>) -> Error {
-    Error::new(ErrorKind::InvalidData, what.into())
+/// Returns an error about invalid data from the other side.
+pub fn invalid(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::InvalidData, message.into())
 }

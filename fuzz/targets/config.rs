@@ -1,6 +1,7 @@
-//! Settings from any file and any environment: read, or refused with every mistake named.
+//! Fuzzes the configuration: any file and environment is either accepted, with the invariants of
+//! accepted settings, or refused with every mistake reported.
 //!
-//! Input: a TOML file, then after a line `---` the environment, one `NAME=value` a line.
+//! Input: a TOML file, then a line `---`, then the environment with one `NAME=value` per line.
 
 #![no_main]
 
@@ -22,53 +23,53 @@ const PREFIX: &str = "WSBALANCER__";
 const ROUTE_KEYS: [&str; 6] =
     ["host", "path_prefix", "methods", "strip_prefix", "replace_path", "service"];
 
-static KNOWN: LazyLock<BTreeSet<String>> =
+static KNOWN_KEYS: LazyLock<BTreeSet<String>> =
     LazyLock::new(|| Layers::defaults().0.into_keys().collect());
 
-/// The dotted keys that `table` sets, read past the crate under test.
-fn keys(prefix: &str, table: &Table, found: &mut BTreeSet<String>) {
+/// Collects the dotted keys that `table` sets, without the code under test.
+fn collect_keys(prefix: &str, table: &Table, found: &mut BTreeSet<String>) {
     for (name, value) in table {
-        key(format!("{prefix}{name}"), value, found);
+        collect_key(format!("{prefix}{name}"), value, found);
     }
 }
 
-fn key(key: String, value: &Value, found: &mut BTreeSet<String>) {
+fn collect_key(key: String, value: &Value, found: &mut BTreeSet<String>) {
     match value {
         Value::Table(table) if table.is_empty() => {
-            if !KNOWN.iter().any(|known| known.starts_with(&format!("{key}."))) {
+            if !KNOWN_KEYS.iter().any(|known| known.starts_with(&format!("{key}."))) {
                 found.insert(key);
             }
         }
-        Value::Table(table) => keys(&format!("{key}."), table, found),
+        Value::Table(table) => collect_keys(&format!("{key}."), table, found),
         Value::Array(items) if matches!(items[..], [Value::Table(_), ..]) => {
             for (index, item) in items.iter().enumerate() {
-                self::key(format!("{key}.{index}"), item, found);
+                collect_key(format!("{key}.{index}"), item, found);
             }
         }
         _ => _ = found.insert(key),
     }
 }
 
-/// Whether `key` may stand in a service's table or in a route.
+/// Returns whether `key` is allowed in a service's table or in a route.
 fn is_in_table(key: &str) -> bool {
     let parts: Vec<&str> = key.split('.').collect();
     match parts[..] {
         ["services", _, "backends"] | ["services" | "routes"] => true,
         ["services", _, "discovery", "dns" | "srv"] => true,
-        ["services", _, name] => KNOWN.contains(&format!("balancer.{name}")),
+        ["services", _, name] => KNOWN_KEYS.contains(&format!("balancer.{name}")),
         ["routes", _, name] => ROUTE_KEYS.contains(&name),
         _ => false,
     }
 }
 
-/// Whether `key` stands in the table of `missing`, or is that table.
-fn is_near(key: &str, missing: &str) -> bool {
+/// Returns whether `key` is in the same table as `missing`, or is that table, or is below `missing`.
+fn is_in_table_of(key: &str, missing: &str) -> bool {
     let table = missing.rsplit_once('.').map_or(missing, |(table, _)| table);
     let is_below = |of: &str| key.strip_prefix(of).is_some_and(|rest| rest.starts_with('.'));
     key == table || is_below(table) || is_below(missing)
 }
 
-/// The variable that sets `key`.
+/// Returns the environment variable that sets `key`.
 fn variable(key: &str) -> String {
     format!("{PREFIX}{}", key.to_uppercase().replace('.', "__"))
 }
@@ -86,10 +87,10 @@ fuzz_target!(|input: &str| {
             return;
         }
     };
-    let table = table.expect("what is no TOML is refused");
+    let table = table.expect("accepted text is valid TOML");
     let problems = match Config::resolve(layers) {
         Ok(config) => {
-            check(&config);
+            check_invariants(&config);
             Vec::new()
         }
         Err(Problems(problems)) => {
@@ -105,32 +106,34 @@ fuzz_target!(|input: &str| {
     if lines.contains("WSBALANCER_SERVICES=") {
         from_variables.insert("services".to_owned());
     }
-    let mut set = BTreeSet::new();
-    keys("", &table, &mut set);
+    let mut set_keys = BTreeSet::new();
+    collect_keys("", &table, &mut set_keys);
     for problem in &problems {
-        let shown = problem.to_string();
-        assert!(shown.contains(&problem.key) && shown.contains(&problem.origin), "{shown}");
-        assert!(!problem.advice.is_empty(), "{shown}");
-        // What is missing stands nowhere; something of its table does where it is said to.
+        let message = problem.to_string();
+        assert!(message.contains(&problem.key) && message.contains(&problem.origin), "{message}");
+        assert!(!problem.advice.is_empty(), "{message}");
+        // A missing key is set nowhere, but the reported origin sets another key of the same table.
         let is_missing = problem.value.is_none() && !problem.advice.starts_with("unknown key");
-        let is_meant = |key: &str| key == problem.key || is_missing && is_near(key, &problem.key);
-        let is_there = match &problem.origin[..] {
-            "text" => set.iter().any(|key| is_meant(key)),
-            "default" => KNOWN.iter().any(|key| is_meant(key)),
+        let matches_problem =
+            |key: &str| key == problem.key || is_missing && is_in_table_of(key, &problem.key);
+        let origin_sets_it = match &problem.origin[..] {
+            "text" => set_keys.iter().any(|key| matches_problem(key)),
+            "default" => KNOWN_KEYS.iter().any(|key| matches_problem(key)),
             "nowhere" => true,
-            name => from_variables.iter().any(|key| variable(key) == name && is_meant(key)),
+            name => from_variables.iter().any(|key| variable(key) == name && matches_problem(key)),
         };
-        assert!(is_there, "{shown}");
+        assert!(origin_sets_it, "{message}");
     }
-    for key in set.difference(&KNOWN).filter(|key| !is_in_table(key)) {
-        let below = format!("{key}.");
-        let is_told = |problem: &Problem| problem.key == *key || problem.key.starts_with(&below);
-        assert!(problems.iter().any(is_told), "{key:?} passed in silence");
+    for key in set_keys.difference(&KNOWN_KEYS).filter(|key| !is_in_table(key)) {
+        let prefix = format!("{key}.");
+        let is_reported =
+            |problem: &Problem| problem.key == *key || problem.key.starts_with(&prefix);
+        assert!(problems.iter().any(is_reported), "unknown key {key:?} was accepted");
     }
 });
 
-/// What holds of all settings that are accepted.
-fn check(config: &Config) {
+/// Checks the invariants of accepted settings.
+fn check_invariants(config: &Config) {
     assert!(!config.services.is_empty());
     for Service { backends, discovery, balancer, .. } in &config.services {
         let addresses: HashSet<&str> =
@@ -157,13 +160,13 @@ fn check(config: &Config) {
     assert!(config.server.workers >= 1);
     assert!(config.server.drain_time <= config.server.shutdown_timeout);
 
-    // What `wsbalancer check` prints is a file that says the same, but for what it hides.
+    // `wsbalancer check` prints a file with the same settings. Lines that hide a value are comments.
     let printed = config.to_string();
     if printed.lines().any(|line| line.starts_with('#')) {
         return;
     }
-    let values: Table = printed.parse().unwrap_or_else(|error| panic!("{error} in\n{printed}"));
-    let layers = Layers::from_texts(Some(&printed), []).expect("it is TOML");
-    let again = Config::resolve(layers).unwrap_or_else(|error| panic!("{error} of\n{printed}"));
+    let values: Table = printed.parse().unwrap_or_else(|error| panic!("{error} in:\n{printed}"));
+    let layers = Layers::from_texts(Some(&printed), []).expect("the printed configuration is TOML");
+    let again = Config::resolve(layers).unwrap_or_else(|error| panic!("{error} in:\n{printed}"));
     assert_eq!(again.to_string().parse(), Ok(values));
 }

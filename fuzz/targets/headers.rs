@@ -1,7 +1,7 @@
-//! What a pod gets of a request's header fields, against the rules read byte by byte.
+//! Fuzzes the header fields that a pod receives, against a second implementation of the rules.
 //!
-//! Input: a line with the peer's address, a line with the request's target, then the fields, one
-//! `Name: value` a line; what cannot be any of these is left out.
+//! Input: a line with the peer's address, a line with the request target, then the header fields with
+//! one `Name: value` per line. Invalid lines are ignored.
 
 #![no_main]
 
@@ -20,7 +20,7 @@ use wsbalancer::{
 
 const TRUSTED: [&str; 2] = ["10.0.0.0/8", "fd00::/8"];
 
-/// Never for the next hop (RFC 9110 §7.6.1).
+/// Fields that are never forwarded (RFC 9110 §7.6.1).
 const HOP_BY_HOP: [&str; 7] = [
     "connection",
     "keep-alive",
@@ -31,11 +31,12 @@ const HOP_BY_HOP: [&str; 7] = [
     "upgrade",
 ];
 
-/// What `Connection` cannot take away, beside the fields of the WebSocket handshake.
+/// Fields that are forwarded even if `Connection` names them, in addition to those of the WebSocket
+/// handshake.
 const STRUCTURAL: [&str; 2] = ["host", "content-length"];
 
-/// Fields that the balancer has its own say in.
-const OURS: [&str; 10] = [
+/// Fields that the balancer sets or changes itself.
+const BALANCER_FIELDS: [&str; 10] = [
     "host",
     "forwarded",
     "x-forwarded-for",
@@ -48,17 +49,17 @@ const OURS: [&str; 10] = [
     "x-request-id",
 ];
 
-/// A request and what is to be expected of it.
+/// A request, with the rules for its header fields.
 struct Case {
     peer: IpAddr,
     head: RequestHead,
-    /// Names in lower case, in the order of the input.
+    /// Names are in lower case, in the order of the input.
     fields: Vec<(String, HeaderValue)>,
     trusted: Vec<IpNet>,
 }
 
 impl Case {
-    fn read(input: &[u8]) -> Self {
+    fn parse(input: &[u8]) -> Self {
         let mut lines = input.split(|byte| *byte == b'\n');
         let mut text = || std::str::from_utf8(lines.next().unwrap_or_default()).ok();
         let peer = text().and_then(|peer| peer.parse().ok());
@@ -81,7 +82,7 @@ impl Case {
         Self { peer: peer.to_canonical(), head, fields, trusted }
     }
 
-    fn got(&self, name: &str) -> Vec<&[u8]> {
+    fn values(&self, name: &str) -> Vec<&[u8]> {
         let fields = self.fields.iter().filter(|(known, _)| known == name);
         fields.map(|(_, value)| value.as_bytes()).collect()
     }
@@ -90,22 +91,26 @@ impl Case {
         self.trusted.iter().any(|range| range.contains(&address))
     }
 
-    /// Whether `name` is for one hop only.
-    fn dropped(&self, name: &str) -> bool {
+    /// Returns whether the field `name` applies to one hop only and is not forwarded.
+    fn is_hop_by_hop(&self, name: &str) -> bool {
         let structural = STRUCTURAL.contains(&name) || name.starts_with("sec-websocket-");
-        let mut named = items(self.got("connection"));
+        let mut named = list_items(self.values("connection"));
         HOP_BY_HOP.contains(&name)
             || !structural && named.any(|named| named.eq_ignore_ascii_case(name.as_bytes()))
     }
 
-    /// What a peer says about others, if it is believed.
-    fn believed(&self, name: &str) -> Vec<&[u8]> {
-        if self.trusts(self.peer) && !self.dropped(name) { self.got(name) } else { Vec::new() }
+    /// Returns the values of the field `name` if the peer is trusted.
+    fn trusted_values(&self, name: &str) -> Vec<&[u8]> {
+        if self.trusts(self.peer) && !self.is_hop_by_hop(name) {
+            self.values(name)
+        } else {
+            Vec::new()
+        }
     }
 
-    /// The nearest address that is not trusted, or the last that can be read.
+    /// Returns the nearest address that is not trusted, or the last one that can be parsed.
     fn client(&self) -> IpAddr {
-        let hops: Vec<&[u8]> = items(self.got("x-forwarded-for")).collect();
+        let hops: Vec<&[u8]> = list_items(self.values("x-forwarded-for")).collect();
         let mut client = self.peer;
         for hop in hops.into_iter().rev() {
             let Ok(hop) = std::str::from_utf8(hop) else { break };
@@ -119,23 +124,23 @@ impl Case {
         client
     }
 
-    /// Whom the request is for: never with a user and a password.
+    /// Returns the host of the request, without user and password.
     fn host(&self) -> Option<&[u8]> {
         match self.head.uri.authority() {
             Some(authority) => authority.as_str().as_bytes().rsplit(|byte| *byte == b'@').next(),
-            None => self.got("host").first().copied(),
+            None => self.values("host").first().copied(),
         }
     }
 }
 
-/// The items of comma-separated lists.
-fn items(values: Vec<&[u8]>) -> impl Iterator<Item = &[u8]> {
+/// Returns the items of comma-separated lists.
+fn list_items(values: Vec<&[u8]>) -> impl Iterator<Item = &[u8]> {
     let items = values.into_iter().flat_map(|value| value.split(|byte| *byte == b','));
     items.map(<[u8]>::trim_ascii).filter(|item| !item.is_empty())
 }
 
 fuzz_target!(|input: &[u8]| {
-    let case = Case::read(input);
+    let case = Case::parse(input);
     let forwarding = Forwarding { trusted_proxies: case.trusted.clone() };
     let forwarded = forwarding.apply(&case.head, Hop { address: case.peer, tls: false });
     assert_eq!(forwarded.client, case.client());
@@ -148,32 +153,38 @@ fuzz_target!(|input: &[u8]| {
     };
     let headers = forwarded.headers(&changes, &backend);
     check_end_to_end(&case, &headers);
-    check_who_asks(&case, &headers);
+    check_forwarding_fields(&case, &headers);
 });
 
-/// Nothing of one hop comes out; everything else does, in order and untouched.
+/// Checks that hop-by-hop fields are removed and all others are forwarded unchanged and in order.
 fn check_end_to_end(case: &Case, headers: &HeaderMap) {
     for (name, value) in headers {
         let name = name.as_str();
         let valid = |byte: &u8| *byte == b'\t' || *byte >= b' ' && *byte != 0x7f;
         assert!(value.as_bytes().iter().all(valid), "{name}: {value:?}");
-        assert!(OURS.contains(&name) || !case.got(name).is_empty(), "{name} is new");
+        assert!(
+            BALANCER_FIELDS.contains(&name) || !case.values(name).is_empty(),
+            "{name} was added"
+        );
     }
-    for (name, _) in case.fields.iter().filter(|(name, _)| !OURS.contains(&name.as_str())) {
-        let expected = if case.dropped(name) { Vec::new() } else { case.got(name) };
-        agree(headers, name, &expected);
+    for (name, _) in
+        case.fields.iter().filter(|(name, _)| !BALANCER_FIELDS.contains(&name.as_str()))
+    {
+        let expected = if case.is_hop_by_hop(name) { Vec::new() } else { case.values(name) };
+        assert_values(headers, name, &expected);
     }
 }
 
-/// An untrusted peer speaks for itself, a trusted one for whom it says.
-fn check_who_asks(case: &Case, headers: &HeaderMap) {
+/// Checks the fields that the balancer sets. Those of an untrusted peer are replaced, those of a
+/// trusted peer are kept or extended.
+fn check_forwarding_fields(case: &Case, headers: &HeaderMap) {
     let sent = |name| headers.get(name).map(HeaderValue::as_bytes).unwrap_or_default();
     let host = case.host();
-    agree(headers, "host", host.as_slice());
+    assert_values(headers, "host", host.as_slice());
     let host = host.unwrap_or_default();
 
     let peer = case.peer.to_string();
-    agree(headers, "x-forwarded-for", &[&extended(case, "x-forwarded-for", &peer)]);
+    assert_values(headers, "x-forwarded-for", &[&extended(case, "x-forwarded-for", &peer)]);
 
     let node = if case.peer.is_ipv6() { format!("\"[{peer}]\"") } else { peer };
     let start = extended(case, "forwarded", &format!("for={node};host="));
@@ -181,7 +192,7 @@ fn check_who_asks(case: &Case, headers: &HeaderMap) {
     let ours =
         forwarded.strip_prefix(&start[..]).and_then(|ours| ours.strip_suffix(b";proto=http"));
     let ours = ours.unwrap_or_else(|| panic!("Forwarded: {}", forwarded.escape_ascii()));
-    assert_eq!(unquoted(ours), if host.is_ascii() { host } else { b"" });
+    assert_eq!(unquote(ours), if host.is_ascii() { host } else { b"" });
 
     let client = case.client().to_string();
     for (name, own) in [
@@ -189,41 +200,47 @@ fn check_who_asks(case: &Case, headers: &HeaderMap) {
         ("x-forwarded-host", host),
         ("x-real-ip", client.as_bytes()),
     ] {
-        let kept = case.believed(name);
-        agree(headers, name, if kept.is_empty() { std::slice::from_ref(&own) } else { &kept });
+        let kept = case.trusted_values(name);
+        assert_values(
+            headers,
+            name,
+            if kept.is_empty() { std::slice::from_ref(&own) } else { &kept },
+        );
     }
-    if case.believed("x-forwarded-port").is_empty() {
+    if case.trusted_values("x-forwarded-port").is_empty() {
         let port = sent("x-forwarded-port");
-        agree(headers, "x-forwarded-port", &[port]);
+        assert_values(headers, "x-forwarded-port", &[port]);
         assert!(!port.is_empty() && port.iter().all(u8::is_ascii_digit));
         assert!(port == b"80" || host.ends_with(&[b":", port].concat()));
     }
     for name in ["x-forwarded-prefix", "x-replaced-path"] {
-        agree(headers, name, &case.believed(name));
+        assert_values(headers, name, &case.trusted_values(name));
     }
     let id = sent("x-request-id");
-    match case.got("x-request-id").first() {
-        Some(given) if !case.dropped("x-request-id") => agree(headers, "x-request-id", &[given]),
+    match case.values("x-request-id").first() {
+        Some(given) if !case.is_hop_by_hop("x-request-id") => {
+            assert_values(headers, "x-request-id", &[given])
+        }
         _ => assert!(id.len() == 32 && id.iter().all(u8::is_ascii_hexdigit)),
     }
 }
 
-fn agree(headers: &HeaderMap, name: &str, expected: &[&[u8]]) {
+fn assert_values(headers: &HeaderMap, name: &str, expected: &[&[u8]]) {
     let sent: Vec<&[u8]> = headers.get_all(name).map(HeaderValue::as_bytes).collect();
-    let shown = |values: &[&[u8]]| values.join(&b" | "[..]).escape_ascii().to_string();
-    assert!(sent == expected, "{name}: {} instead of {}", shown(&sent), shown(expected));
+    let show = |values: &[&[u8]]| values.join(&b" | "[..]).escape_ascii().to_string();
+    assert!(sent == expected, "{name}: got {}, expected {}", show(&sent), show(expected));
 }
 
-/// What is believed of the list called `name`, with one more item.
+/// Returns the trusted items of the list `name` with one more item.
 fn extended(case: &Case, name: &str, item: &str) -> Vec<u8> {
-    let mut values = case.believed(name);
+    let mut values = case.trusted_values(name);
     values.retain(|value| !value.is_empty());
     values.push(item.as_bytes());
     values.join(&b", "[..])
 }
 
-/// What a value of a parameter says (RFC 9110 §5.6.6), which is all of `written`.
-fn unquoted(written: &[u8]) -> Vec<u8> {
+/// Decodes the value of a parameter (RFC 9110 §5.6.6). All of `written` must be the value.
+fn unquote(written: &[u8]) -> Vec<u8> {
     let Some(inner) = written.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\"")) else {
         let separators = b"()<>@,;:\\\"/[]?={} \t";
         let is_token = !written.iter().any(|byte| separators.contains(byte));
@@ -234,7 +251,11 @@ fn unquoted(written: &[u8]) -> Vec<u8> {
     let mut text = Vec::new();
     while let Some(&byte) = bytes.next() {
         assert_ne!(byte, b'"', "{}", written.escape_ascii());
-        text.push(if byte == b'\\' { *bytes.next().expect("a pair") } else { byte });
+        text.push(if byte == b'\\' {
+            *bytes.next().expect("a character after the backslash")
+        } else {
+            byte
+        });
     }
     text
 }

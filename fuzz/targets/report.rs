@@ -1,7 +1,7 @@
-//! The readers of pods' reports against second opinions: on JSON as it was written, on a metrics page
-//! line by line, on an agent's line byte by byte.
+//! Fuzzes the readers of pods' reports (JSON, Prometheus text, HAProxy agent line), against a second
+//! implementation of each.
 //!
-//! Input: the body.
+//! Input: the body of the report.
 
 #![no_main]
 
@@ -14,28 +14,28 @@ use wsbalancer::domain::report::{
     check_status,
 };
 
-/// By its digits, not by its value.
-fn count(digits: &str) -> Option<u64> {
+/// Parses a count by its digits.
+fn parse_count(digits: &str) -> Option<u64> {
     if digits.is_empty() || digits.len() > 10 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
     digits.parse().ok().filter(|count| *count < 1 << 31)
 }
 
-/// The report that the JSON object `body` is, if it is one.
-fn reference(body: &[u8]) -> Option<Report> {
+/// Returns the report in the JSON object `body`, if it is a valid one.
+fn json_reference(body: &[u8]) -> Option<Report> {
     let values: Value = serde_json::from_slice(body).ok()?;
-    let written: HashMap<String, &RawValue> = serde_json::from_slice(body).ok()?;
+    let raw: HashMap<String, &RawValue> = serde_json::from_slice(body).ok()?;
     let text = |name: &str| match &values[name] {
         Value::Null => Some(None),
         Value::String(text) => Some(Some(text.clone())),
         _ => None,
     };
     Some(Report {
-        connections: Some(count(written.get("agentsConnections")?.get())?),
-        max_connections: match written.get("maxConnections").map(|max| max.get()) {
+        connections: Some(parse_count(raw.get("agentsConnections")?.get())?),
+        max_connections: match raw.get("maxConnections").map(|max| max.get()) {
             None | Some("null") => None,
-            Some(digits) => Some(count(digits)?),
+            Some(digits) => Some(parse_count(digits)?),
         },
         weight: match &values["weight"] {
             Value::Null => None,
@@ -53,20 +53,22 @@ fn reference(body: &[u8]) -> Option<Report> {
     })
 }
 
+/// Reads `body`. The text of an error must be short enough for a log line.
 fn read(reader: &dyn Reader, body: &[u8]) -> Result<Report, ReportError> {
-    let found = reader.read(body);
-    if let Err(error) = &found {
-        let shown = error.to_string();
-        assert!(shown.len() < 300, "a log line of {} bytes", shown.len());
+    let result = reader.read(body);
+    if let Err(error) = &result {
+        let message = error.to_string();
+        assert!(message.len() < 300, "an error text of {} bytes", message.len());
     }
-    found
+    result
 }
 
-fn json(body: &[u8]) {
-    let expected = reference(body);
+fn check_json(body: &[u8]) {
+    let expected = json_reference(body);
     let reader = JsonReader::default();
     assert_eq!(read(&reader, body).ok(), expected);
-    // White space behind the body changes nothing up to the limit; now and then, for it is slow.
+    // White space after the body is accepted up to the size limit. This is slow, so only some of the
+    // bodies are checked.
     if body.len() % 64 == 1 {
         let mut padded = body.to_vec();
         padded.resize(MAX_REPORT_LEN, b' ');
@@ -76,14 +78,15 @@ fn json(body: &[u8]) {
     }
 }
 
-fn sessions(labels: &[&str]) -> PrometheusReader {
+/// Returns a reader of the series `sessions` with these labels.
+fn sessions_reader(labels: &[&str]) -> PrometheusReader {
     let label = |label: &&str| label.parse().expect("a label");
     let labels = labels.iter().map(label).collect();
     PrometheusReader { name: "sessions".parse().expect("a name"), labels }
 }
 
-/// The count that a decimal number is, without floating-point arithmetic.
-fn decimal(word: &str) -> Option<u64> {
+/// Parses a count in decimal or exponent notation without floating-point arithmetic.
+fn parse_decimal(word: &str) -> Option<u64> {
     let unsigned = word.strip_prefix(['+', '-']).unwrap_or(word);
     let (mantissa, exponent) = unsigned.split_once(['e', 'E']).unwrap_or((unsigned, "0"));
     let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
@@ -101,31 +104,31 @@ fn decimal(word: &str) -> Option<u64> {
     if word.starts_with('-') || !(0..10).contains(&zeros) {
         return None;
     }
-    count(&format!("{significant}{}", "0".repeat(zeros as usize)))
+    parse_count(&format!("{significant}{}", "0".repeat(zeros as usize)))
 }
 
 fn is_missing(result: &Result<Report, ReportError>) -> bool {
     matches!(result, Err(ReportError::Value { value, .. }) if value == "missing")
 }
 
-fn prometheus(body: &[u8]) {
-    let (every, some) = (sessions(&[]), sessions(&["kind=agent"]));
-    for reader in [&every, &some] {
-        // A page is the sum of its lines, or what is wrong with the first bad one.
+fn check_prometheus(body: &[u8]) {
+    let (all_series, agent_series) = (sessions_reader(&[]), sessions_reader(&["kind=agent"]));
+    for reader in [&all_series, &agent_series] {
+        // The result of a page is the sum of its lines, or the error of the first invalid line.
         let mut sum = None;
         let lines = body.split(|byte| *byte == b'\n').map(|line| (line, read(reader, line)));
-        let wrong = lines.into_iter().find_map(|(line, result)| match result {
+        let error = lines.into_iter().find_map(|(line, result)| match result {
             Ok(report) => {
                 assert!(line.trim_ascii().starts_with(b"sessions"));
                 sum = Some(sum.unwrap_or(0) + report.connections.expect("a count"));
                 None
             }
             result if is_missing(&result) => None,
-            wrong => Some(wrong),
+            error => Some(error),
         });
         let found = read(reader, body);
-        match (wrong, sum) {
-            (Some(wrong), _) => assert_eq!(found, wrong),
+        match (error, sum) {
+            (Some(error), _) => assert_eq!(found, error),
             (None, None) => assert!(is_missing(&found), "{found:?}"),
             (None, Some(sum)) if sum >= 1 << 31 => assert!(found.is_err() && !is_missing(&found)),
             (None, sum) => {
@@ -133,7 +136,7 @@ fn prometheus(body: &[u8]) {
             }
         }
     }
-    // A number by its digits.
+    // A line with a number has the value that its digits say.
     for line in body.split(|byte| *byte == b'\n') {
         let word = line.strip_prefix(b"sessions ").and_then(|word| str::from_utf8(word).ok());
         let is_number =
@@ -141,26 +144,29 @@ fn prometheus(body: &[u8]) {
         if let Some(word) =
             word.filter(is_number).filter(|word| word.bytes().all(|byte| byte.is_ascii_graphic()))
         {
-            let found = every.read(line).ok().and_then(|report| report.connections);
-            assert_eq!(found, decimal(word), "{word}");
+            let found = all_series.read(line).ok().and_then(|report| report.connections);
+            assert_eq!(found, parse_decimal(word), "{word}");
         }
     }
-    // Labels only take away.
-    if let Ok(all) = read(&every, body) {
-        let part = read(&some, body);
-        assert!(is_missing(&part) || part.expect("some of all").connections <= all.connections);
+    // Selecting by label never increases the count.
+    if let Ok(all) = read(&all_series, body) {
+        let part = read(&agent_series, body);
+        assert!(
+            is_missing(&part)
+                || part.expect("a part of a valid page").connections <= all.connections
+        );
     }
-    // Any text is a label's value that is found again.
+    // Any text is valid as the value of a label, and a reader with that label finds the series.
     if let Ok(text) = str::from_utf8(body) {
         let escaped = text.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n");
         let page = format!("sessions{{a=\"{escaped}\",b=\"{escaped}\"}}7");
-        let found = read(&sessions(&[&format!("b={text}")]), page.as_bytes());
+        let found = read(&sessions_reader(&[&format!("b={text}")]), page.as_bytes());
         assert_eq!(found.expect("the series").connections, Some(7));
-        assert!(is_missing(&sessions(&[&format!("b={text}\\")]).read(page.as_bytes())));
+        assert!(is_missing(&sessions_reader(&[&format!("b={text}\\")]).read(page.as_bytes())));
     }
 }
 
-/// What the agent's line says, without its description.
+/// Returns the report in an agent's line, without its description.
 fn agent_reference(body: &[u8]) -> Option<Report> {
     let mut words = vec![String::new()];
     for byte in body {
@@ -181,7 +187,7 @@ fn agent_reference(body: &[u8]) -> Option<Report> {
     let max = |word: &str| {
         let digits = word.strip_prefix("maxconn:")?;
         let zeros = digits.len() - digits.trim_start_matches('0').len();
-        count(if zeros > 0 && zeros == digits.len() { "0" } else { &digits[zeros..] })
+        parse_count(if zeros > 0 && zeros == digits.len() { "0" } else { &digits[zeros..] })
     };
     let is_admin = |word: &&String| ["ready", "drain", "maint"].contains(&word.as_str());
     let is_health =
@@ -212,7 +218,7 @@ fn agent_reference(body: &[u8]) -> Option<Report> {
     })
 }
 
-fn agent(body: &[u8]) {
+fn check_agent(body: &[u8]) {
     let mut found = read(&AgentReader, body).ok();
     if let Some(down) = found.as_mut().and_then(|report| report.down.as_mut()) {
         assert!(down.len() < 150 && !down.contains(char::is_control), "{down:?}");
@@ -222,9 +228,9 @@ fn agent(body: &[u8]) {
 }
 
 fuzz_target!(|body: &[u8]| {
-    json(body);
-    prometheus(body);
-    agent(body);
+    check_json(body);
+    check_prometheus(body);
+    check_agent(body);
     for status in [0, 100, 199, 201, 204, 206, 304, 503, u16::MAX] {
         assert_eq!(check_status(status), Err(ReportError::Status(status)));
     }

@@ -1,7 +1,8 @@
-//! The frame tracker against a naive reader of the whole stream, at every chunk's end.
+//! Fuzzes the frame tracker, against a simple reader of the whole stream, at the end of every chunk.
 //!
-//! Input: a byte whose low half is a number of chunk sizes, these sizes (0: an empty chunk), then
-//! the stream, which is cut by them in turn; without sizes it is one chunk.
+//! Input: a byte whose low four bits are the number of chunk sizes, then the sizes with one byte each,
+//! then the stream. The stream is cut into chunks of these sizes in turn; 0 makes an empty chunk.
+//! Without sizes the stream is one chunk.
 
 #![no_main]
 
@@ -10,14 +11,17 @@ use std::ops::Range;
 use libfuzzer_sys::fuzz_target;
 use wsbalancer::relay::tracker::{Progress, Tracker};
 
-/// Where one frame of the stream ends, perhaps past what is there, and what it then means.
+/// One frame of the stream.
 struct Frame {
+    /// The position of its end, possibly after the end of the stream.
     end: u128,
-    message: bool,
+    /// Whether it is the last frame of a message.
+    ends_message: bool,
+    /// Whether it is a Close frame, with its status code if it has one.
     close: Option<Option<u16>>,
 }
 
-/// The frames of a stream by plain indexing (RFC 6455 §5.2): no state, all bytes at hand.
+/// Parses the frames of a whole stream by plain indexing (RFC 6455 §5.2).
 fn reference(stream: &[u8]) -> Vec<Frame> {
     let mut frames = Vec::new();
     let mut at = 0;
@@ -47,7 +51,7 @@ fn reference(stream: &[u8]) -> Vec<Frame> {
         let end = body as u128 + u128::from(len);
         frames.push(Frame {
             end,
-            message: first >= 128 && first % 16 < 8,
+            ends_message: first >= 128 && first % 16 < 8,
             close: close.then(code),
         });
         match usize::try_from(end) {
@@ -61,34 +65,35 @@ fn reference(stream: &[u8]) -> Vec<Frame> {
 fuzz_target!(|input: &[u8]| {
     let Some((count, rest)) = input.split_first() else { return };
     let Some((sizes, stream)) = rest.split_at_checked(usize::from(count % 16)) else { return };
-    // Sizes of nothing but zeros would never end.
+    // With sizes that are all zero, the loop would never end.
     let sizes = if sizes.iter().any(|size| *size > 0) { sizes } else { &[] };
 
     let frames = reference(stream);
     let before_close = frames.iter().take_while(|frame| frame.close.is_none()).count();
     let mut tracker = Tracker::default();
-    let (mut fed, mut passed) = (0, 0);
-    let mut turns = sizes.iter().cycle();
+    let (mut fed, mut frames_done) = (0, 0);
+    let mut chunk_sizes = sizes.iter().cycle();
     while fed < stream.len() {
-        let size = turns.next().map_or(stream.len(), |size| usize::from(*size));
+        let size = chunk_sizes.next().map_or(stream.len(), |size| usize::from(*size));
         let end = stream.len().min(fed + size);
         let progress = tracker.feed(&stream[fed..end]);
 
-        let ended = frames[passed..].iter().take_while(|frame| frame.end <= end as u128).count();
-        let new = &frames[passed..passed + ended];
+        let ended =
+            frames[frames_done..].iter().take_while(|frame| frame.end <= end as u128).count();
+        let new = &frames[frames_done..frames_done + ended];
         let expected = Progress {
             frames: new.len() as u64,
-            messages: new.iter().filter(|frame| frame.message).count() as u64,
+            messages: new.iter().filter(|frame| frame.ends_message).count() as u64,
             boundary: new
-                .get(..ended.min(before_close.saturating_sub(passed)))
+                .get(..ended.min(before_close.saturating_sub(frames_done)))
                 .and_then(|new| new.last())
                 .map(|frame| frame.end as usize - fed),
         };
         assert_eq!(progress, expected, "bytes {fed} to {end}");
-        passed += ended;
+        frames_done += ended;
         fed = end;
 
-        let whole = &frames[..passed];
+        let whole = &frames[..frames_done];
         let close = whole.iter().find_map(|frame| frame.close);
         let boundary = whole.last().map_or(0, |frame| frame.end as usize);
         assert_eq!(tracker.at_boundary(), boundary == fed, "after {fed} bytes");

@@ -1,6 +1,6 @@
-//! The pod behind every peer: echoes WebSocket messages and answers everything else with the
-//! connection count wsbalancer polls for. It has its own thread and runtime, so that pod and
-//! clients wait for each other only through the peer.
+//! The pod behind every balancer. It echoes WebSocket messages and answers every other request with
+//! the metrics report that wsbalancer polls. It has its own thread and runtime, so that pod and
+//! clients wait for each other only through the balancer.
 
 use std::{io::Result, net::SocketAddr, thread};
 
@@ -11,12 +11,12 @@ use tokio::{
     runtime,
 };
 
-use crate::wire::{self, Answer, Frame};
+use crate::wire::{self, Frame, Reply};
 
-/// Enough for small messages; grows once, to the largest message a session sends.
-const FIRST_BUFFER: usize = 1024;
+/// Initial size of a session's buffer. It grows to the largest message of the session.
+const INITIAL_BUFFER: usize = 1024;
 
-/// Starts the pod, which lives as long as this process, and returns its address.
+/// Starts the pod and returns its address. The pod runs as long as this process.
 pub fn start() -> Result<SocketAddr> {
     let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
     listener.set_nonblocking(true)?;
@@ -24,7 +24,7 @@ pub fn start() -> Result<SocketAddr> {
     let runtime = runtime::Builder::new_current_thread().enable_io().build()?;
     thread::Builder::new().name("pod".into()).spawn(move || {
         if let Err(error) = runtime.block_on(accept(listener)) {
-            eprintln!("the pod accepts no more: {error}");
+            eprintln!("the pod stopped accepting connections: {error}");
         }
     })?;
     Ok(address)
@@ -34,7 +34,7 @@ async fn accept(listener: std::net::TcpListener) -> Result<()> {
     let listener = TcpListener::from_std(listener)?;
     loop {
         let (stream, _) = listener.accept().await?;
-        // A session that breaks shows at the client, which then fails the run.
+        // The client sees a broken session and fails the run.
         tokio::spawn(serve(stream));
     }
 }
@@ -47,7 +47,7 @@ async fn serve(mut stream: TcpStream) -> Result<()> {
         let head = String::from_utf8_lossy(&received[..end]).into_owned();
         received.drain(..end);
         let Some(key) = wire::header(&head, "sec-websocket-key") else {
-            report(&mut stream).await?;
+            send_report(&mut stream).await?;
             continue;
         };
         let accept = hash_key(key.as_bytes());
@@ -63,8 +63,8 @@ async fn serve(mut stream: TcpStream) -> Result<()> {
     }
 }
 
-/// Answers `GET /metric`. There is one pod, so that the count decides nothing.
-async fn report(stream: &mut TcpStream) -> Result<()> {
+/// Answers `GET /metric`. There is only one pod, so the count has no effect.
+async fn send_report(stream: &mut TcpStream) -> Result<()> {
     let body = r#"{"agentsConnections":0}"#;
     let answer = format!(
         "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
@@ -73,28 +73,28 @@ async fn report(stream: &mut TcpStream) -> Result<()> {
     stream.write_all(answer.as_bytes()).await
 }
 
-/// Returns each message once all of it is here, as a pod does. Returning a large one piecemeal
-/// would stall: the client reads only after it has written everything.
+/// Echoes each message after it is complete, as real pods do. Echoing parts of a large message would
+/// deadlock: the client reads only after it has written the whole message.
 async fn echo(mut stream: TcpStream, mut buffer: Vec<u8>) -> Result<()> {
     let mut filled = buffer.len();
-    buffer.resize(filled.max(FIRST_BUFFER), 0);
+    buffer.resize(filled.max(INITIAL_BUFFER), 0);
     loop {
         let frame = Frame::parse(&buffer[..filled]);
         if let Some(frame) = frame.as_ref().filter(|frame| frame.len() <= filled) {
-            match frame.answer(&mut buffer) {
-                Answer::Send(bytes) => stream.write_all(bytes).await?,
-                Answer::SendAndClose(bytes) => return stream.write_all(bytes).await,
-                Answer::Nothing => {}
+            match frame.make_reply(&mut buffer) {
+                Reply::Send(bytes) => stream.write_all(bytes).await?,
+                Reply::SendAndClose(bytes) => return stream.write_all(bytes).await,
+                Reply::None => {}
             }
             buffer.copy_within(frame.len()..filled, 0);
             filled -= frame.len();
             continue;
         }
-        // One byte more than the frame: a read that leaves room tells tokio that the socket is
-        // empty, which saves the read that would find nothing.
-        let room = frame.map_or(FIRST_BUFFER, |frame| frame.len() + 1);
-        if buffer.len() < room {
-            buffer.resize(room, 0);
+        // One byte more than the frame: a read that does not fill the buffer tells tokio that the
+        // socket is empty, which saves one more read.
+        let wanted = frame.map_or(INITIAL_BUFFER, |frame| frame.len() + 1);
+        if buffer.len() < wanted {
+            buffer.resize(wanted, 0);
         }
         match stream.read(&mut buffer[filled..]).await? {
             0 => return Ok(()),

@@ -1,5 +1,5 @@
-//! The clients: a closed loop per session, which sends its next message when the echo of the last
-//! one is back. So the work is the same for every peer, however fast it is.
+//! The clients. Each session sends its next message when it has received the echo of the previous
+//! one, so the work is the same for every balancer, however fast it is.
 
 use std::{
     io::{ErrorKind, Result},
@@ -20,29 +20,30 @@ use tokio::{
 
 use crate::wire::{self, Message, invalid};
 
-/// No step of a measurement takes this long unless the peer lost something.
-const STALLED: Duration = Duration::from_secs(120);
+/// Time-out of one step of a measurement. A step takes this long only if the balancer has lost data.
+const STEP_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Bytes a client reads at once: enough for small messages in one read, small enough for the
-/// cache with large ones.
-const READ: usize = 64 * 1024;
+/// Size of a client's read buffer: a small message needs one read, and with large messages the buffer
+/// still fits into the processor's cache.
+const READ_BUFFER: usize = 64 * 1024;
 
-/// Open sessions to one peer, at most `in_flight` of them busy at a time.
-pub struct Load {
+/// Open sessions to one balancer.
+pub struct Clients {
     sessions: Vec<TcpStream>,
+    /// How many handshakes, or single round trips, run at the same time.
     in_flight: usize,
 }
 
-impl Load {
+impl Clients {
     /// Opens `count` sessions.
     pub async fn open(address: SocketAddr, count: usize, in_flight: usize) -> Result<Self> {
-        let left = Arc::new(AtomicUsize::new(count));
+        let remaining = Arc::new(AtomicUsize::new(count));
         let mut workers = JoinSet::new();
         for _ in 0..in_flight {
-            let left = left.clone();
+            let remaining = remaining.clone();
             workers.spawn(async move {
                 let mut opened = Vec::new();
-                while take_one(&left) {
+                while claim_one(&remaining) {
                     opened.push(connect(address).await?);
                 }
                 Ok(opened)
@@ -52,16 +53,16 @@ impl Load {
         Ok(Self { sessions, in_flight })
     }
 
-    /// Makes `trips` round trips of `message`, shared out as the sessions come free, so that all
-    /// of them stay busy to the end.
+    /// Makes `trips` round trips of `message`, all sessions at the same time. A session that has
+    /// finished a round trip starts another one, so that all of them stay busy to the end.
     pub async fn run(&mut self, message: &Arc<Message>, trips: usize) -> Result<()> {
-        let left = Arc::new(AtomicUsize::new(trips));
+        let remaining = Arc::new(AtomicUsize::new(trips));
         let mut workers = JoinSet::new();
         for mut session in self.sessions.drain(..) {
-            let (left, message) = (left.clone(), message.clone());
+            let (remaining, message) = (remaining.clone(), message.clone());
             workers.spawn(async move {
-                let mut buffer = vec![0; READ];
-                while take_one(&left) {
+                let mut buffer = vec![0; READ_BUFFER];
+                while claim_one(&remaining) {
                     round_trip(&mut session, &message, &mut buffer).await?;
                 }
                 Ok(vec![session])
@@ -80,7 +81,7 @@ impl Load {
             let mut sessions = self.sessions.split_off(rest);
             let message = message.clone();
             workers.spawn(async move {
-                let mut buffer = vec![0; READ];
+                let mut buffer = vec![0; READ_BUFFER];
                 for session in &mut sessions {
                     round_trip(session, &message, &mut buffer).await?;
                 }
@@ -92,12 +93,13 @@ impl Load {
     }
 }
 
-/// Takes one of the units of work left, if any.
-fn take_one(left: &AtomicUsize) -> bool {
-    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
+/// Reduces `remaining` by one. Returns `false` if it is zero already.
+fn claim_one(remaining: &AtomicUsize) -> bool {
+    let decrement = |remaining: usize| remaining.checked_sub(1);
+    remaining.fetch_update(Ordering::Relaxed, Ordering::Relaxed, decrement).is_ok()
 }
 
-/// Collects the workers' sessions; the first error ends all of them.
+/// Waits for all workers and returns their sessions. The first error ends all of them.
 async fn join(mut workers: JoinSet<Result<Vec<TcpStream>>>) -> Result<Vec<TcpStream>> {
     let all = async {
         let mut sessions = Vec::new();
@@ -106,7 +108,7 @@ async fn join(mut workers: JoinSet<Result<Vec<TcpStream>>>) -> Result<Vec<TcpStr
         }
         Ok(sessions)
     };
-    time::timeout(STALLED, all).await.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()))
+    time::timeout(STEP_TIMEOUT, all).await.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()))
 }
 
 async fn connect(address: SocketAddr) -> Result<TcpStream> {
@@ -116,8 +118,8 @@ async fn connect(address: SocketAddr) -> Result<TcpStream> {
     Ok(stream)
 }
 
-/// Sends the message and reads its echo, comparing as it comes: a peer that is fast because it
-/// loses something measures nothing.
+/// Sends the message, reads its echo and compares the two: the speed of a balancer that loses data
+/// would mean nothing.
 async fn round_trip(stream: &mut TcpStream, message: &Message, buffer: &mut [u8]) -> Result<()> {
     stream.write_all(&message.frame).await?;
     let mut missing = message.echo.as_slice();
@@ -128,7 +130,7 @@ async fn round_trip(stream: &mut TcpStream, message: &Message, buffer: &mut [u8]
         }
         missing = missing
             .strip_prefix(&buffer[..count])
-            .ok_or_else(|| invalid("the echo differs from what was sent"))?;
+            .ok_or_else(|| invalid("the echo differs from the message"))?;
     }
     Ok(())
 }

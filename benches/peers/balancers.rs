@@ -1,5 +1,4 @@
-//! The balancers compared, each on one thread: where its program is, how it is configured, how
-//! one knows that it relays.
+//! The compared balancers, each on one thread: program, configuration and start.
 
 use std::{
     env, fmt, fs,
@@ -12,14 +11,14 @@ use std::{
 
 use tokio::time;
 
-use crate::{load::Load, process::Process};
+use crate::{clients::Clients, process::Process};
 
-/// How long a peer may take until it relays.
-const READY: Duration = Duration::from_secs(15);
+/// How long a balancer may take from its start to the first relayed session.
+const START_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A balancer in one configuration.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Peer {
+pub enum Balancer {
     Haproxy,
     HaproxyTuned,
     Nginx,
@@ -27,14 +26,14 @@ pub enum Peer {
     Wsbalancer,
 }
 
-/// A peer that relays to the pod.
+/// A balancer process that relays to the pod.
 pub struct Running {
     pub process: Process,
     pub address: SocketAddr,
 }
 
-impl Peer {
-    /// In the order of their rounds; the first is the 1.00.
+impl Balancer {
+    /// All balancers in the order of their rounds.
     pub const ALL: [Self; 5] =
         [Self::Haproxy, Self::HaproxyTuned, Self::Nginx, Self::NginxTuned, Self::Wsbalancer];
 
@@ -48,14 +47,14 @@ impl Peer {
         }
     }
 
-    /// Whether it has 64 KiB buffers. A message of 16 KiB just misses HAProxy's default buffer, so
-    /// that with large messages the tuned peers are the honest ones; with small ones nothing
-    /// changes.
+    /// Returns whether it has buffers of 64 KiB. A message of 16 KiB with its header is slightly larger
+    /// than HAProxy's default buffer, so that with large messages the tuned balancers are the fair
+    /// comparison. With small messages the buffers make no difference.
     pub fn is_tuned(self) -> bool {
         matches!(self, Self::HaproxyTuned | Self::NginxTuned)
     }
 
-    /// The name of its program.
+    /// Returns the name of its program.
     pub fn program_name(self) -> &'static str {
         match self {
             Self::Haproxy | Self::HaproxyTuned => "haproxy",
@@ -64,13 +63,13 @@ impl Peer {
         }
     }
 
-    /// Its program, if it is installed.
+    /// Returns the path of its program if it is installed.
     pub fn program(self) -> Option<PathBuf> {
         if self == Self::Wsbalancer {
             let built = || env!("CARGO_BIN_EXE_wsbalancer").into();
             return Some(env::var_os("WSBALANCER_BIN").unwrap_or_else(built).into());
         }
-        // Debian puts both where only root's PATH looks.
+        // Debian installs both in a folder that only root's PATH contains.
         let path = env::var_os("PATH").unwrap_or_default();
         env::split_paths(&path)
             .chain(["/usr/sbin".into(), "/usr/local/sbin".into()])
@@ -78,7 +77,7 @@ impl Peer {
             .find(|file| file.is_file())
     }
 
-    /// The first line in which the program states its version.
+    /// Returns the first line of the program's version output.
     pub fn version(self) -> Option<String> {
         let flag = if self == Self::Wsbalancer { "--version" } else { "-v" };
         let output = Command::new(self.program()?).arg(flag).output().ok()?;
@@ -86,30 +85,30 @@ impl Peer {
         String::from_utf8_lossy(&text).lines().next().map(str::to_owned)
     }
 
-    /// Starts it in `folder` before `pod`, ready for `sessions`, and waits until it relays.
+    /// Starts it in `folder` in front of `pod`, with room for `sessions`, and waits until it relays.
     pub async fn start(self, folder: &Path, pod: SocketAddr, sessions: usize) -> Result<Running> {
         let running = self.spawn(folder, pod, sessions)?;
         let relays = async {
-            while Load::open(running.address, 1, 1).await.is_err() {
+            while Clients::open(running.address, 1, 1).await.is_err() {
                 time::sleep(Duration::from_millis(20)).await;
             }
         };
-        time::timeout(READY, relays).await.map_err(|_| {
+        time::timeout(START_TIMEOUT, relays).await.map_err(|_| {
             let output = running.process.output();
-            Error::other(format!("it does not relay. It said:\n{output}"))
+            Error::other(format!("it does not relay; its output:\n{output}"))
         })?;
         Ok(running)
     }
 
-    /// Names the peer in an error.
-    pub fn blame(self) -> impl Fn(Error) -> Error {
+    /// Returns a function that puts the name of the balancer in front of an error.
+    pub fn name_in_error(self) -> impl Fn(Error) -> Error {
         move |error| Error::new(error.kind(), format!("{self}: {error}"))
     }
 
     fn spawn(self, folder: &Path, pod: SocketAddr, sessions: usize) -> Result<Running> {
         let program = self.program().ok_or_else(|| Error::other("not installed"))?;
         let mut command = Command::new(program);
-        // No configuration of the caller's may be found.
+        // wsbalancer must not load the caller's configuration.
         command.current_dir(folder).env_remove("WSBALANCER_CONFIG");
         if self == Self::Wsbalancer {
             command
@@ -119,22 +118,22 @@ impl Peer {
                 .env("WSBALANCER__SERVER__WORKERS", "1")
                 .env("WSBALANCER__LOG__LEVEL", "info");
             let process = Process::start(&mut command)?;
-            let address = process.expect(READY, |line| {
+            let address = process.expect(START_TIMEOUT, |line| {
                 let (_, rest) = line.split_once("traffic on ")?;
                 rest.split([',', ' ']).next()?.parse().ok()
             })?;
             return Ok(Running { process, address });
         }
 
-        // They cannot tell which port they got, so they get one that was free a moment ago.
+        // HAProxy and nginx do not report a port chosen by the kernel, so pick a free one for them.
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-        let room = sessions + 100; // the warm-up may be seen to end late
+        let max_sessions = sessions + 100; // sessions of the warm-up may still be open
         let file = folder.join(format!("{self}.conf"));
         if self.program_name() == "haproxy" {
-            fs::write(&file, haproxy(address, pod, room, self.is_tuned()))?;
+            fs::write(&file, haproxy_config(address, pod, max_sessions, self.is_tuned()))?;
             command.arg("-db").arg("-f").arg(&file);
         } else {
-            fs::write(&file, nginx(address, pod, room, self.is_tuned()))?;
+            fs::write(&file, nginx_config(address, pod, max_sessions, self.is_tuned()))?;
             command.arg("-e").arg("stderr").arg("-p").arg(folder).arg("-c").arg(&file);
         }
         let process = Process::start(&mut command)?;
@@ -142,14 +141,15 @@ impl Peer {
     }
 }
 
-impl fmt::Display for Peer {
+impl fmt::Display for Balancer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
 }
 
-/// HAProxy as Debian ships it, but for the thread, the time-outs it demands and `maxconn`.
-fn haproxy(listen: SocketAddr, pod: SocketAddr, sessions: usize, tuned: bool) -> String {
+/// Returns a configuration with HAProxy's defaults, except for the thread count, the time-outs that
+/// it requires and `maxconn`.
+fn haproxy_config(listen: SocketAddr, pod: SocketAddr, sessions: usize, tuned: bool) -> String {
     let bufsize = if tuned { "tune.bufsize 65536" } else { "" };
     format!(
         "global
@@ -171,10 +171,11 @@ backend pods
     )
 }
 
-/// nginx in one process: what a worker does, without the master, whose worker would live on when
-/// it is killed.
-fn nginx(listen: SocketAddr, pod: SocketAddr, sessions: usize, tuned: bool) -> String {
-    // When a sixteenth of its connections is left, it resets new ones that have sent nothing yet.
+/// Returns a configuration for nginx in one process. Without a master process, killing the process
+/// leaves no worker behind.
+fn nginx_config(listen: SocketAddr, pod: SocketAddr, sessions: usize, tuned: bool) -> String {
+    // nginx resets new connections that have sent nothing yet when only a sixteenth of its
+    // connections is free.
     let connections = 2 * sessions * 9 / 8;
     let buffers = if tuned { "proxy_buffer_size 64k; proxy_buffers 8 64k;" } else { "" };
     format!(
