@@ -20,10 +20,10 @@ use crate::{
         balance::{health::EARLY_DEATH, lease::Lease},
         session::{
             admission::Ticket,
-            timeouts::{Action, Cause, Leg, LifeRules, Loss},
+            timeouts::{Action, Cause, Leg, Loss, SessionTimeouts},
         },
     },
-    relay::{Control, Direction, End, FirstEnd, Peer, Tunnel, TunnelRules, close::CloseCode},
+    relay::{Control, Direction, End, FirstEnd, Tunnel, TunnelPeer, TunnelRules, close::CloseCode},
     telemetry::counters::Counters,
 };
 
@@ -33,9 +33,9 @@ const UNWELL: [u16; 4] = [1001, 1011, 1012, 1013];
 
 /// What holds for a session as long as it lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rules {
+pub struct SessionRules {
     /// When it ends by itself.
-    pub life: LifeRules,
+    pub timeouts: SessionTimeouts,
     /// What may pass.
     pub tunnel: TunnelRules,
     /// What its client is told when it should come back.
@@ -61,19 +61,19 @@ pub struct PodSideEnded(pub End);
 
 /// What a connection occupies, released by being dropped: first the places, then the bell is rung
 /// for whoever waits for one.
-pub struct Slot {
+pub struct SessionPermit {
     /// The place on the backend.
     pub lease: Lease,
     /// The place in the balancer, where places are limited.
     pub ticket: Option<Ticket>,
     /// Rung by being dropped.
-    pub bell: Bell,
+    pub queue_waker: QueueWaker,
 }
 
 /// Tells the first in the queue, if there is a queue, that there may be room.
-pub struct Bell(pub Option<Arc<Notify>>);
+pub struct QueueWaker(pub Option<Arc<Notify>>);
 
-impl Drop for Bell {
+impl Drop for QueueWaker {
     fn drop(&mut self) {
         if let Some(bell) = &self.0 {
             bell.notify_one();
@@ -83,7 +83,7 @@ impl Drop for Bell {
 
 /// A client connection past its handshake, paired with a [`BackendActor`].
 ///
-/// Everything it holds is released by being dropped: its slot, its place in the registry, both
+/// Everything it holds is released by being dropped: its permit, its place in the registry, both
 /// sockets.
 pub struct SessionActor {
     info: Arc<SessionInfo>,
@@ -91,7 +91,7 @@ pub struct SessionActor {
     ends: [Option<End>; 2],
     /// Why we have ended it ourselves.
     closed_by_us: Option<Ending>,
-    slot: Slot,
+    permit: SessionPermit,
     counters: Arc<Counters>,
     _registration: Registration,
 }
@@ -99,14 +99,14 @@ pub struct SessionActor {
 impl SessionActor {
     /// Joins `client` and `pod` on the current thread.
     pub fn start(
-        client: Peer,
-        pod: Peer,
+        client: TunnelPeer,
+        pod: TunnelPeer,
         info: SessionInfo,
-        mut slot: Slot,
+        mut permit: SessionPermit,
         (registry, counters): (Arc<Addr<RegistryActor>>, Arc<Counters>),
-        rules: &Arc<Rules>,
+        rules: &Arc<SessionRules>,
     ) {
-        slot.lease.establish();
+        permit.lease.establish();
         let info = Arc::new(info);
         let Tunnel { up, down, control } = Tunnel::new(client, pod, &info.stats, &rules.tunnel);
         // The pumps go straight to their contexts: as fields they would cost every idle session
@@ -124,7 +124,7 @@ impl SessionActor {
                 control,
                 ends: [None, None],
                 closed_by_us: None,
-                slot,
+                permit,
                 counters,
                 _registration: registration,
             }
@@ -156,9 +156,11 @@ impl SessionActor {
         }
         let is_unwell = || stats.down.close_code().is_some_and(|code| UNWELL.contains(&code));
         match stats.first_end() {
-            Some(FirstEnd::Close(Direction::Down)) if !is_unwell() => self.slot.lease.ended_early(),
+            Some(FirstEnd::Close(Direction::Down)) if !is_unwell() => {
+                self.permit.lease.ended_early()
+            }
             Some(FirstEnd::Close(Direction::Down) | FirstEnd::Vanished(Direction::Down)) => {
-                self.slot.lease.died_early();
+                self.permit.lease.died_early();
             }
             _ => {}
         }

@@ -170,13 +170,13 @@ mod tests {
         actors::{
             ending::Ending,
             registry::{AwaitEmpty, CountSessions, RegistryActor, SessionInfo},
-            session::{Bell, Rules, SessionActor, Slot},
+            session::{QueueWaker, SessionActor, SessionPermit, SessionRules},
         },
         domain::{
             balance::lease::{Backend, Gauge, Lease, Load, Purpose, Transport},
-            session::timeouts::LifeRules,
+            session::timeouts::SessionTimeouts,
         },
-        relay::{Peer, TunnelRules, close::CloseCode},
+        relay::{TunnelPeer, TunnelRules, close::CloseCode},
         telemetry::counters::{Counters, Labels},
     };
 
@@ -346,7 +346,7 @@ mod tests {
             address: "pod:1".into(),
             transport: Transport::Tcp,
         });
-        let life = LifeRules {
+        let timeouts = SessionTimeouts {
             idle_timeout: None,
             write_timeout: None,
             half_closed_timeout: WITHIN,
@@ -357,23 +357,23 @@ mod tests {
             ping_timeout: WITHIN,
         };
         let close_code = CloseCode::SERVICE_RESTART;
-        let rules = Arc::new(Rules { life, tunnel: TunnelRules::default(), close_code });
-        let start = |client: Peer, pod: Peer| {
+        let rules = Arc::new(SessionRules { timeouts, tunnel: TunnelRules::default(), close_code });
+        let start = |client: TunnelPeer, pod: TunnelPeer| {
             let lease = Lease::new(backend.clone(), gauge.clone(), Purpose::Session);
-            let slot = Slot { lease, ticket: None, bell: Bell(None) };
+            let permit = SessionPermit { lease, ticket: None, queue_waker: QueueWaker(None) };
             let info = SessionInfo::new([127, 0, 0, 1].into(), backend.clone(), close_code);
             let told = (registry.clone(), counters.clone());
-            SessionActor::start(client, pod, info, slot, told, &rules);
+            SessionActor::start(client, pod, info, permit, told, &rules);
         };
         let peer = || {
             let (far, near) = tokio::io::duplex(64);
-            (Peer::new(near, BytesMut::new()), far)
+            (TunnelPeer::new(near, BytesMut::new()), far)
         };
         let ((well, _client), (pod, _pod)) = (peer(), peer());
         start(well, pod);
         for client_is_trapped in [true, false] {
             let (other, mut far) = peer();
-            let trap = Peer::new(Trap, BytesMut::new());
+            let trap = TunnelPeer::new(Trap, BytesMut::new());
             match client_is_trapped {
                 true => start(trap, other),
                 false => start(other, trap),

@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 
 use super::{
     registry::SessionInfo,
-    session::{Rules, SessionActor},
+    session::{SessionActor, SessionRules},
 };
 use crate::{
     domain::session::timeouts::{Action, Life, Peer, Seen},
@@ -48,7 +48,7 @@ struct Watched {
     session: WeakAddr<SessionActor>,
     info: Arc<SessionInfo>,
     pulse: Pulse,
-    rules: Arc<Rules>,
+    rules: Arc<SessionRules>,
     life: Life,
     /// As of the turns of the pumps that are seen.
     seen: Seen,
@@ -60,7 +60,7 @@ pub fn watch(
     session: WeakAddr<SessionActor>,
     info: Arc<SessionInfo>,
     pulse: Pulse,
-    rules: Arc<Rules>,
+    rules: Arc<SessionRules>,
 ) {
     SWEEPER.with_borrow_mut(|sweeper| {
         sweeper.add(Watched::new(session, info, pulse, rules));
@@ -127,7 +127,7 @@ impl Watched {
         session: WeakAddr<SessionActor>,
         info: Arc<SessionInfo>,
         pulse: Pulse,
-        rules: Arc<Rules>,
+        rules: Arc<SessionRules>,
     ) -> Self {
         let life = Life::new(fastrand::f32(), since_start());
         let (seen, turns) = (Seen::default(), pulse.turns());
@@ -136,7 +136,7 @@ impl Watched {
 
     /// How often it must be looked at.
     fn tick(&self) -> Duration {
-        self.rules.life.tick()
+        self.rules.timeouts.tick()
     }
 
     /// Most sessions are idle: of those only one word is read that is not at hand.
@@ -146,7 +146,7 @@ impl Watched {
         if has_changed {
             self.seen = self.look_closely();
         }
-        if let Some(action) = self.life.look(self.seen, &self.rules.life, now)
+        if let Some(action) = self.life.look(self.seen, &self.rules.timeouts, now)
             && let Some(session) = self.session.upgrade()
         {
             session.do_send(Act(action));
@@ -199,7 +199,7 @@ mod tests {
     use crate::{
         domain::{
             balance::lease::{Backend, Transport},
-            session::timeouts::LifeRules,
+            session::timeouts::SessionTimeouts,
         },
         relay::{self, Tunnel, TunnelRules, close::CloseCode},
     };
@@ -209,7 +209,7 @@ mod tests {
     /// A tunnel and what the sweeper knows of it.
     fn session(idle_timeout: Option<Duration>) -> (Tunnel, Watched) {
         let end = Duration::from_secs(3600);
-        let life = LifeRules {
+        let timeouts = SessionTimeouts {
             idle_timeout,
             write_timeout: None,
             half_closed_timeout: end,
@@ -220,7 +220,7 @@ mod tests {
             ping_timeout: end,
         };
         let close_code = CloseCode::SERVICE_RESTART;
-        let rules = Rules { life, tunnel: TunnelRules::default(), close_code };
+        let rules = SessionRules { timeouts, tunnel: TunnelRules::default(), close_code };
         let backend = Backend {
             service: "default".into(),
             url: "http://pod:1".into(),
@@ -228,7 +228,7 @@ mod tests {
             transport: Transport::Tcp,
         };
         let info = SessionInfo::new([127, 0, 0, 1].into(), Arc::new(backend), close_code);
-        let peer = || relay::Peer::new(tokio::io::duplex(1).0, BytesMut::new());
+        let peer = || relay::TunnelPeer::new(tokio::io::duplex(1).0, BytesMut::new());
         let tunnel = Tunnel::new(peer(), peer(), &info.stats, &rules.tunnel);
         let pulse = tunnel.control.pulse();
         let nobody = actix::Context::<SessionActor>::new().address().downgrade();

@@ -11,7 +11,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use super::{
     discovery::{Discovery, Replicas, discovery, name_server},
     reader::{self, Pods, Reader, SWITCH, field, field_name},
-    session::{life, tcp, tunnel},
+    session::{tcp, timeouts, tunnel},
 };
 use crate::{
     domain::{
@@ -28,7 +28,7 @@ use crate::{
             AgentReader, JsonReader, Pointer, PrometheusReader, SettingError, query::Question,
         },
         routing::origin::OriginPattern,
-        session::timeouts::LifeRules,
+        session::timeouts::SessionTimeouts,
     },
     net::{
         connect::ConnectSettings,
@@ -138,7 +138,7 @@ pub struct Balancer {
     /// For a client's whole handshake.
     pub handshake_timeout: Duration,
     /// When sessions end by themselves.
-    pub life: LifeRules,
+    pub timeouts: SessionTimeouts,
     /// What may pass in sessions.
     pub tunnel: TunnelRules,
     /// Close code for clients that should come back.
@@ -267,7 +267,7 @@ fn balancer(read: &mut Reader, backends: &[Backend], discovery: Option<&Discover
     let poll_interval = read.duration("balancer.poll_interval", millis(100)..=hour);
     let cache_ttl = read.duration("balancer.cache_ttl", millis(0)..=24 * hour);
     let handshake = millis(10)..=10 * minute;
-    let life = life(read);
+    let timeouts = timeouts(read);
     let (replicas, replicas_name) = match read.value("balancer.replicas", Replicas::parse) {
         Replicas::Configured(replicas) => (replicas, None),
         Replicas::Counted(name) => (1, Some(name)),
@@ -320,8 +320,8 @@ fn balancer(read: &mut Reader, backends: &[Backend], discovery: Option<&Discover
         connect_timeout: read.duration("balancer.connect_timeout", handshake.clone()),
         read_timeout: read.duration("balancer.read_timeout", handshake.clone()),
         handshake_timeout: read.duration("balancer.handshake_timeout", handshake),
-        tunnel: tunnel(read, &life),
-        life,
+        tunnel: tunnel(read, &timeouts),
+        timeouts,
         close_code_drain: close_code(read, "balancer.close_code_drain"),
         pod_drain_time: read.duration("balancer.pod_drain_time", millis(0)..=24 * hour),
         closes_ejected: read.choice("balancer.on_ejected", &[("leave", false), ("close", true)]),

@@ -4,17 +4,17 @@ use std::time::Duration;
 
 use super::{reader::Reader, services::close_code};
 use crate::{
-    domain::session::timeouts::LifeRules,
+    domain::session::timeouts::SessionTimeouts,
     net::tcp::{KEEPALIVE, TcpSettings},
     relay::{
         TunnelRules,
-        filter::{Limits, Rate},
+        filter::{FrameLimits, MessageRate},
     },
 };
 
 const DAY: Duration = Duration::from_secs(86_400);
 
-pub(super) fn life(read: &mut Reader) -> LifeRules {
+pub(super) fn timeouts(read: &mut Reader) -> SessionTimeouts {
     let mut or_never = |key, most| {
         let duration = read.duration(key, Duration::ZERO..=most);
         (!duration.is_zero()).then_some(duration)
@@ -27,7 +27,7 @@ pub(super) fn life(read: &mut Reader) -> LifeRules {
         or_never("balancer.pod_ping_interval", DAY),
     );
     let ends = Duration::from_millis(10)..=DAY;
-    LifeRules {
+    SessionTimeouts {
         idle_timeout,
         write_timeout,
         half_closed_timeout: read.duration("balancer.half_closed_timeout", ends.clone()),
@@ -54,7 +54,7 @@ pub(super) fn tcp(read: &mut Reader, section: &str) -> TcpSettings {
     TcpSettings { keepalive, user_timeout }
 }
 
-pub(super) fn tunnel(read: &mut Reader, life: &LifeRules) -> TunnelRules {
+pub(super) fn tunnel(read: &mut Reader, timeouts: &SessionTimeouts) -> TunnelRules {
     let mut size = |key| {
         let size = read.number(key, 0..=u64::MAX);
         (size > 0).then_some(size)
@@ -68,14 +68,14 @@ pub(super) fn tunnel(read: &mut Reader, life: &LifeRules) -> TunnelRules {
         let advice = "counts for nothing without messages_per_second";
         read.complain("balancer.message_burst", advice);
     }
-    let rate = per_second.map(|per_second| Rate {
+    let rate = per_second.map(|per_second| MessageRate {
         per_second: per_second.get(),
         burst: burst.unwrap_or(per_second).get(),
         closes,
     });
     TunnelRules {
-        limits: Limits { frame_size, message_size, rate },
-        pings: [life.client_ping_interval.is_some(), life.pod_ping_interval.is_some()],
+        limits: FrameLimits { frame_size, message_size, rate },
+        pings: [timeouts.client_ping_interval.is_some(), timeouts.pod_ping_interval.is_some()],
         pod_lost: close_code(read, "balancer.close_code_pod_lost"),
     }
 }

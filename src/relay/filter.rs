@@ -23,18 +23,18 @@ use super::{
 
 /// What one side may send; `None` is everything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Limits {
+pub struct FrameLimits {
     /// Payload bytes of one frame.
     pub frame_size: Option<u64>,
     /// Payload bytes of one message, whose fragments count together.
     pub message_size: Option<u64>,
     /// Messages in a while.
-    pub rate: Option<Rate>,
+    pub rate: Option<MessageRate>,
 }
 
 /// How fast messages may come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rate {
+pub struct MessageRate {
     /// Messages per second, at least 1.
     pub per_second: u32,
     /// Messages at once, after a pause, at least 1. Who has to wait is woken to the millisecond, so
@@ -47,13 +47,13 @@ pub struct Rate {
 /// What a side has sent that it may not.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum Violation {
-    /// Over [`Limits::frame_size`].
+    /// Over [`FrameLimits::frame_size`].
     #[error("a frame of {0} bytes is too large")]
     FrameSize(u64),
-    /// Over [`Limits::message_size`].
+    /// Over [`FrameLimits::message_size`].
     #[error("a message of {0} bytes or more is too large")]
     MessageSize(u64),
-    /// Over [`Limits::rate`].
+    /// Over [`FrameLimits::rate`].
     #[error("too many messages")]
     Rate,
 }
@@ -68,10 +68,10 @@ impl Violation {
     }
 }
 
-/// Messages that may come: a bucket of [`burst`](Rate::burst) that fills while time passes.
+/// Messages that may come: a bucket of [`burst`](MessageRate::burst) that fills while time passes.
 #[derive(Debug)]
 struct Allowance {
-    rate: Rate,
+    rate: MessageRate,
     /// When the bucket is full, which says as well what is in it before.
     full_at: Option<Instant>,
 }
@@ -107,7 +107,7 @@ impl Awaited {
 /// See the [module](self).
 #[derive(Debug)]
 pub struct Sieve {
-    limits: Limits,
+    limits: FrameLimits,
     allowance: Option<Allowance>,
     payload: PingPayload,
     /// What has come and has not passed.
@@ -133,7 +133,7 @@ pub enum Sifted {
 
 impl Sieve {
     /// A sieve with `limits`, for Pongs with `payload`.
-    pub fn new(limits: Limits, payload: PingPayload) -> Self {
+    pub fn new(limits: FrameLimits, payload: PingPayload) -> Self {
         let allowance = limits.rate.map(|rate| Allowance { rate, full_at: None });
         Self { limits, allowance, payload, held: Vec::new(), message_size: 0, pause: None }
     }
@@ -150,7 +150,7 @@ impl Sieve {
 
     /// Whether whatever comes may pass.
     pub fn is_open(&self, awaited: &Awaited) -> bool {
-        self.is_empty() && awaited.count.get() == 0 && self.limits == Limits::default()
+        self.is_empty() && awaited.count.get() == 0 && self.limits == FrameLimits::default()
     }
 
     /// Ends with the [pause](Sifted::Paused) that lasts `until` then.
@@ -307,7 +307,7 @@ mod tests {
             frames in prop::collection::vec((frame(), any::<bool>(), any::<Option<[u8; 4]>>()), 0..12),
             sizes in prop::collection::vec(1usize..60, 1..6),
         ) {
-            let mut sieve = Sieve::new(Limits::default(), PAYLOAD);
+            let mut sieve = Sieve::new(FrameLimits::default(), PAYLOAD);
             let awaited = Awaited::default();
             let (mut stream, mut expected, mut pongs) = (Vec::new(), Vec::new(), 0);
             for (frame, has_pong, mask) in frames {
@@ -348,7 +348,7 @@ mod tests {
             split in 1usize..30,
         ) {
             let (frame_size, message_size) = (Some(frame_size), Some(message_size));
-            let limits = Limits { frame_size, message_size, rate: None };
+            let limits = FrameLimits { frame_size, message_size, rate: None };
             let mut sieve = Sieve::new(limits, PAYLOAD);
             let (awaited, mut tracker) = (Awaited::default(), Tracker::default());
             let mut passed = Vec::new();
@@ -384,7 +384,7 @@ mod tests {
 
     #[test]
     fn a_pong_that_nobody_awaits_is_the_applications() {
-        let limits = Limits { frame_size: Some(100), ..Limits::default() };
+        let limits = FrameLimits { frame_size: Some(100), ..FrameLimits::default() };
         let mut sieve = Sieve::new(limits, PAYLOAD);
         let pong = encode(0x8a, &PAYLOAD, None);
         sieve.feed(&pong);
@@ -402,7 +402,8 @@ mod tests {
             (Some(1000), Some(200), 201, false),
             (None, None, 60_000, true),
         ] {
-            let mut sieve = Sieve::new(Limits { frame_size, message_size, rate: None }, PAYLOAD);
+            let mut sieve =
+                Sieve::new(FrameLimits { frame_size, message_size, rate: None }, PAYLOAD);
             let len: u16 = len;
             let header = [&[0x89, 126][..], &len.to_be_bytes()].concat();
             sieve.feed(&header);
@@ -416,7 +417,7 @@ mod tests {
 
     #[test]
     fn who_pauses_may_send_a_burst_and_then_as_many_as_there_is_time_for() {
-        let rate = Rate { per_second: 10, burst: 3, closes: false };
+        let rate = MessageRate { per_second: 10, burst: 3, closes: false };
         let mut allowance = Allowance { rate, full_at: None };
         let (start, interval) = (Instant::now(), Duration::from_millis(100));
         for _ in 0..3 {
@@ -438,7 +439,7 @@ mod tests {
     #[test]
     fn whoever_keeps_to_the_rate_never_waits() {
         for burst in [1, 10] {
-            let rate = Rate { per_second: 100, burst, closes: true };
+            let rate = MessageRate { per_second: 100, burst, closes: true };
             let mut allowance = Allowance { rate, full_at: None };
             let start = Instant::now();
             for message in 0..1_000 {
@@ -450,8 +451,8 @@ mod tests {
 
     #[test]
     fn only_a_counted_message_is_paused_for() {
-        let rate = Some(Rate { per_second: 1, burst: 1, closes: false });
-        let mut sieve = Sieve::new(Limits { rate, ..Limits::default() }, PAYLOAD);
+        let rate = Some(MessageRate { per_second: 1, burst: 1, closes: false });
+        let mut sieve = Sieve::new(FrameLimits { rate, ..FrameLimits::default() }, PAYLOAD);
         let (tracker, awaited, now) = (Tracker::default(), Awaited::default(), Instant::now());
         let message = encode(0x81, b"counted", None);
         let close = encode(0x88, &[0x03, 0xe8], None);
@@ -470,7 +471,7 @@ mod tests {
 
     #[test]
     fn what_has_passed_leaves_no_buffer_behind() {
-        let limits = Limits { message_size: Some(100), ..Limits::default() };
+        let limits = FrameLimits { message_size: Some(100), ..FrameLimits::default() };
         let mut sieve = Sieve::new(limits, PAYLOAD);
         let (tracker, awaited) = (Tracker::default(), Awaited::default());
         let messages = encode(0x82, &[0; 100], None).repeat(600);

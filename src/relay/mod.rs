@@ -29,7 +29,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use self::{
     close::CloseCode,
-    filter::{Awaited, Limits, Sieve},
+    filter::{Awaited, FrameLimits, Sieve},
     frame::PingPayload,
 };
 pub use self::{
@@ -46,14 +46,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Io for T {}
 pub type Socket = Rc<RefCell<dyn Io>>;
 
 /// One side as the handshake leaves it.
-pub struct Peer {
+pub struct TunnelPeer {
     /// The socket, now the tunnel's alone.
     pub socket: Socket,
     /// What the side sent in the same segments as its handshake; delivered first.
     pub early: BytesMut,
 }
 
-impl Peer {
+impl TunnelPeer {
     /// Takes over `io` and the bytes already read from it.
     pub fn new(io: impl Io + 'static, early: BytesMut) -> Self {
         Self { socket: Rc::new(RefCell::new(io)), early }
@@ -64,7 +64,7 @@ impl Peer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TunnelRules {
     /// What clients may send.
-    pub limits: Limits,
+    pub limits: FrameLimits,
     /// Whether clients are sent Pings, and whether pods are.
     pub pings: [bool; 2],
     /// What a client is told whose pod is gone.
@@ -75,7 +75,7 @@ impl Default for TunnelRules {
     /// Everything passes.
     fn default() -> Self {
         let pod_lost = CloseCode::SERVICE_RESTART;
-        Self { limits: Limits::default(), pings: [false; 2], pod_lost }
+        Self { limits: FrameLimits::default(), pings: [false; 2], pod_lost }
     }
 }
 
@@ -91,14 +91,20 @@ pub struct Tunnel {
 
 impl Tunnel {
     /// Joins two sockets. Nothing moves until the pumps are polled.
-    pub fn new(client: Peer, pod: Peer, stats: &Arc<TunnelStats>, rules: &TunnelRules) -> Self {
+    pub fn new(
+        client: TunnelPeer,
+        pod: TunnelPeer,
+        stats: &Arc<TunnelStats>,
+        rules: &TunnelRules,
+    ) -> Self {
         let [pings_client, pings_pod] = rules.pings;
         let payload = fastrand::u64(..).to_be_bytes();
-        let sieve = |limits: Limits, pings: bool| {
-            (pings || limits != Limits::default()).then(|| Box::new(Sieve::new(limits, payload)))
+        let sieve = |limits: FrameLimits, pings: bool| {
+            (pings || limits != FrameLimits::default())
+                .then(|| Box::new(Sieve::new(limits, payload)))
         };
         let [up_sieve, down_sieve] =
-            [sieve(rules.limits, pings_client), sieve(Limits::default(), pings_pod)];
+            [sieve(rules.limits, pings_client), sieve(FrameLimits::default(), pings_pod)];
         let (up, down, turns) = Default::default();
         let pulse = Pulse { up, down, turns, payload };
         let up = Pump::new(

@@ -6,7 +6,7 @@ use super::{refusal::Refusal, routing::Routed, upstream::DialError};
 use crate::{
     actors::{
         metrics::PickBackend,
-        session::{Bell, Slot},
+        session::{QueueWaker, SessionPermit},
     },
     domain::{
         balance::{
@@ -41,7 +41,7 @@ impl<'a> Tries<'a> {
     ///
     /// # Errors
     /// No pod, no more tries: what the last one did, or why there is none.
-    pub async fn next(&mut self) -> Result<Slot, Refusal> {
+    pub async fn next(&mut self) -> Result<SessionPermit, Refusal> {
         if self.tried.len() > self.routed.service.retries {
             return Err(self.give_up());
         }
@@ -65,7 +65,11 @@ impl<'a> Tries<'a> {
             }
             Err(none) => return Err(self.last.take().unwrap_or(Refusal::NoBackend(none))),
         };
-        Ok(Slot { lease, ticket: self.ticket.take(), bell: Bell(queue.bell()) })
+        Ok(SessionPermit {
+            lease,
+            ticket: self.ticket.take(),
+            queue_waker: QueueWaker(queue.waker()),
+        })
     }
 
     async fn pick(&self) -> Result<Result<Lease, NoBackend>, Refusal> {
@@ -83,15 +87,15 @@ impl<'a> Tries<'a> {
         }
     }
 
-    /// The pod of `slot` did not take the client.
-    pub fn failed(&mut self, slot: Slot, error: &DialError) {
-        let Slot { lease, ticket, bell } = slot;
+    /// The pod of `permit` did not take the client.
+    pub fn failed(&mut self, permit: SessionPermit, error: &DialError) {
+        let SessionPermit { lease, ticket, queue_waker } = permit;
         let backend = lease.backend().clone();
         self.ticket = ticket;
         let (address, reason) = (backend.address.clone(), error.to_string());
         log::warn!("{address} {reason}");
         lease.failed(reason.clone());
-        drop(bell);
+        drop(queue_waker);
         self.tried.push(backend);
         self.last = Some(Refusal::Pod { address, reason, timed_out: error.timed_out() });
     }

@@ -18,7 +18,7 @@ use tokio::{
 use super::{headers::forwarded::Hop, refusal::Refusal, upstream::Body};
 use crate::{
     net::{Stream, patient::Patient, rewind::Rewind},
-    relay::Peer,
+    relay::TunnelPeer,
 };
 
 /// How long a client may take nothing of an answer: nobody else looks after a connection that is no
@@ -70,14 +70,14 @@ impl Client {
     ///
     /// # Errors
     /// The client is gone.
-    pub async fn switch(self, mut response: Response<()>) -> io::Result<Peer> {
+    pub async fn switch(self, mut response: Response<()>) -> io::Result<TunnelPeer> {
         response.head_mut().set_connection_type(ConnectionType::Upgrade);
         let mut framed = self.into_framed();
         framed.send(Message::Item((response, BodySize::None))).await?;
         let FramedParts { io, mut read_buf, .. } = framed.into_parts();
         let (io, unread) = io.into_inner().into_parts();
         read_buf.unsplit(unread);
-        Ok(Peer::new(io, read_buf))
+        Ok(TunnelPeer::new(io, read_buf))
     }
 
     /// Relays an answer that is not a 101, whole, then closes.

@@ -27,10 +27,10 @@ use super::{
 use crate::{
     actors::{
         registry::SessionInfo,
-        session::{Rules, SessionActor, Slot},
+        session::{SessionActor, SessionPermit, SessionRules},
     },
     domain::{balance::lease::Backend, session::admission::Ticket},
-    relay::Peer,
+    relay::TunnelPeer,
 };
 
 /// Takes a client over after its request head and either starts its session or refuses it.
@@ -51,9 +51,9 @@ pub async fn serve(worker: &Worker, request: &RequestHead, mut client: Client) -
         }
     };
     match opened {
-        Ok(Opened::Tunnel { answer, pod, slot, rules }) => {
+        Ok(Opened::Tunnel { answer, pod, permit, rules }) => {
             let client = client.switch(answer).await?;
-            Established { client, pod, slot, rules }.start(worker, address);
+            Established { client, pod, permit, rules }.start(worker, address);
             Ok(())
         }
         Ok(Opened::Rejection { mut answer, body }) => {
@@ -71,24 +71,24 @@ pub async fn serve(worker: &Worker, request: &RequestHead, mut client: Client) -
 /// Both sides have shaken hands.
 pub struct Established {
     /// The client's end of the tunnel.
-    pub client: Peer,
+    pub client: TunnelPeer,
     /// The pod's end.
-    pub pod: Peer,
+    pub pod: TunnelPeer,
     /// What the session occupies.
-    pub slot: Slot,
+    pub permit: SessionPermit,
     /// What holds for it.
-    pub rules: Arc<Rules>,
+    pub rules: Arc<SessionRules>,
 }
 
 impl Established {
     /// Starts the session of the client at `address`.
     pub fn start(self, worker: &Worker, address: IpAddr) {
-        let Self { client, pod, slot, rules } = self;
+        let Self { client, pod, permit, rules } = self;
         let traffic = &worker.traffic;
-        let info = SessionInfo::new(address, slot.lease.backend().clone(), rules.close_code);
+        let info = SessionInfo::new(address, permit.lease.backend().clone(), rules.close_code);
         traffic.counters.sessions.fetch_add(1, Relaxed);
         let told = (traffic.registry.clone(), traffic.counters.clone());
-        SessionActor::start(client, pod, info, slot, told, &rules);
+        SessionActor::start(client, pod, info, permit, told, &rules);
     }
 }
 
@@ -143,11 +143,11 @@ pub enum Opened {
         /// The pod's answer, as the client gets it.
         answer: Response<()>,
         /// Its end of the tunnel.
-        pod: Peer,
+        pod: TunnelPeer,
         /// What the session occupies.
-        slot: Slot,
+        permit: SessionPermit,
         /// What holds for it.
-        rules: Arc<Rules>,
+        rules: Arc<SessionRules>,
     },
     /// One said something else, which is the client's to hear.
     Rejection {
@@ -194,15 +194,15 @@ async fn try_pods(
     };
     let mut unavailable = None;
     loop {
-        let slot = match tries.next().await {
-            Ok(slot) => slot,
+        let permit = match tries.next().await {
+            Ok(permit) => permit,
             // A pod's own words say more than ours.
             Err(refusal) => match unavailable {
                 Some((head, body, backend)) => return Ok(rejection(head, body, &backend)),
                 None => return Err(refusal),
             },
         };
-        let backend = slot.lease.backend();
+        let backend = permit.lease.backend();
         let mut head = RequestHead::default();
         head.uri = target.clone();
         head.headers = routed.headers(backend);
@@ -213,7 +213,7 @@ async fn try_pods(
                 Ok(()) => {
                     let answer = routed.switching(&head, backend);
                     let rules = routed.service.rules.clone();
-                    return Ok(Opened::Tunnel { answer, pod, slot, rules });
+                    return Ok(Opened::Tunnel { answer, pod, permit, rules });
                 }
                 Err(broken) => DialError::Broken(broken),
             },
@@ -227,7 +227,7 @@ async fn try_pods(
             }
             Err(error) => error,
         };
-        tries.failed(slot, &error);
+        tries.failed(permit, &error);
     }
 }
 

@@ -69,7 +69,7 @@ impl Queue {
     }
 
     /// To be told when a place is free; `None` where nobody ever waits.
-    pub fn bell(&self) -> Option<Arc<Notify>> {
+    pub fn waker(&self) -> Option<Arc<Notify>> {
         (!self.timeout.is_zero()).then(|| self.line.freed.clone())
     }
 
@@ -132,7 +132,7 @@ mod tests {
         assert_eq!(queue.wait(take).now_or_never(), Some(Err(NoTurn::QueueFull)));
 
         room.set(1);
-        queue.bell().unwrap().notify_one();
+        queue.waker().unwrap().notify_one();
         assert!((&mut second).now_or_never().is_none(), "not its turn");
         assert_eq!(first.await, Ok(()));
         let renewed = queue.with(Duration::from_secs(60), 1);
@@ -149,7 +149,7 @@ mod tests {
         assert_eq!(queue.wait(async || None::<()>).await, Err(NoTurn::TimedOut));
         assert!(queue.is_empty());
         let nobody_waits = Queue::new(Duration::ZERO, 2);
-        assert!(nobody_waits.bell().is_none());
+        assert!(nobody_waits.waker().is_none());
         assert_eq!(nobody_waits.wait(async || Some(())).await, Err(NoTurn::TimedOut));
     }
 }

@@ -10,7 +10,7 @@ use super::{
     refusal::Refusal,
 };
 use crate::{
-    actors::session::Rules,
+    actors::session::SessionRules,
     config::{self, Affinity},
     domain::routing::origin::OriginPattern,
     net::connect::ConnectSettings,
@@ -37,7 +37,7 @@ pub struct Service {
     /// Where clients wait for a pod with room.
     pub queue: Queue,
     /// What holds for its sessions.
-    pub rules: Arc<Rules>,
+    pub rules: Arc<SessionRules>,
     /// How its pods are connected to.
     pub connect: ConnectSettings,
     /// For the head of a pod's answer.
@@ -68,8 +68,8 @@ impl Service {
                 Some(before) => before.queue.with(queue_timeout, queue_limit),
                 None => Queue::new(queue_timeout, queue_limit),
             },
-            rules: Arc::new(Rules {
-                life: balancer.life,
+            rules: Arc::new(SessionRules {
+                timeouts: balancer.timeouts,
                 tunnel: balancer.tunnel,
                 close_code: balancer.close_code_drain,
             }),

@@ -23,7 +23,7 @@ use crate::{
     config::{self, Config, live::ReloadResult},
     domain::{
         routing::route::Router,
-        session::admission::{Admission, Limits},
+        session::admission::{Admission, SessionLimits},
     },
     services::Indexes,
     telemetry::counters::{Counters, Labels},
@@ -128,8 +128,8 @@ impl Traffic {
     }
 }
 
-fn limits(config: &Config) -> Limits {
-    Limits {
+fn limits(config: &Config) -> SessionLimits {
+    SessionLimits {
         sessions: config.server.max_sessions,
         sessions_per_address: config.server.max_sessions_per_address,
     }

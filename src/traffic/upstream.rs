@@ -24,7 +24,7 @@ use tokio::{io::AsyncReadExt as _, time::timeout};
 use crate::{
     domain::balance::lease::Backend,
     net::connect::{ConnectError, ConnectSettings, Connector},
-    relay::{Io, Peer},
+    relay::{Io, TunnelPeer},
 };
 
 /// A pod's answer, from its head on.
@@ -33,7 +33,7 @@ pub type Body = LocalBoxStream<'static, Result<Bytes, PayloadError>>;
 /// What a pod answered to a handshake.
 pub enum Answer {
     /// 101, and the pod's side of the tunnel.
-    Switched(ResponseHead, Peer),
+    Switched(ResponseHead, TunnelPeer),
     /// Any other status, with its body.
     Other(ResponseHead, Body),
 }
@@ -113,7 +113,7 @@ impl Dialer {
             .map_err(|_| DialError::HeadTimeout(self.read_timeout))??;
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             let parts = pod.into_parts();
-            return Ok(Answer::Switched(head, Peer::new(parts.io, parts.read_buf)));
+            return Ok(Answer::Switched(head, TunnelPeer::new(parts.io, parts.read_buf)));
         }
         let body = match pod.codec_ref().message_type() {
             // The codec sees no payload in some of these.

@@ -11,7 +11,7 @@ use thiserror::Error;
 
 /// What is admitted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Limits {
+pub struct SessionLimits {
     /// Sessions in all.
     pub sessions: Option<NonZeroU32>,
     /// Sessions of one client address.
@@ -21,10 +21,10 @@ pub struct Limits {
 /// Which limit is reached.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum LimitReached {
-    /// [`Limits::sessions`]
+    /// [`SessionLimits::sessions`]
     #[error("the balancer holds as many sessions as it may")]
     Sessions,
-    /// [`Limits::sessions_per_address`]
+    /// [`SessionLimits::sessions_per_address`]
     #[error("your address holds as many sessions as it may")]
     SessionsPerAddress,
 }
@@ -38,7 +38,7 @@ pub struct Admission {
 /// Kept without limits too, because limits may come later.
 #[derive(Debug, Default)]
 struct Counts {
-    limits: Limits,
+    limits: SessionLimits,
     sessions: u32,
     /// Addresses with at least one session.
     addresses: HashMap<IpAddr, u32>,
@@ -53,12 +53,12 @@ pub struct Ticket {
 
 impl Admission {
     /// Nobody is in yet.
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(limits: SessionLimits) -> Self {
         Self { counts: Mutex::new(Counts { limits, ..Counts::default() }) }
     }
 
     /// From now on these hold. Those who are in stay in, and count.
-    pub fn set_limits(&self, limits: Limits) {
+    pub fn set_limits(&self, limits: SessionLimits) {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner).limits = limits;
     }
 
@@ -73,7 +73,7 @@ impl Admission {
     /// The limit that it would exceed.
     pub fn admit(self: &Arc<Self>, address: IpAddr) -> Result<Ticket, LimitReached> {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let Limits { sessions, sessions_per_address } = counts.limits;
+        let SessionLimits { sessions, sessions_per_address } = counts.limits;
         if sessions.is_some_and(|limit| counts.sessions >= limit.get()) {
             return Err(LimitReached::Sessions);
         }
@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     fn admission(sessions: u32, per_address: u32) -> Arc<Admission> {
-        Arc::new(Admission::new(Limits {
+        Arc::new(Admission::new(SessionLimits {
             sessions: NonZeroU32::new(sessions),
             sessions_per_address: NonZeroU32::new(per_address),
         }))
@@ -138,7 +138,7 @@ mod tests {
     fn limits_that_come_later_count_those_who_are_in() {
         let admission = admission(0, 0);
         let held = [1, 1, 2].map(|last| admission.admit(address(last)).unwrap());
-        let limits = |sessions, per_address| Limits {
+        let limits = |sessions, per_address| SessionLimits {
             sessions: NonZeroU32::new(sessions),
             sessions_per_address: NonZeroU32::new(per_address),
         };

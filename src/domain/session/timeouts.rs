@@ -2,7 +2,7 @@
 //! ends it if they do not.
 //!
 //! Sessions are looked at now and then, and nothing is done in between: what has changed since the
-//! last look has happened by now. So a time-out is late by at most two [ticks](LifeRules::tick),
+//! last look has happened by now. So a time-out is late by at most two [ticks](SessionTimeouts::tick),
 //! and Pings go out as much earlier, so that who does not answer is given up in time.
 
 use std::time::Duration;
@@ -18,7 +18,7 @@ const TICKS_PER_END: u32 = 4;
 
 /// The rules of a session's life; `None` is never.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LifeRules {
+pub struct SessionTimeouts {
     /// No byte either way.
     pub idle_timeout: Option<Duration>,
     /// A peer that takes nothing while there is something for it.
@@ -37,7 +37,7 @@ pub struct LifeRules {
     pub ping_timeout: Duration,
 }
 
-impl LifeRules {
+impl SessionTimeouts {
     /// How often a session must be looked at.
     pub fn tick(&self) -> Duration {
         let or_never = [
@@ -197,7 +197,7 @@ impl Life {
     }
 
     /// What is to be done, now that this is `seen`. `now` counts from any fixed moment.
-    pub fn look(&mut self, seen: Seen, rules: &LifeRules, now: Duration) -> Option<Action> {
+    pub fn look(&mut self, seen: Seen, rules: &SessionTimeouts, now: Duration) -> Option<Action> {
         let now = Moment::new(now);
         self.take_in(seen, now);
         if let Some(closing_at) = self.closing_at {
@@ -271,7 +271,7 @@ impl Life {
         self.looked_at = now;
     }
 
-    fn question(&mut self, leg: Leg, rules: &LifeRules, now: Moment) -> Option<Action> {
+    fn question(&mut self, leg: Leg, rules: &SessionTimeouts, now: Moment) -> Option<Action> {
         let interval = rules.ping_interval(leg)?.saturating_sub(2 * rules.tick());
         let peer = &mut self.peers[leg as usize];
         match peer.ping {
@@ -291,7 +291,7 @@ impl Life {
 mod tests {
     use super::*;
 
-    const RULES: LifeRules = LifeRules {
+    const RULES: SessionTimeouts = SessionTimeouts {
         idle_timeout: Some(Duration::from_secs(100)),
         write_timeout: Some(Duration::from_secs(10)),
         half_closed_timeout: Duration::from_secs(30),
@@ -305,13 +305,13 @@ mod tests {
     /// A session that is looked at once a second.
     struct Session {
         life: Life,
-        rules: LifeRules,
+        rules: SessionTimeouts,
         seen: Seen,
         now: Duration,
     }
 
     impl Session {
-        fn new(rules: LifeRules) -> Self {
+        fn new(rules: SessionTimeouts) -> Self {
             let now = Duration::from_secs(1_000);
             Self { life: Life::new(0.5, now), rules, seen: Seen::default(), now }
         }
@@ -345,7 +345,7 @@ mod tests {
         assert_eq!(session.wait(200), Some((101, Action::Close(Cause::Idle))));
         session.seen.is_closing = true;
         assert_eq!(session.wait(200), Some((6, Action::Cut)), "not closed in time");
-        let mut endless = Session::new(LifeRules { idle_timeout: None, ..RULES });
+        let mut endless = Session::new(SessionTimeouts { idle_timeout: None, ..RULES });
         assert_eq!(endless.wait(1_000), None);
     }
 
@@ -364,7 +364,7 @@ mod tests {
             let stalled = Action::GiveUp(leg, Loss::Stalled);
             assert_eq!(session.wait(100), Some((2, stalled)));
         }
-        let mut patient = Session::new(LifeRules { write_timeout: None, ..RULES });
+        let mut patient = Session::new(SessionTimeouts { write_timeout: None, ..RULES });
         patient.peer(Leg::Pod).waiting = 1;
         assert_eq!(patient.wait(99), None);
     }
@@ -415,7 +415,7 @@ mod tests {
 
     #[test]
     fn who_half_closes_gets_no_older_than_others() {
-        let rules = LifeRules { max_age: Some(Duration::from_secs(100)), ..RULES };
+        let rules = SessionTimeouts { max_age: Some(Duration::from_secs(100)), ..RULES };
         let mut session = Session::new(rules);
         session.seen.is_half_closed = true;
         let mut seconds = 0;
@@ -433,7 +433,7 @@ mod tests {
     #[test]
     fn moments_may_begin_anew() {
         let end_of_moments = Duration::from_millis(10) * u32::MAX;
-        let rules = LifeRules { max_age: Some(Duration::from_secs(150)), ..RULES };
+        let rules = SessionTimeouts { max_age: Some(Duration::from_secs(150)), ..RULES };
         for (talks, end) in [(false, (100, Cause::Idle)), (true, (150, Cause::Age))] {
             for before in [0, 50, 120].map(Duration::from_secs) {
                 let now = end_of_moments - before;
@@ -452,7 +452,7 @@ mod tests {
 
     #[test]
     fn age_is_spread_over_a_tenth() {
-        let rules = LifeRules { max_age: Some(Duration::from_secs(50)), ..RULES };
+        let rules = SessionTimeouts { max_age: Some(Duration::from_secs(50)), ..RULES };
         let end = |luck| {
             let life = Life::new(luck, Duration::ZERO);
             let mut session = Session { life, rules, seen: Seen::default(), now: Duration::ZERO };
@@ -464,7 +464,8 @@ mod tests {
 
     #[test]
     fn the_silent_are_asked_and_given_up_without_an_answer() {
-        let rules = LifeRules { client_ping_interval: Some(Duration::from_secs(20)), ..RULES };
+        let rules =
+            SessionTimeouts { client_ping_interval: Some(Duration::from_secs(20)), ..RULES };
         let mut session = Session::new(rules);
         assert_eq!(session.wait(15), None);
         session.says(Leg::Pod);
@@ -483,7 +484,7 @@ mod tests {
     #[test]
     fn whenever_it_spoke_last_who_does_not_answer_is_given_up_in_time() {
         let (interval, tick) = (Duration::from_secs(16), Duration::from_secs(1));
-        let rules = LifeRules { client_ping_interval: Some(interval), ..RULES };
+        let rules = SessionTimeouts { client_ping_interval: Some(interval), ..RULES };
         assert_eq!(rules.tick(), tick);
         let longest = interval + rules.ping_timeout;
         for last_word in (0..3_000).step_by(50).map(Duration::from_millis) {
@@ -510,7 +511,7 @@ mod tests {
 
     #[test]
     fn pongs_do_not_keep_an_idle_session() {
-        let rules = LifeRules { pod_ping_interval: Some(Duration::from_secs(20)), ..RULES };
+        let rules = SessionTimeouts { pod_ping_interval: Some(Duration::from_secs(20)), ..RULES };
         let mut session = Session::new(rules);
         let mut pings = 0;
         let end = loop {
@@ -528,7 +529,7 @@ mod tests {
 
     #[test]
     fn who_is_not_listened_to_is_not_asked() {
-        let rules = LifeRules {
+        let rules = SessionTimeouts {
             client_ping_interval: Some(Duration::from_secs(5)),
             write_timeout: None,
             ..RULES
@@ -543,13 +544,13 @@ mod tests {
     #[test]
     fn looks_are_as_frequent_as_the_shortest_time_out_needs() {
         assert_eq!(RULES.tick(), Duration::from_millis(1_250));
-        let quick = LifeRules { write_timeout: Some(Duration::from_millis(200)), ..RULES };
+        let quick = SessionTimeouts { write_timeout: Some(Duration::from_millis(200)), ..RULES };
         assert_eq!(quick.tick(), Duration::from_millis(25));
-        let hurried = LifeRules { close_timeout: Duration::from_millis(1), ..RULES };
+        let hurried = SessionTimeouts { close_timeout: Duration::from_millis(1), ..RULES };
         assert_eq!(hurried.tick(), Duration::from_millis(10));
-        let ping = LifeRules { ping_timeout: Duration::from_millis(80), ..RULES };
+        let ping = SessionTimeouts { ping_timeout: Duration::from_millis(80), ..RULES };
         assert_eq!(ping.tick(), Duration::from_millis(1_250), "nobody is asked");
-        let asks = LifeRules { pod_ping_interval: Some(Duration::from_secs(60)), ..ping };
+        let asks = SessionTimeouts { pod_ping_interval: Some(Duration::from_secs(60)), ..ping };
         assert_eq!(asks.tick(), Duration::from_millis(10));
     }
 }

@@ -8,9 +8,9 @@ use tokio::io::{
 
 use super::*;
 use crate::relay::{
-    Io, Peer, Tunnel, TunnelRules,
+    Io, Tunnel, TunnelPeer, TunnelRules,
     close::CloseCode,
-    filter::{Limits, Rate},
+    filter::{FrameLimits, MessageRate},
     frame,
 };
 
@@ -26,7 +26,8 @@ fn tunnel(
 /// A tunnel to `pod` over a pipe of `room` bytes.
 fn tunnel_to(pod: impl Io + 'static, room: usize) -> (DuplexStream, Tunnel) {
     let (client, client_side) = duplex(room);
-    let peers = (Peer::new(client_side, BytesMut::new()), Peer::new(pod, BytesMut::new()));
+    let peers =
+        (TunnelPeer::new(client_side, BytesMut::new()), TunnelPeer::new(pod, BytesMut::new()));
     (client, Tunnel::new(peers.0, peers.1, &Arc::default(), &TunnelRules::default()))
 }
 
@@ -40,8 +41,8 @@ fn tunnel_with(
     let (pod, pod_side) = duplex(room);
     let stats = Arc::<TunnelStats>::default();
     let tunnel = Tunnel::new(
-        Peer { socket: Rc::new(RefCell::new(client_side)), early: BytesMut::from(early_up) },
-        Peer { socket: Rc::new(RefCell::new(pod_side)), early: BytesMut::from(early_down) },
+        TunnelPeer { socket: Rc::new(RefCell::new(client_side)), early: BytesMut::from(early_up) },
+        TunnelPeer { socket: Rc::new(RefCell::new(pod_side)), early: BytesMut::from(early_down) },
         &stats,
         &rules,
     );
@@ -125,8 +126,8 @@ async fn a_sink_that_buffers_is_flushed_after_every_message() {
         let buffering = BufStream::with_capacity(64, 64, pod_side);
         let stats = Arc::<TunnelStats>::default();
         let Tunnel { up, down, control: _control } = Tunnel::new(
-            Peer { socket: Rc::new(RefCell::new(client_side)), early: BytesMut::new() },
-            Peer { socket: Rc::new(RefCell::new(buffering)), early: BytesMut::new() },
+            TunnelPeer { socket: Rc::new(RefCell::new(client_side)), early: BytesMut::new() },
+            TunnelPeer { socket: Rc::new(RefCell::new(buffering)), early: BytesMut::new() },
             &stats,
             &TunnelRules::default(),
         );
@@ -450,7 +451,8 @@ async fn pings_go_between_frames_and_their_pongs_no_further() {
 #[actix_rt::test]
 async fn what_is_too_large_ends_the_session_before_a_byte_of_it_passes() {
     in_time(async {
-        let limits = |frame_size, message_size| Limits { frame_size, message_size, rate: None };
+        let limits =
+            |frame_size, message_size| FrameLimits { frame_size, message_size, rate: None };
         let fits = [&[0x01, 0x83][..], &[0; 4], b"abc", &[0x80, 0x83], &[0; 4], b"def"].concat();
         let frame = [&[0x82, 0xfe, 0x01, 0x01][..], &[0; 4]].concat();
         let ping = [0x89, 0x80, 0, 0, 0, 0];
@@ -525,7 +527,7 @@ async fn who_is_found_dead_by_a_write_is_still_delivered() {
 #[actix_rt::test]
 async fn a_violation_behind_a_close_is_nobodys_concern() {
     in_time(async {
-        let limits = Limits { frame_size: Some(10), ..Limits::default() };
+        let limits = FrameLimits { frame_size: Some(10), ..FrameLimits::default() };
         let rules = TunnelRules { limits, ..TunnelRules::default() };
         let (mut client, mut pod, Tunnel { up, down, control: _control }, stats) =
             tunnel_with(1024, b"", b"", rules);
@@ -562,8 +564,8 @@ async fn what_was_held_back_of_a_peer_that_is_given_up_does_not_pass() {
 }
 
 fn rated(per_second: u32, burst: u32, closes: bool) -> TunnelRules {
-    let rate = Some(Rate { per_second, burst, closes });
-    TunnelRules { limits: Limits { rate, ..Limits::default() }, ..TunnelRules::default() }
+    let rate = Some(MessageRate { per_second, burst, closes });
+    TunnelRules { limits: FrameLimits { rate, ..FrameLimits::default() }, ..TunnelRules::default() }
 }
 
 #[actix_rt::test]
@@ -694,7 +696,7 @@ async fn there_is_one_close_whatever_comes_with_the_boundary() {
 #[actix_rt::test]
 async fn who_breaks_a_limit_hears_so_even_if_the_pods_answer_comes_first() {
     in_time(async {
-        let limits = Limits { frame_size: Some(3), ..Limits::default() };
+        let limits = FrameLimits { frame_size: Some(3), ..FrameLimits::default() };
         let rules = TunnelRules { limits, ..TunnelRules::default() };
         let (mut client, mut pod, Tunnel { up, down, control: _control }, _) =
             tunnel_with(4096, b"", b"", rules);

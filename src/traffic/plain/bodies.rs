@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use super::idle::Idle;
-use crate::{actors::session::Slot, traffic::upstream::Body};
+use crate::{actors::session::SessionPermit, traffic::upstream::Body};
 
 /// How long a pod may take to say 100 before the body is sent without it (RFC 9110 §10.1.1).
 const CONTINUE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -145,17 +145,17 @@ pub struct Download {
     incoming: Incoming,
     /// Kept for the next request once the answer is whole.
     connection: Option<(Idle, String, SendRequest<Upload>)>,
-    _slot: Slot,
+    _permit: SessionPermit,
 }
 
 impl Download {
-    /// The rest of an answer. `connection` is kept at its end, `slot` given back.
+    /// The rest of an answer. `connection` is kept at its end, `permit` given back.
     pub fn new(
         incoming: Incoming,
         connection: Option<(Idle, String, SendRequest<Upload>)>,
-        slot: Slot,
+        permit: SessionPermit,
     ) -> Self {
-        Self { incoming, connection, _slot: slot }
+        Self { incoming, connection, _permit: permit }
     }
 
     fn keep_connection(&mut self) {

@@ -23,7 +23,7 @@ use super::{
     idle::Idle,
 };
 use crate::{
-    actors::session::Slot,
+    actors::session::SessionPermit,
     domain::balance::lease::Backend,
     relay::Io,
     traffic::{
@@ -92,7 +92,7 @@ type Sent = Result<hyper::Response<Incoming>, TrySendError<hyper::Request<Upload
 pub struct Exchange {
     response: LocalBoxFuture<'static, Sent>,
     sender: SendRequest<Upload>,
-    slot: Slot,
+    permit: SessionPermit,
     /// Tells how the body ended: whole, or not as it was announced.
     uploaded: oneshot::Receiver<bool>,
     head_timeout: Duration,
@@ -104,7 +104,7 @@ pub struct Failure {
     /// What happened.
     pub error: DialError,
     /// The place on the pod, to be given back.
-    pub slot: Slot,
+    pub permit: SessionPermit,
     /// The body, if nothing at all was sent.
     pub unsent: Option<Upload>,
     /// The client broke off, not the pod.
@@ -118,7 +118,7 @@ impl Exchange {
     pub fn begin(
         routed: &Routed<'_>,
         mut sender: SendRequest<Upload>,
-        slot: Slot,
+        permit: SessionPermit,
         mut request: hyper::Request<Upload>,
         expects_continue: bool,
     ) -> Self {
@@ -136,7 +136,7 @@ impl Exchange {
         let response = sender.try_send_request(request).boxed_local();
         let head_timeout = routed.outlet.dialer.read_timeout;
         let reuse = routed.service.reuse_connections.then(|| routed.outlet.idle.clone());
-        Self { response, sender, slot, uploaded, head_timeout, reuse }
+        Self { response, sender, permit, uploaded, head_timeout, reuse }
     }
 
     /// The head of the answer, and the rest of it.
@@ -169,11 +169,11 @@ impl Exchange {
                 (DialError::Broken(told), None, false)
             }
             Ok(Ok(answer)) => {
-                self.slot.lease.answered();
+                self.permit.lease.answered();
                 let (response, incoming) = answer.into_parts();
-                let address = self.slot.lease.backend().address.clone();
+                let address = self.permit.lease.backend().address.clone();
                 let connection = self.reuse.map(|idle| (idle, address, self.sender));
-                return Ok((response, Download::new(incoming, connection, self.slot)));
+                return Ok((response, Download::new(incoming, connection, self.permit)));
             }
             Ok(Err(mut failed)) => {
                 let unsent = failed.take_message().map(hyper::Request::into_body);
@@ -182,7 +182,7 @@ impl Exchange {
             Err(true) => (DialError::Broken("the client broke off".into()), None, true),
             Err(false) => (DialError::HeadTimeout(self.head_timeout), None, false),
         };
-        Err(Box::new(Failure { error, slot: self.slot, unsent, client_failed, settled }))
+        Err(Box::new(Failure { error, permit: self.permit, unsent, client_failed, settled }))
     }
 }
 

@@ -47,7 +47,7 @@ use super::{
 use crate::{
     domain::balance::lease::Backend,
     net::{Stream, patient::Patient, rewind::Rewind},
-    relay::Peer,
+    relay::TunnelPeer,
 };
 
 /// Fields that hyper itself takes; what is over the configured limit below that gets our sentence.
@@ -128,11 +128,11 @@ async fn answer(
 
 /// A handshake that follows a plain request on the same connection.
 fn switch(worker: &Rc<Worker>, opened: Opened, address: IpAddr, upgrade: OnUpgrade) -> Answer {
-    let (answer, pod, slot, rules) = match opened {
+    let (answer, pod, permit, rules) = match opened {
         Opened::Rejection { answer, body } => {
             return response_head(answer, Outgoing::Rejection(body));
         }
-        Opened::Tunnel { answer, pod, slot, rules } => (answer, pod, slot, rules),
+        Opened::Tunnel { answer, pod, permit, rules } => (answer, pod, permit, rules),
     };
     let mut answer = response_head(answer, Outgoing::Text(Bytes::new()));
     let upgrade_field = hyper::header::HeaderValue::from_static("upgrade");
@@ -144,7 +144,8 @@ fn switch(worker: &Rc<Worker>, opened: Opened, address: IpAddr, upgrade: OnUpgra
         let (io, unread) = parts.io.into_inner().into_inner().into_parts();
         let mut early = BytesMut::from(parts.read_buf);
         early.unsplit(unread);
-        Established { client: Peer::new(io, early), pod, slot, rules }.start(&worker, address);
+        Established { client: TunnelPeer::new(io, early), pod, permit, rules }
+            .start(&worker, address);
     });
     answer
 }
@@ -161,8 +162,8 @@ async fn forward(
     let mut upload = Some(Upload::new(body));
     let mut tries = Tries::for_request(routed);
     loop {
-        let mut slot = tries.next().await?;
-        let backend = slot.lease.backend().clone();
+        let mut permit = tries.next().await?;
+        let backend = permit.lease.backend().clone();
         let mut reused = routed.outlet.idle.take(&backend.address);
         let error = loop {
             let was_reused = reused.is_some();
@@ -175,28 +176,28 @@ async fn forward(
             };
             let head = exchange::head(request, routed, &backend, length)?;
             let outgoing = hyper::Request::from_parts(head, upload.take().unwrap_or_default());
-            let exchange = Exchange::begin(routed, sender, slot, outgoing, expects_continue);
+            let exchange = Exchange::begin(routed, sender, permit, outgoing, expects_continue);
             let failure = match exchange.answered().await {
                 Ok((response, download)) => {
                     return Ok(passed_on(routed, response, download, &backend));
                 }
                 Err(failure) => *failure,
             };
-            slot = failure.slot;
+            permit = failure.permit;
             if failure.client_failed {
                 return Err(Refusal::BrokenBody);
             }
             // Sent nothing, or nothing that may not be sent twice (RFC 9110 §9.2.2).
             upload = failure.unsent.or_else(|| repeatable.then(Upload::default));
             if upload.is_none() || failure.settled || failure.error.timed_out() {
-                tries.failed(slot, &failure.error);
+                tries.failed(permit, &failure.error);
                 return Err(tries.give_up());
             }
             if !was_reused {
                 break failure.error;
             }
         };
-        tries.failed(slot, &error);
+        tries.failed(permit, &error);
     }
 }
 
