@@ -1,4 +1,4 @@
-"""A strict reader of /balancer-metrics, made from the README's golden example.
+"""A strict reader of /balancer-metrics, made from the example in docs/operations.md.
 
 What the example has must be there, in its type; what is optional may be left out but never null;
 nothing else may appear but what is listed here.
@@ -27,7 +27,7 @@ STATES = {"up", "cold", "stale", "unknown", "draining", "full", "ejected"}
 
 def golden():
     """The example."""
-    blocks = re.findall(r"```json\n(.*?)\n```", (common.ROOT / "README.md").read_text(), re.S)
+    blocks = re.findall(r"```json\n(.*?)\n```", (common.ROOT / "docs" / "operations.md").read_text(), re.S)
     return json.loads(next(block for block in blocks if "podMetrics" in block))
 
 

@@ -32,7 +32,7 @@ async def show():
 
 
 async def show_reader():
-    say("a reader of the plugin's format, made from the README's example")
+    say("a reader of the plugin's format, made from the example in docs/operations.md")
     pods = [await crowd.Pod(f"pod-{number}").start() for number in (1, 2)]
     async with balancing(pods, POLLED) as balancer:
         await crowd.come(balancer, 4, lanes=1)
