@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use libfuzzer_sys::fuzz_target;
 use wsbalancer::{
     domain::balance::lease::{Backend, Transport},
-    traffic::headers::forwarded::{Changes, Forwarding, Hop},
+    traffic::headers::forwarded::{ForwardingRules, HeaderChanges, PeerInfo},
 };
 
 const TRUSTED: [&str; 2] = ["10.0.0.0/8", "fd00::/8"];
@@ -141,10 +141,10 @@ fn list_items(values: Vec<&[u8]>) -> impl Iterator<Item = &[u8]> {
 
 fuzz_target!(|input: &[u8]| {
     let case = Case::parse(input);
-    let forwarding = Forwarding { trusted_proxies: case.trusted.clone() };
-    let forwarded = forwarding.apply(&case.head, Hop { address: case.peer, tls: false });
+    let forwarding = ForwardingRules { trusted_proxies: case.trusted.clone() };
+    let forwarded = forwarding.apply(&case.head, PeerInfo { address: case.peer, tls: false });
     assert_eq!(forwarded.client, case.client());
-    let changes = Changes { pass_host_header: true, ..Changes::default() };
+    let changes = HeaderChanges { pass_host_header: true, ..HeaderChanges::default() };
     let backend = Backend {
         service: "fuzzed".to_owned(),
         url: "http://10.9.9.9:3001".to_owned(),

@@ -119,7 +119,7 @@ async fn latest(state: &AdminState) -> actix_web::Result<Distribution> {
 
 /// Ready while new connections are welcome; having no pods does not matter here.
 async fn readyz(state: web::Data<AdminState>) -> HttpResponse {
-    if state.health.is_ready() {
+    if state.health.is_serving() {
         HttpResponse::Ok().body("ok\n")
     } else {
         HttpResponse::ServiceUnavailable().body("shutting down\n")

@@ -8,7 +8,7 @@ use crate::{
     actors::{discovery::DiscoveryActor, metrics::MetricsActor, registry::RegistryActor},
     config::live::Reloads,
     telemetry::counters::Counters,
-    traffic::{lifecycle::Health, state::Traffic},
+    traffic::{lifecycle::Lifecycle, state::TrafficState},
 };
 
 /// What the handlers ask.
@@ -21,7 +21,7 @@ pub struct AdminState {
     /// Who knows the sessions.
     pub registry: Arc<Addr<RegistryActor>>,
     /// Whether the process takes connections.
-    pub health: Arc<Health>,
+    pub health: Arc<Lifecycle>,
     /// What is counted.
     pub counters: Arc<Counters>,
     /// Who reads settings again.
@@ -30,12 +30,16 @@ pub struct AdminState {
 
 impl AdminState {
     /// What belongs to `traffic`, who looks names up for it, and who reads settings again.
-    pub fn new(traffic: &Traffic, discovery: Addr<DiscoveryActor>, reloads: Arc<Reloads>) -> Self {
+    pub fn new(
+        traffic: &TrafficState,
+        discovery: Addr<DiscoveryActor>,
+        reloads: Arc<Reloads>,
+    ) -> Self {
         Self {
             metrics: traffic.metrics.clone(),
             discovery,
             registry: traffic.registry.clone(),
-            health: traffic.health.clone(),
+            health: traffic.lifecycle.clone(),
             counters: traffic.counters.clone(),
             reloads,
         }

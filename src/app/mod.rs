@@ -35,7 +35,11 @@ use crate::{
         listen::{ListenAddress, Listener, SocketFile, bind_tcp},
     },
     services::Indexes,
-    traffic::{arrivals::Arrivals, lifecycle::Health, listener, state::Traffic},
+    traffic::{
+        lifecycle::{Lifecycle, UnansweredConnections},
+        listener,
+        state::TrafficState,
+    },
 };
 
 /// How often it is looked whether requests are still under way at a shutdown.
@@ -181,11 +185,11 @@ pub struct App {
     reloads: Arc<Reloads>,
     /// Until it runs.
     reloader: Option<Reloader>,
-    health: Arc<Health>,
+    health: Arc<Lifecycle>,
     traffic_server: ServerHandle,
     admin_server: ServerHandle,
     inherited: Inherited,
-    arrivals: Arc<Arrivals>,
+    arrivals: Arc<UnansweredConnections>,
     admission: Arc<Admission>,
     /// Goes with the listener.
     _socket_file: Option<SocketFile>,
@@ -209,12 +213,12 @@ impl App {
         let traffic_address = listeners.traffic.address()?;
         let admin_address = listeners.admin.local_addr()?;
         let control = Control::start(config);
-        let traffic = Traffic::new(config, control.metrics.clone(), control.registry.clone());
-        let (health, arrivals) = (traffic.health.clone(), traffic.arrivals.clone());
+        let traffic = TrafficState::new(config, control.metrics.clone(), control.registry.clone());
+        let (health, arrivals) = (traffic.lifecycle.clone(), traffic.unanswered.clone());
         let admission = traffic.admission.clone();
         let reloads = Arc::new(Reloads::new(config.clone()));
         let state = AdminState::new(&traffic, control.discovery.clone(), reloads.clone());
-        let live = traffic.live();
+        let live = traffic.into_shared();
         let reloader = Reloader {
             reloads: reloads.clone(),
             live: live.clone(),
@@ -294,12 +298,12 @@ impl App {
     }
 
     async fn drain(&self) {
-        self.health.leave();
+        self.health.start_leaving();
         self.hand_over().await;
         if !self.inherited.traffic {
             sleep(self.reloads.config().server.drain_delay).await;
         }
-        self.health.drain();
+        self.health.start_draining();
         let config = self.reloads.config();
         self.control.registry.do_send(DrainAll { over: config.server.drain_time });
         let _ = timeout(config.server.shutdown_timeout, self.until_idle()).await;
@@ -316,7 +320,7 @@ impl App {
             }
             sleep(LOOK_EVERY).await;
         }
-        let _ = timeout(ANSWERED_WITHIN, self.arrivals.none_left()).await;
+        let _ = timeout(ANSWERED_WITHIN, self.arrivals.wait_until_none()).await;
     }
 
     /// Accepts nothing more from sockets that others share, so that the next process gets what waits
@@ -330,10 +334,10 @@ impl App {
             self.traffic_server.pause().await;
             sleep(PAUSED_WITHIN).await;
             log::info!("accepts nothing more: what comes is for the next process");
-            self.health.part();
+            self.health.start_closing();
             // For a client that was accepted to say what it wants.
             let at_most = self.reloads.config().server.request_timeout;
-            let _ = timeout(at_most, self.arrivals.none_left()).await;
+            let _ = timeout(at_most, self.arrivals.wait_until_none()).await;
         }
     }
 }

@@ -30,7 +30,7 @@ use crate::{
     net::tls::ServerTls,
     services::Indexes,
     telemetry::logging,
-    traffic::worker::Live,
+    traffic::state::CurrentState,
 };
 
 /// How long until settings that were wrong are read again unasked.
@@ -41,7 +41,7 @@ pub struct Reloader {
     /// Where requests come from and outcomes go to.
     pub reloads: Arc<Reloads>,
     /// What workers go by.
-    pub live: Arc<Live>,
+    pub live: Arc<CurrentState>,
     /// Who chooses pods.
     pub metrics: Addr<MetricsActor>,
     /// Who looks names up.

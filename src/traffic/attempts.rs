@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{refusal::Refusal, routing::Routed, upstream::DialError};
+use super::{refusal::Refusal, routing::RoutedRequest, upstream::UpstreamError};
 use crate::{
     actors::{
         metrics::PickBackend,
@@ -18,22 +18,22 @@ use crate::{
 };
 
 /// The pods that a client has been offered to.
-pub struct Tries<'a> {
-    routed: &'a Routed<'a>,
+pub struct Attempts<'a> {
+    routed: &'a RoutedRequest<'a>,
     purpose: Purpose,
     ticket: Option<Ticket>,
     tried: Vec<Arc<Backend>>,
     last: Option<Refusal>,
 }
 
-impl<'a> Tries<'a> {
+impl<'a> Attempts<'a> {
     /// None yet, for a session. `ticket` is the client's place in the balancer.
-    pub fn for_session(routed: &'a Routed<'a>, ticket: Option<Ticket>) -> Self {
+    pub fn for_session(routed: &'a RoutedRequest<'a>, ticket: Option<Ticket>) -> Self {
         Self { routed, purpose: Purpose::Session, ticket, tried: Vec::new(), last: None }
     }
 
     /// None yet, for a plain request.
-    pub fn for_request(routed: &'a Routed<'a>) -> Self {
+    pub fn for_request(routed: &'a RoutedRequest<'a>) -> Self {
         Self { routed, purpose: Purpose::Request, ticket: None, tried: Vec::new(), last: None }
     }
 
@@ -59,7 +59,7 @@ impl<'a> Tries<'a> {
                 tokio::select! {
                     // Places that the drain frees are for nobody here.
                     biased;
-                    () = self.routed.traffic.health.draining() => return Err(Refusal::ShuttingDown),
+                    () = self.routed.traffic.lifecycle.wait_for_draining() => return Err(Refusal::ShuttingDown),
                     found = queue.wait(look) => found.map_err(Refusal::Queue)???,
                 }
             }
@@ -73,11 +73,11 @@ impl<'a> Tries<'a> {
     }
 
     async fn pick(&self) -> Result<Result<Lease, NoBackend>, Refusal> {
-        let Routed { traffic, service, wish, .. } = self.routed;
+        let RoutedRequest { traffic, service, affinity_preference, .. } = self.routed;
         let pick = || PickBackend {
             service: service.index,
             purpose: self.purpose,
-            preference: wish.preference,
+            preference: affinity_preference.preference,
             tried: self.tried.clone(),
         };
         // The first question may have been lost to a panic.
@@ -88,7 +88,7 @@ impl<'a> Tries<'a> {
     }
 
     /// The pod of `permit` did not take the client.
-    pub fn failed(&mut self, permit: SessionPermit, error: &DialError) {
+    pub fn failed(&mut self, permit: SessionPermit, error: &UpstreamError) {
         let SessionPermit { lease, ticket, queue_waker } = permit;
         let backend = lease.backend().clone();
         self.ticket = ticket;

@@ -15,7 +15,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{headers::forwarded::Hop, refusal::Refusal, upstream::Body};
+use super::{headers::forwarded::PeerInfo, refusal::Refusal, upstream::Body};
 use crate::{
     net::{Stream, patient::Patient, rewind::Rewind},
     relay::TunnelPeer,
@@ -34,25 +34,25 @@ const MAX_EARLY: usize = 64 * 1024;
 type Connection = Framed<Patient<Rewind<Stream>>, Codec>;
 
 /// The client's side of a handshake.
-pub struct Client {
+pub struct HandshakeClient {
     io: Patient<Rewind<Stream>>,
     codec: Codec,
     /// What it has sent behind its request.
     early: BytesMut,
     /// Where it came from.
-    pub hop: Hop,
+    pub peer: PeerInfo,
 }
 
-impl Client {
+impl HandshakeClient {
     /// Takes a client over once everything that was written to it has been flushed.
     ///
     /// # Errors
     /// It is gone.
-    pub async fn new(framed: Framed<Rewind<Stream>, Codec>, hop: Hop) -> io::Result<Self> {
+    pub async fn new(framed: Framed<Rewind<Stream>, Codec>, peer: PeerInfo) -> io::Result<Self> {
         let mut framed = framed.into_map_io(|io| Patient::new(io, PATIENCE));
         flush(&mut framed).await?;
         let FramedParts { io, codec, read_buf, .. } = framed.into_parts();
-        Ok(Self { io, codec, early: read_buf, hop })
+        Ok(Self { io, codec, early: read_buf, peer })
     }
 
     /// Resolves when the client closes its connection; until then what it sends is kept.
@@ -160,10 +160,12 @@ mod tests {
     use super::*;
 
     /// One that has asked for something, over a pipe that holds 64 bytes.
-    async fn client(io: tokio::io::DuplexStream) -> Client {
+    async fn client(io: tokio::io::DuplexStream) -> HandshakeClient {
         let io: Stream = Box::new(io);
         let framed = Framed::new(Rewind::new(BytesMut::new(), io), Codec::default());
-        Client::new(framed, Hop { address: [127, 0, 0, 1].into(), tls: false }).await.unwrap()
+        HandshakeClient::new(framed, PeerInfo { address: [127, 0, 0, 1].into(), tls: false })
+            .await
+            .unwrap()
     }
 
     #[actix_rt::test]

@@ -20,13 +20,13 @@ use tokio::{
 };
 
 use super::{
-    arrivals::Arrival,
-    client::Client,
+    client::HandshakeClient,
     handshake,
-    headers::{forwarded::Hop, has_token, request::HeadLimits},
+    headers::{forwarded::PeerInfo, has_token, request::HeadLimits},
+    lifecycle::UnansweredConnection,
     plain,
     refusal::Refusal,
-    worker::{Thread, Worker},
+    worker::{Worker, WorkerState},
 };
 use crate::net::{Stream, rewind::Rewind};
 
@@ -50,30 +50,30 @@ enum First {
 /// # Errors
 /// The client vanished before it had its answer.
 pub async fn serve(
-    thread: &Rc<Thread>,
-    worker: &Worker,
+    worker: &Rc<Worker>,
+    state: &WorkerState,
     mut io: Stream,
-    hop: Hop,
-    arrival: Arrival,
+    peer: PeerInfo,
+    unanswered: UnansweredConnection,
 ) -> io::Result<()> {
-    let limits = worker.traffic.settings.head;
+    let limits = state.traffic.settings.head;
     match read_first(&mut io, &limits).await? {
         First::Handshake(request, codec, rest) => {
             let io = Rewind::new(BytesMut::new(), io);
             let framed = Framed::from_parts(FramedParts::with_read_buf(io, codec, rest));
-            let client = Client::new(framed, hop).await?;
-            handshake::serve(worker, request.head(), client).await
+            let client = HandshakeClient::new(framed, peer).await?;
+            handshake::serve(state, request.head(), client).await
         }
         First::Plain(read) => {
-            plain::serve(thread.clone(), Rewind::new(read, io), hop, arrival).await;
+            plain::serve(worker.clone(), Rewind::new(read, io), peer, unanswered).await;
             Ok(())
         }
         First::Nothing => Ok(()),
         First::Refused(refusal) => {
-            worker.traffic.refused(&refusal, hop.address);
+            state.traffic.refused(&refusal, peer.address);
             let io = Rewind::new(BytesMut::new(), io);
             let framed = Framed::new(io, Codec::new(ServiceConfig::default()));
-            Client::new(framed, hop).await?.refuse(&refusal).await
+            HandshakeClient::new(framed, peer).await?.refuse(&refusal).await
         }
     }
 }

@@ -15,14 +15,14 @@ use actix_http::{
 use tokio::time::timeout;
 
 use super::{
-    attempts::Tries,
-    client::Client,
-    headers::{forwarded::Hop, has_token, request, shown, tokens},
+    attempts::Attempts,
+    client::HandshakeClient,
+    headers::{forwarded::PeerInfo, has_token, request, shown, tokens},
     refusal::Refusal,
-    routing::Routed,
-    state::Traffic,
-    upstream::{Answer, Body, DialError},
-    worker::Worker,
+    routing::RoutedRequest,
+    state::TrafficState,
+    upstream::{Answer, Body, UpstreamError},
+    worker::WorkerState,
 };
 use crate::{
     actors::{
@@ -39,24 +39,28 @@ use crate::{
 ///
 /// # Errors
 /// The client vanished before it had its answer.
-pub async fn serve(worker: &Worker, request: &RequestHead, mut client: Client) -> io::Result<()> {
-    let traffic = &worker.traffic;
-    let hop = client.hop;
-    let address = traffic.settings.forwarding.client(&request.headers, hop.address);
+pub async fn serve(
+    state: &WorkerState,
+    request: &RequestHead,
+    mut client: HandshakeClient,
+) -> io::Result<()> {
+    let traffic = &state.traffic;
+    let peer = client.peer;
+    let address = traffic.settings.forwarding.client(&request.headers, peer.address);
     let opened = tokio::select! {
-        opened = open(worker, request, hop) => opened,
+        opened = open(state, request, peer) => opened,
         () = client.left() => {
             log::debug!("{address} left during its handshake");
             return Ok(());
         }
     };
     match opened {
-        Ok(Opened::Tunnel { answer, pod, permit, rules }) => {
+        Ok(HandshakeOutcome::Tunnel { answer, pod, permit, rules }) => {
             let client = client.switch(answer).await?;
-            Established { client, pod, permit, rules }.start(worker, address);
+            EstablishedSession { client, pod, permit, rules }.start(state, address);
             Ok(())
         }
-        Ok(Opened::Rejection { mut answer, body }) => {
+        Ok(HandshakeOutcome::Rejection { mut answer, body }) => {
             let length = answer.headers_mut().remove(header::CONTENT_LENGTH).next();
             let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
             client.answer(answer, length.map_or(BodySize::Stream, BodySize::Sized), body).await
@@ -69,7 +73,7 @@ pub async fn serve(worker: &Worker, request: &RequestHead, mut client: Client) -
 }
 
 /// Both sides have shaken hands.
-pub struct Established {
+pub struct EstablishedSession {
     /// The client's end of the tunnel.
     pub client: TunnelPeer,
     /// The pod's end.
@@ -80,11 +84,11 @@ pub struct Established {
     pub rules: Arc<SessionRules>,
 }
 
-impl Established {
+impl EstablishedSession {
     /// Starts the session of the client at `address`.
-    pub fn start(self, worker: &Worker, address: IpAddr) {
+    pub fn start(self, state: &WorkerState, address: IpAddr) {
         let Self { client, pod, permit, rules } = self;
-        let traffic = &worker.traffic;
+        let traffic = &state.traffic;
         let info = SessionInfo::new(address, permit.lease.backend().clone(), rules.close_code);
         traffic.counters.sessions.fetch_add(1, Relaxed);
         let told = (traffic.registry.clone(), traffic.counters.clone());
@@ -137,7 +141,7 @@ fn is_nonce(key: &str) -> bool {
 }
 
 /// What the pods made of a handshake.
-pub enum Opened {
+pub enum HandshakeOutcome {
     /// One said 101.
     Tunnel {
         /// The pod's answer, as the client gets it.
@@ -162,13 +166,17 @@ pub enum Opened {
 ///
 /// # Errors
 /// Why there is no tunnel, where no pod has its own words for it.
-pub async fn open(worker: &Worker, request: &RequestHead, hop: Hop) -> Result<Opened, Refusal> {
+pub async fn open(
+    state: &WorkerState,
+    request: &RequestHead,
+    peer: PeerInfo,
+) -> Result<HandshakeOutcome, Refusal> {
     check(request)?;
-    let Traffic { health, admission, .. } = &*worker.traffic;
-    if health.is_draining() {
+    let TrafficState { lifecycle, admission, .. } = &*state.traffic;
+    if lifecycle.is_draining() {
         return Err(Refusal::ShuttingDown);
     }
-    let routed = Routed::new(worker, request, hop)?;
+    let routed = RoutedRequest::new(state, request, peer)?;
     let service = routed.service;
     service.check_origin(&request.headers)?;
     let ticket = admission.admit(routed.forwarded.client)?;
@@ -181,20 +189,19 @@ pub async fn open(worker: &Worker, request: &RequestHead, hop: Hop) -> Result<Op
 
 /// Offers the handshake to the best pod, and to the next when one fails.
 async fn try_pods(
-    routed: &Routed<'_>,
+    routed: &RoutedRequest<'_>,
     request: &RequestHead,
     ticket: Option<Ticket>,
-) -> Result<Opened, Refusal> {
+) -> Result<HandshakeOutcome, Refusal> {
     let target: Uri =
         routed.target.parse().map_err(|_| Refusal::Target(request.uri.to_string()))?;
-    let mut tries = Tries::for_session(routed, ticket);
-    let rejection = |head: ResponseHead, body, backend: &Arc<Backend>| Opened::Rejection {
-        answer: routed.answer(&head, backend),
-        body,
+    let mut attempts = Attempts::for_session(routed, ticket);
+    let rejection = |head: ResponseHead, body, backend: &Arc<Backend>| {
+        HandshakeOutcome::Rejection { answer: routed.answer(&head, backend), body }
     };
     let mut unavailable = None;
     loop {
-        let permit = match tries.next().await {
+        let permit = match attempts.next().await {
             Ok(permit) => permit,
             // A pod's own words say more than ours.
             Err(refusal) => match unavailable {
@@ -208,14 +215,14 @@ async fn try_pods(
         head.headers = routed.headers(backend);
         head.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
         head.set_connection_type(ConnectionType::Upgrade);
-        let error = match routed.outlet.dialer.shake_hands(backend, head).await {
+        let error = match routed.upstream.connector.send_handshake(backend, head).await {
             Ok(Answer::Switched(head, pod)) => match accept(request, &head) {
                 Ok(()) => {
                     let answer = routed.switching(&head, backend);
                     let rules = routed.service.rules.clone();
-                    return Ok(Opened::Tunnel { answer, pod, permit, rules });
+                    return Ok(HandshakeOutcome::Tunnel { answer, pod, permit, rules });
                 }
-                Err(broken) => DialError::Broken(broken),
+                Err(broken) => UpstreamError::Broken(broken),
             },
             Ok(Answer::Other(head, body)) => {
                 let status = head.status.as_u16();
@@ -223,11 +230,11 @@ async fn try_pods(
                     return Ok(rejection(head, body, backend));
                 }
                 unavailable = Some((head, body, backend.clone()));
-                DialError::Broken(format!("answered {status}"))
+                UpstreamError::Broken(format!("answered {status}"))
             }
             Err(error) => error,
         };
-        tries.failed(permit, &error);
+        attempts.failed(permit, &error);
     }
 }
 

@@ -1,69 +1,119 @@
-//! Whether this process takes new connections, and what becomes of those that it has.
+//! What this process does with connections: serve them, leave, close them, refuse them; and which
+//! accepted connections still wait for their first answer.
 
-use tokio::sync::watch;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::SeqCst},
+};
 
-/// What a process does about connections, in the order in which it goes down. The probes go first,
-/// so that whoever routes to this process stops before anybody is refused.
+use tokio::sync::{Notify, watch};
+
+/// The phases of a shutdown, in their order. The probes change first, so that load balancers stop
+/// sending connections before any connection is refused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-enum Phase {
-    /// They are welcome.
+enum ShutdownPhase {
+    /// Connections are accepted and served.
     #[default]
-    Ready,
-    /// None are wanted; those that come are served all the same.
+    Serving,
+    /// `/readyz` fails. New connections are still served.
     Leaving,
-    /// Those that are here get the answer that is under way, and end.
-    Parting,
-    /// None are taken, not even for a request.
+    /// Connections close after the answer in progress.
+    Closing,
+    /// Every new request is refused.
     Draining,
 }
 
-/// Shared by the probes, the handshakes and the connections of plain requests.
+/// The shutdown phase of this process, shared by the probes, the handshakes and the connections of
+/// plain requests.
 #[derive(Debug, Default)]
-pub struct Health(watch::Sender<Phase>);
+pub struct Lifecycle(watch::Sender<ShutdownPhase>);
 
-impl Health {
-    /// Whether the balancer wants new connections.
-    pub fn is_ready(&self) -> bool {
-        *self.0.borrow() == Phase::Ready
+impl Lifecycle {
+    /// Returns whether new connections are wanted.
+    pub fn is_serving(&self) -> bool {
+        *self.0.borrow() == ShutdownPhase::Serving
     }
 
-    /// From now on no further connection is wanted; those that come are served all the same.
-    pub fn leave(&self) {
-        self.advance(Phase::Leaving);
+    /// Makes the readiness probe fail. New connections are still served.
+    pub fn start_leaving(&self) {
+        self.advance(ShutdownPhase::Leaving);
     }
 
-    /// From now on no connection stays for another request.
-    pub fn part(&self) {
-        self.advance(Phase::Parting);
+    /// Closes connections after the answer in progress.
+    pub fn start_closing(&self) {
+        self.advance(ShutdownPhase::Closing);
     }
 
-    /// Whether the balancer refuses new connections.
+    /// Returns whether new requests are refused.
     pub fn is_draining(&self) -> bool {
-        *self.0.borrow() == Phase::Draining
+        *self.0.borrow() == ShutdownPhase::Draining
     }
 
-    /// From now on no connection is taken.
-    pub fn drain(&self) {
-        self.advance(Phase::Draining);
+    /// Refuses every new request.
+    pub fn start_draining(&self) {
+        self.advance(ShutdownPhase::Draining);
     }
 
-    /// Resolves when connections that wait for another request are to end.
-    pub async fn parting(&self) {
-        self.reached(Phase::Parting).await;
+    /// Waits until connections must close after the answer in progress.
+    pub async fn wait_for_closing(&self) {
+        self.wait_for(ShutdownPhase::Closing).await;
     }
 
-    /// Resolves when new connections are refused.
-    pub async fn draining(&self) {
-        self.reached(Phase::Draining).await;
+    /// Waits until new requests are refused.
+    pub async fn wait_for_draining(&self) {
+        self.wait_for(ShutdownPhase::Draining).await;
     }
 
-    fn advance(&self, phase: Phase) {
+    /// Phases are never left for an earlier one.
+    fn advance(&self, phase: ShutdownPhase) {
         self.0.send_if_modified(|known| std::mem::replace(known, phase.max(*known)) < phase);
     }
 
-    async fn reached(&self, phase: Phase) {
-        // It cannot fail as long as we are here.
+    async fn wait_for(&self, phase: ShutdownPhase) {
+        // Fails only when the sender is gone, and `self` is the sender.
         let _ = self.0.subscribe().wait_for(|known| *known >= phase).await;
+    }
+}
+
+/// The number of connections that were accepted and have had no answer yet.
+///
+/// A process that hands its listening socket to the next process must answer these itself: no other
+/// process can.
+#[derive(Debug, Default)]
+pub struct UnansweredConnections {
+    count: AtomicUsize,
+    none: Notify,
+}
+
+/// One unanswered connection. It stops counting when this is dropped.
+#[derive(Debug)]
+pub struct UnansweredConnection(Arc<UnansweredConnections>);
+
+impl UnansweredConnections {
+    /// Counts one more accepted connection.
+    pub fn add(self: &Arc<Self>) -> UnansweredConnection {
+        self.count.fetch_add(1, SeqCst);
+        UnansweredConnection(self.clone())
+    }
+
+    /// Waits until every accepted connection has been answered.
+    pub async fn wait_until_none(&self) {
+        loop {
+            let mut none = std::pin::pin!(self.none.notified());
+            none.as_mut().enable();
+            if self.count.load(SeqCst) == 0 {
+                return;
+            }
+            none.await;
+        }
+    }
+}
+
+impl Drop for UnansweredConnection {
+    fn drop(&mut self) {
+        if self.0.count.fetch_sub(1, SeqCst) == 1 {
+            self.0.none.notify_waiters();
+        }
     }
 }
 
@@ -74,19 +124,32 @@ mod tests {
     use super::*;
 
     #[actix_rt::test]
-    async fn a_process_only_ever_goes_down() {
-        let health = Health::default();
-        let mut parting = Box::pin(health.parting());
-        assert!(health.is_ready() && !health.is_draining());
-        health.leave();
-        assert!(!health.is_ready() && (&mut parting).now_or_never().is_none());
-        health.part();
-        parting.await;
-        assert!(!health.is_draining());
-        health.drain();
-        health.leave();
-        assert!(health.is_draining());
-        health.parting().await;
-        health.draining().await;
+    async fn phases_only_advance() {
+        let lifecycle = Lifecycle::default();
+        let mut closing = Box::pin(lifecycle.wait_for_closing());
+        assert!(lifecycle.is_serving() && !lifecycle.is_draining());
+        lifecycle.start_leaving();
+        assert!(!lifecycle.is_serving() && (&mut closing).now_or_never().is_none());
+        lifecycle.start_closing();
+        closing.await;
+        assert!(!lifecycle.is_draining());
+        lifecycle.start_draining();
+        lifecycle.start_leaving();
+        assert!(lifecycle.is_draining());
+        lifecycle.wait_for_closing().await;
+        lifecycle.wait_for_draining().await;
+    }
+
+    #[actix_rt::test]
+    async fn the_wait_ends_when_the_last_connection_is_answered() {
+        let connections = Arc::<UnansweredConnections>::default();
+        connections.wait_until_none().await;
+        let [first, second] = [connections.add(), connections.add()];
+        let mut waiting = Box::pin(connections.wait_until_none());
+        assert!((&mut waiting).now_or_never().is_none());
+        drop(first);
+        assert!((&mut waiting).now_or_never().is_none());
+        drop(second);
+        assert!(waiting.now_or_never().is_some());
     }
 }

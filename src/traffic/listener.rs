@@ -16,11 +16,12 @@ use tokio::{
 };
 
 use super::{
-    arrivals::Arrival,
     first_request,
-    headers::forwarded::Hop,
+    headers::forwarded::PeerInfo,
+    lifecycle::UnansweredConnection,
     refusal::{BAD_PROXY_HEADER, BAD_TLS},
-    worker::{Live, Thread},
+    state::CurrentState,
+    worker::Worker,
 };
 use crate::{
     net::{
@@ -32,17 +33,17 @@ use crate::{
 };
 
 /// The service of one worker thread: handshakes become sessions, everything else is passed on.
-pub fn service<S: Accepted>(
-    live: Arc<Live>,
+pub fn service<S: AcceptedSocket>(
+    state: Arc<CurrentState>,
 ) -> impl ServiceFactory<S, Config = (), Response = (), Error = Infallible, InitError = ()> {
     fn_factory(move || {
-        let thread = Rc::new(Thread::new(live.clone()));
+        let worker = Rc::new(Worker::new(state.clone()));
         ready(Ok::<_, ()>(fn_service(move |io: S| {
-            let (thread, arrival) = (thread.clone(), thread.worker().traffic.arrivals.begin());
+            let (worker, unanswered) = (worker.clone(), worker.state().traffic.unanswered.add());
             async move {
                 // Boxed, because glibc splits what it aligns for a task: tasks of this size leave
                 // holes that cost an idle session 0.9 kB.
-                if let Err(error) = Box::pin(serve(thread, io, arrival)).await {
+                if let Err(error) = Box::pin(serve(worker, io, unanswered)).await {
                     log::debug!("a client left before its answer: {error}");
                 }
                 Ok::<_, Infallible>(())
@@ -52,16 +53,16 @@ pub fn service<S: Accepted>(
 }
 
 /// What a listener accepts.
-pub trait Accepted: Io + Send + 'static {
+pub trait AcceptedSocket: Io + Send + 'static {
     /// Who is at the other end.
     ///
     /// # Errors
     /// The connection is gone already.
-    fn peer(&self) -> io::Result<IpAddr>;
+    fn peer_address(&self) -> io::Result<IpAddr>;
 }
 
-impl Accepted for TcpStream {
-    fn peer(&self) -> io::Result<IpAddr> {
+impl AcceptedSocket for TcpStream {
+    fn peer_address(&self) -> io::Result<IpAddr> {
         // Small frames must not wait for the acknowledgement of earlier ones.
         let _ = self.set_nodelay(true);
         // A client of IPv4 on a listener of both is still one of IPv4.
@@ -69,8 +70,8 @@ impl Accepted for TcpStream {
     }
 }
 
-impl Accepted for UnixStream {
-    fn peer(&self) -> io::Result<IpAddr> {
+impl AcceptedSocket for UnixStream {
+    fn peer_address(&self) -> io::Result<IpAddr> {
         Ok(Ipv4Addr::LOCALHOST.into())
     }
 }
@@ -79,24 +80,28 @@ impl Accepted for UnixStream {
 ///
 /// # Errors
 /// The client vanished before it had its answer.
-pub async fn serve(thread: Rc<Thread>, io: impl Accepted, arrival: Arrival) -> io::Result<()> {
-    let peer = io.peer()?;
-    let worker = thread.worker();
-    let settings = &worker.traffic.settings;
+pub async fn serve(
+    worker: Rc<Worker>,
+    io: impl AcceptedSocket,
+    unanswered: UnansweredConnection,
+) -> io::Result<()> {
+    let address = io.peer_address()?;
+    let state = worker.state();
+    let settings = &state.traffic.settings;
     let deadline = Instant::now() + settings.head.timeout;
-    let mut hop = Hop { address: peer, tls: false };
+    let mut peer = PeerInfo { address, tls: false };
     let mut io: Stream = Box::new(io);
-    if settings.proxy_protocol.iter().any(|network| network.contains(&peer)) {
+    if settings.proxy_protocol.iter().any(|network| network.contains(&address)) {
         let read = timeout_at(deadline, proxy_protocol::read(&mut io)).await;
         let (client, rest) = match read.unwrap_or(Err(HeaderError::Late)) {
             Ok(read) => read,
             Err(HeaderError::Nothing) => return Ok(()),
             Err(error) => {
-                worker.traffic.dropped(BAD_PROXY_HEADER, peer, &error);
+                state.traffic.dropped(BAD_PROXY_HEADER, address, &error);
                 return Ok(());
             }
         };
-        hop.address = client.map_or(peer, |client| client.to_canonical());
+        peer.address = client.map_or(address, |client| client.to_canonical());
         io = Box::new(Rewind::new(rest, io));
     }
     if let Some(tls) = &settings.tls {
@@ -106,11 +111,11 @@ pub async fn serve(thread: Rc<Thread>, io: impl Accepted, arrival: Arrival) -> i
             // A probe, or a client that has thought better of it.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(error),
             Err(error) => {
-                worker.traffic.dropped(BAD_TLS, hop.address, &error);
+                state.traffic.dropped(BAD_TLS, peer.address, &error);
                 return Ok(());
             }
         };
-        hop.tls = true;
+        peer.tls = true;
     }
-    first_request::serve(&thread, &worker, io, hop, arrival).await
+    first_request::serve(&worker, &state, io, peer, unanswered).await
 }

@@ -1,6 +1,5 @@
 //! The traffic listener: handshakes and plain requests of clients, from accept to answer.
 
-pub mod arrivals;
 mod attempts;
 mod client;
 mod first_request;

@@ -23,12 +23,12 @@ const LOOK_AGAIN: Duration = Duration::from_millis(250);
 pub struct Queue {
     timeout: Duration,
     limit: usize,
-    line: Arc<Line>,
+    line: Arc<Waiters>,
 }
 
 /// Those who wait, whatever the rules are.
 #[derive(Debug, Default)]
-struct Line {
+struct Waiters {
     waiting: AtomicUsize,
     /// Held by the first; tokio's mutex is fair, so the others stand in line for it.
     turn: Mutex<()>,
@@ -37,7 +37,7 @@ struct Line {
 
 /// Why waiting was in vain.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-pub enum NoTurn {
+pub enum QueueError {
     /// As many wait as may.
     #[error("as many clients wait for a place as may")]
     QueueFull,
@@ -77,11 +77,11 @@ impl Queue {
     ///
     /// # Errors
     /// [`NoTurn`] when there is no place in the queue or the time is up.
-    pub async fn wait<T>(&self, mut look: impl AsyncFnMut() -> Option<T>) -> Result<T, NoTurn> {
+    pub async fn wait<T>(&self, mut look: impl AsyncFnMut() -> Option<T>) -> Result<T, QueueError> {
         if self.timeout.is_zero() {
-            return Err(NoTurn::TimedOut);
+            return Err(QueueError::TimedOut);
         }
-        let _place = Place::take(self).ok_or(NoTurn::QueueFull)?;
+        let _place = WaitingClient::take(self).ok_or(QueueError::QueueFull)?;
         let found = async {
             let _turn = self.line.turn.lock().await;
             loop {
@@ -92,14 +92,14 @@ impl Queue {
                 let _ = timeout(LOOK_AGAIN, freed).await;
             }
         };
-        timeout(self.timeout, found).await.map_err(|_| NoTurn::TimedOut)
+        timeout(self.timeout, found).await.map_err(|_| QueueError::TimedOut)
     }
 }
 
 /// One waiting client in the count.
-struct Place<'a>(&'a Line);
+struct WaitingClient<'a>(&'a Waiters);
 
-impl<'a> Place<'a> {
+impl<'a> WaitingClient<'a> {
     fn take(queue: &'a Queue) -> Option<Self> {
         let admit = |waiting| (waiting < queue.limit).then_some(waiting + 1);
         queue.line.waiting.fetch_update(Relaxed, Relaxed, admit).ok()?;
@@ -107,7 +107,7 @@ impl<'a> Place<'a> {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for WaitingClient<'_> {
     fn drop(&mut self) {
         self.0.waiting.fetch_sub(1, Relaxed);
     }
@@ -129,7 +129,7 @@ mod tests {
         let mut first = Box::pin(queue.wait(take));
         let mut second = Box::pin(queue.wait(take));
         assert!((&mut first).now_or_never().is_none() && (&mut second).now_or_never().is_none());
-        assert_eq!(queue.wait(take).now_or_never(), Some(Err(NoTurn::QueueFull)));
+        assert_eq!(queue.wait(take).now_or_never(), Some(Err(QueueError::QueueFull)));
 
         room.set(1);
         queue.waker().unwrap().notify_one();
@@ -137,7 +137,7 @@ mod tests {
         assert_eq!(first.await, Ok(()));
         let renewed = queue.with(Duration::from_secs(60), 1);
         assert!(!renewed.is_empty(), "other rules, the same line");
-        assert_eq!(renewed.wait(take).now_or_never(), Some(Err(NoTurn::QueueFull)));
+        assert_eq!(renewed.wait(take).now_or_never(), Some(Err(QueueError::QueueFull)));
         room.set(1);
         assert_eq!(second.await, Ok(()));
         assert!(queue.is_empty());
@@ -146,10 +146,10 @@ mod tests {
     #[actix_rt::test]
     async fn time_is_up_for_those_who_wait_too_long() {
         let queue = Queue::new(Duration::from_millis(20), 2);
-        assert_eq!(queue.wait(async || None::<()>).await, Err(NoTurn::TimedOut));
+        assert_eq!(queue.wait(async || None::<()>).await, Err(QueueError::TimedOut));
         assert!(queue.is_empty());
         let nobody_waits = Queue::new(Duration::ZERO, 2);
         assert!(nobody_waits.waker().is_none());
-        assert_eq!(nobody_waits.wait(async || Some(())).await, Err(NoTurn::TimedOut));
+        assert_eq!(nobody_waits.wait(async || Some(())).await, Err(QueueError::TimedOut));
     }
 }

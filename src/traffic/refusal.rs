@@ -9,7 +9,7 @@ use actix_http::{
 use log::Level;
 use thiserror::Error;
 
-use super::queue::NoTurn;
+use super::queue::QueueError;
 use crate::domain::{balance::pool::NoBackend, session::admission::LimitReached};
 
 /// Every handshake that breaks RFC 6455 is counted under one name.
@@ -103,7 +103,7 @@ pub enum Refusal {
     Limit(#[from] LimitReached),
     /// Limits of the service, with nothing gained by waiting.
     #[error("every pod is full: {0}")]
-    Queue(NoTurn),
+    Queue(QueueError),
     /// Us: going down.
     #[error("this balancer is shutting down: try again")]
     ShuttingDown,
@@ -154,8 +154,8 @@ impl Refusal {
             Self::Limit(LimitReached::SessionsPerAddress) => {
                 (StatusCode::TOO_MANY_REQUESTS, "max_sessions_per_address")
             }
-            Self::Queue(NoTurn::QueueFull) => (StatusCode::SERVICE_UNAVAILABLE, "queue_full"),
-            Self::Queue(NoTurn::TimedOut) => (StatusCode::SERVICE_UNAVAILABLE, "pods_full"),
+            Self::Queue(QueueError::QueueFull) => (StatusCode::SERVICE_UNAVAILABLE, "queue_full"),
+            Self::Queue(QueueError::TimedOut) => (StatusCode::SERVICE_UNAVAILABLE, "pods_full"),
             Self::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
             Self::NoBackend(NoBackend::ServiceFull) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "service_full")
@@ -243,8 +243,8 @@ mod tests {
             Refusal::LargeHead(text()),
             Refusal::Limit(LimitReached::Sessions),
             Refusal::Limit(LimitReached::SessionsPerAddress),
-            Refusal::Queue(NoTurn::QueueFull),
-            Refusal::Queue(NoTurn::TimedOut),
+            Refusal::Queue(QueueError::QueueFull),
+            Refusal::Queue(QueueError::TimedOut),
             Refusal::ShuttingDown,
             Refusal::NoBackend(NoBackend::ServiceFull),
             Refusal::NoBackend(NoBackend::Empty),

@@ -9,15 +9,15 @@ use actix_http::{
 
 use super::{
     headers::{
-        cookie::Wish,
+        cookie::AffinityPreference,
         end_to_end,
-        forwarded::{Forwarded, Hop, host, x_request_id},
+        forwarded::{ForwardedHeaders, PeerInfo, host, x_request_id},
         keep_upgrade_required, request,
     },
     refusal::Refusal,
-    service::Service,
-    state::Traffic,
-    worker::{Outlet, Worker},
+    service::ServiceState,
+    state::TrafficState,
+    worker::{UpstreamHandle, WorkerState},
 };
 use crate::domain::{
     balance::lease::Backend,
@@ -25,36 +25,52 @@ use crate::domain::{
 };
 
 /// A request whose service is known.
-pub struct Routed<'a> {
+pub struct RoutedRequest<'a> {
     /// What all workers share.
-    pub traffic: &'a Traffic,
+    pub traffic: &'a TrafficState,
     /// Whose it is.
-    pub service: &'a Service,
+    pub service: &'a ServiceState,
     /// This worker's way to the service's pods.
-    pub outlet: &'a Outlet,
+    pub upstream: &'a UpstreamHandle,
     /// Its fields.
-    pub forwarded: Forwarded,
+    pub forwarded: ForwardedHeaders,
     /// Its target in origin form, as pods get it.
     pub target: String,
     /// The pod it asks for.
-    pub wish: Wish,
+    pub affinity_preference: AffinityPreference,
 }
 
-impl<'a> Routed<'a> {
+impl<'a> RoutedRequest<'a> {
     /// Finds the route of `request`, which came over `hop`.
     ///
     /// # Errors
     /// There is none, or its path cannot be routed.
-    pub fn new(worker: &'a Worker, request: &RequestHead, hop: Hop) -> Result<Self, Refusal> {
-        let traffic = &worker.traffic;
+    pub fn new(
+        state: &'a WorkerState,
+        request: &RequestHead,
+        peer: PeerInfo,
+    ) -> Result<Self, Refusal> {
+        let traffic = &state.traffic;
         let (index, rewrite) = route(traffic, request)?;
         let service = &traffic.services[index];
-        let mut forwarded = traffic.settings.forwarding.apply(request, hop);
-        let wish = Wish::of(&service.affinity, &service.name, &request.headers, forwarded.client);
-        forwarded.tell_of(rewrite, request.uri.path());
+        let mut forwarded = traffic.settings.forwarding.apply(request, peer);
+        let affinity_preference = AffinityPreference::of(
+            &service.affinity,
+            &service.name,
+            &request.headers,
+            forwarded.client,
+        );
+        forwarded.record_rewrite(rewrite, request.uri.path());
         forwarded.change(&service.changes);
         let target = request::target(&request.uri, rewrite);
-        Ok(Self { traffic, service, outlet: &worker.outlets[index], forwarded, target, wish })
+        Ok(Self {
+            traffic,
+            service,
+            upstream: &state.upstreams[index],
+            forwarded,
+            target,
+            affinity_preference,
+        })
     }
 
     /// The fields of the request for `backend`.
@@ -74,9 +90,11 @@ impl<'a> Routed<'a> {
         if !fields.contains_key(x_request_id()) {
             fields.insert(x_request_id(), self.forwarded.request_id.clone());
         }
-        let Self { traffic, service, forwarded, wish, .. } = self;
+        let Self { traffic, service, forwarded, affinity_preference, .. } = self;
         let counters = &traffic.counters;
-        if let Some(cookie) = wish.cookie(&service.affinity, backend, forwarded.secure, counters) {
+        if let Some(cookie) =
+            affinity_preference.cookie(&service.affinity, backend, forwarded.secure, counters)
+        {
             fields.append(header::SET_COOKIE, cookie);
         }
         fields
@@ -98,7 +116,10 @@ impl<'a> Routed<'a> {
 }
 
 /// The index of the request's service, and what its route does to the path.
-fn route<'a>(traffic: &'a Traffic, request: &RequestHead) -> Result<(usize, &'a Rewrite), Refusal> {
+fn route<'a>(
+    traffic: &'a TrafficState,
+    request: &RequestHead,
+) -> Result<(usize, &'a Rewrite), Refusal> {
     const KEEP: &Rewrite = &Rewrite::Keep;
     if traffic.router.is_empty() {
         return Ok((0, KEEP));

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use actix_http::header::{self, HeaderMap, HeaderValue};
 
 use super::{
-    headers::{forwarded::Changes, shown},
+    headers::{forwarded::HeaderChanges, shown},
     queue::Queue,
     refusal::Refusal,
 };
@@ -17,13 +17,13 @@ use crate::{
 };
 
 /// The rules of one service, shared by all workers.
-pub struct Service {
+pub struct ServiceState {
     /// What control actors know it by, as long as the process lives.
     pub index: usize,
     /// Its name.
     pub name: String,
     /// How requests change on their way to its pods.
-    pub changes: Changes,
+    pub changes: HeaderChanges,
     /// What brings clients back to their pods.
     pub affinity: Affinity,
     /// Further pods tried for one connection.
@@ -45,7 +45,7 @@ pub struct Service {
     allowed_origins: Vec<OriginPattern>,
 }
 
-impl Service {
+impl ServiceState {
     /// The service with this `index` as configured. Who waits at the one `before` keeps the place.
     pub fn new(index: usize, service: &config::Service, before: Option<&Self>) -> Self {
         let config::Service { name, balancer, .. } = service;
@@ -53,7 +53,7 @@ impl Service {
         Self {
             index,
             name: name.clone(),
-            changes: Changes {
+            changes: HeaderChanges {
                 pass_host_header: balancer.pass_host_header,
                 add: balancer.add_headers.clone(),
                 set: balancer.set_headers.clone(),

@@ -3,20 +3,19 @@
 use std::{fmt, net::IpAddr, sync::Arc};
 
 use actix::Addr;
+use arc_swap::ArcSwap;
 use ipnet::IpNet;
 use tokio_rustls::TlsAcceptor;
 
 use super::{
-    arrivals::Arrivals,
     headers::{
         cookie::{FOLLOWED, INVALID, REPLACED},
-        forwarded::Forwarding,
+        forwarded::ForwardingRules,
         request::HeadLimits,
     },
-    lifecycle::Health,
+    lifecycle::{Lifecycle, UnansweredConnections},
     refusal::{REASONS, Refusal},
-    service::Service,
-    worker::Live,
+    service::ServiceState,
 };
 use crate::{
     actors::{ending::Ending, metrics::MetricsActor, registry::RegistryActor},
@@ -29,43 +28,46 @@ use crate::{
     telemetry::counters::{Counters, Labels},
 };
 
+/// The current [`TrafficState`], replaced whole when the settings are reloaded.
+pub type CurrentState = ArcSwap<TrafficState>;
+
 /// What all workers share.
 #[derive(Clone)]
-pub struct Traffic {
+pub struct TrafficState {
     /// Who chooses pods.
     pub metrics: Addr<MetricsActor>,
     /// Who knows the live sessions. Shared, because each address of its own costs a session two
     /// allocations.
     pub registry: Arc<Addr<RegistryActor>>,
     /// Whether new connections are welcome.
-    pub health: Arc<Health>,
+    pub lifecycle: Arc<Lifecycle>,
     /// Who has been accepted and not answered yet.
-    pub arrivals: Arc<Arrivals>,
+    pub unanswered: Arc<UnansweredConnections>,
     /// How many sessions there may be.
     pub admission: Arc<Admission>,
     /// Which requests are whose.
     pub router: Arc<Router>,
     /// The services, by the index that routes have.
-    pub services: Arc<[Arc<Service>]>,
+    pub services: Arc<[Arc<ServiceState>]>,
     /// What is counted.
     pub counters: Arc<Counters>,
     /// What holds for every connection.
-    pub settings: Arc<Settings>,
+    pub settings: Arc<ListenerSettings>,
 }
 
 /// What holds for every connection, whosever its requests are.
-pub struct Settings {
+pub struct ListenerSettings {
     /// Limits of a request's head.
     pub head: HeadLimits,
     /// Who is believed about clients.
-    pub forwarding: Forwarding,
+    pub forwarding: ForwardingRules,
     /// Who begins connections with a PROXY protocol header.
     pub proxy_protocol: Vec<IpNet>,
     /// Where clients speak TLS.
     pub tls: Option<TlsAcceptor>,
 }
 
-impl Traffic {
+impl TrafficState {
     /// As configured, in front of the control actors.
     pub fn new(
         config: &Config,
@@ -74,12 +76,12 @@ impl Traffic {
     ) -> Self {
         let services = config.services.iter().enumerate();
         let services =
-            services.map(|(index, service)| Arc::new(Service::new(index, service, None)));
+            services.map(|(index, service)| Arc::new(ServiceState::new(index, service, None)));
         Self {
             metrics,
             registry,
-            health: Arc::default(),
-            arrivals: Arc::default(),
+            lifecycle: Arc::default(),
+            unanswered: Arc::default(),
             admission: Arc::new(Admission::new(limits(config))),
             router: Arc::new(config.router.clone()),
             services: services.collect(),
@@ -89,7 +91,7 @@ impl Traffic {
                 reloads: &ReloadResult::ALL.map(ReloadResult::label),
                 endings: &Ending::ALL.map(Ending::label),
             })),
-            settings: Arc::new(Settings::new(config)),
+            settings: Arc::new(ListenerSettings::new(config)),
         }
     }
 
@@ -100,19 +102,19 @@ impl Traffic {
         let service = |(at, service): (usize, &config::Service)| {
             let before = self.services.iter().find(|known| known.name == service.name);
             let index = indexes.find(&service.name).unwrap_or(at);
-            Arc::new(Service::new(index, service, before.map(AsRef::as_ref)))
+            Arc::new(ServiceState::new(index, service, before.map(AsRef::as_ref)))
         };
         Self {
             router: Arc::new(config.router.clone()),
             services: config.services.iter().enumerate().map(service).collect(),
-            settings: Arc::new(Settings::new(config)),
+            settings: Arc::new(ListenerSettings::new(config)),
             ..self.clone()
         }
     }
 
     /// As workers share it.
-    pub fn live(self) -> Arc<Live> {
-        Arc::new(Live::from_pointee(self))
+    pub fn into_shared(self) -> Arc<CurrentState> {
+        Arc::new(CurrentState::from_pointee(self))
     }
 
     /// Counts and logs a connection that ends before there is anybody to answer.
@@ -135,7 +137,7 @@ fn limits(config: &Config) -> SessionLimits {
     }
 }
 
-impl Settings {
+impl ListenerSettings {
     fn new(config: &Config) -> Self {
         let server = &config.server;
         Self {
@@ -144,7 +146,7 @@ impl Settings {
                 fields: server.max_headers,
                 bytes: server.max_header_bytes,
             },
-            forwarding: Forwarding { trusted_proxies: server.trusted_proxies.clone() },
+            forwarding: ForwardingRules { trusted_proxies: server.trusted_proxies.clone() },
             proxy_protocol: server.proxy_protocol.clone(),
             tls: server.tls.as_ref().map(|tls| tls.acceptor.clone()),
         }

@@ -40,7 +40,7 @@ pub enum Answer {
 
 /// Why a pod gave no answer.
 #[derive(Debug, Error)]
-pub enum DialError {
+pub enum UpstreamError {
     /// No connection.
     #[error(transparent)]
     Connect(#[from] ConnectError),
@@ -52,7 +52,7 @@ pub enum DialError {
     HeadTimeout(Duration),
 }
 
-impl DialError {
+impl UpstreamError {
     /// Too slow, rather than wrong.
     pub fn timed_out(&self) -> bool {
         matches!(self, Self::Connect(ConnectError::TimedOut(_)) | Self::HeadTimeout(_))
@@ -64,14 +64,14 @@ impl DialError {
 }
 
 /// Opens connections to the pods of one service and shakes hands; one per worker thread.
-pub struct Dialer {
+pub struct UpstreamConnector {
     connector: Connector,
     /// From a request that has been sent to the head of its answer, and from one piece of a body that
     /// is no tunnel's to the next.
     pub read_timeout: Duration,
 }
 
-impl Dialer {
+impl UpstreamConnector {
     /// A dialer for the current thread.
     pub fn new(settings: ConnectSettings, read_timeout: Duration) -> Self {
         Self { connector: Connector::new(settings), read_timeout }
@@ -81,7 +81,7 @@ impl Dialer {
     ///
     /// # Errors
     /// [`DialError::Connect`]
-    pub async fn connect(&self, backend: &Backend) -> Result<Box<dyn Io>, DialError> {
+    pub async fn connect(&self, backend: &Backend) -> Result<Box<dyn Io>, UpstreamError> {
         Ok(self.connector.connect(backend).await?)
     }
 
@@ -89,28 +89,28 @@ impl Dialer {
     ///
     /// # Errors
     /// A [`DialError`] when there is none; any status is an answer.
-    pub async fn shake_hands(
+    pub async fn send_handshake(
         &self,
         backend: &Backend,
         head: RequestHead,
-    ) -> Result<Answer, DialError> {
+    ) -> Result<Answer, UpstreamError> {
         let mut pod = Framed::new(self.connect(backend).await?, ClientCodec::default());
         let exchange = async {
             let request = Message::Item((head.into(), BodySize::None));
-            pod.send(request).await.map_err(DialError::broken)?;
+            pod.send(request).await.map_err(UpstreamError::broken)?;
             loop {
-                let head = pod.next().await.ok_or_else(|| DialError::broken("no answer"))?;
-                let head = head.map_err(DialError::broken)?;
+                let head = pod.next().await.ok_or_else(|| UpstreamError::broken("no answer"))?;
+                let head = head.map_err(UpstreamError::broken)?;
                 // Interim answers (RFC 9110 §15.2) are not the answer.
                 if !head.status.is_informational() || head.status == StatusCode::SWITCHING_PROTOCOLS
                 {
-                    return Ok::<_, DialError>(head);
+                    return Ok::<_, UpstreamError>(head);
                 }
             }
         };
         let head = timeout(self.read_timeout, exchange)
             .await
-            .map_err(|_| DialError::HeadTimeout(self.read_timeout))??;
+            .map_err(|_| UpstreamError::HeadTimeout(self.read_timeout))??;
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             let parts = pod.into_parts();
             return Ok(Answer::Switched(head, TunnelPeer::new(parts.io, parts.read_buf)));

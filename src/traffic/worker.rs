@@ -1,85 +1,85 @@
-//! One worker thread, and the rules that its connections go by.
+//! What one worker thread needs for its connections: the current state and its connections to pods.
 
 use std::{cell::RefCell, rc::Rc, sync::Arc};
 
-use arc_swap::ArcSwap;
-
-use super::{plain::idle::Idle, service::Service, state::Traffic, upstream::Dialer};
+use super::{
+    plain::idle::IdleConnections,
+    service::ServiceState,
+    state::{CurrentState, TrafficState},
+    upstream::UpstreamConnector,
+};
 use crate::net::connect::ConnectSettings;
 
-/// What all workers share, swapped whole when the settings change.
-pub type Live = ArcSwap<Traffic>;
-
-/// Gives each connection of one thread the rules of the moment. What goes by rules holds on to them
-/// until it is done: a handshake, or a plain request.
-pub struct Thread {
-    live: Arc<Live>,
-    worker: RefCell<Rc<Worker>>,
-}
-
-impl Thread {
-    /// The current thread.
-    pub fn new(live: Arc<Live>) -> Self {
-        let worker = Worker::new(live.load_full(), &[]);
-        Self { live, worker: RefCell::new(Rc::new(worker)) }
-    }
-
-    /// By the rules that hold now.
-    pub fn worker(&self) -> Rc<Worker> {
-        let traffic = self.live.load();
-        let mut worker = self.worker.borrow_mut();
-        if !Arc::ptr_eq(&worker.traffic, &traffic) {
-            *worker = Rc::new(Worker::new(traffic.clone(), &worker.outlets));
-        }
-        worker.clone()
-    }
-}
-
-/// What the connections of one worker thread share that began under the same rules.
+/// One worker thread. Gives each request the state of the moment; a request keeps that state until
+/// it is done, even when the settings are reloaded meanwhile.
 pub struct Worker {
-    /// What all workers share.
-    pub traffic: Arc<Traffic>,
-    /// This thread's ways to the pods, in the order of the services.
-    pub outlets: Vec<Rc<Outlet>>,
+    current: Arc<CurrentState>,
+    state: RefCell<Rc<WorkerState>>,
 }
 
 impl Worker {
-    /// The current thread's ways by the rules of `traffic`; those of `before` that lead to the same
-    /// pods in the same way go on, with the connections that they keep.
-    pub fn new(traffic: Arc<Traffic>, before: &[Rc<Outlet>]) -> Self {
-        let outlet = |service: &Arc<Service>| {
-            let known = before.iter().find(|outlet| outlet.leads_to(service));
-            known.cloned().unwrap_or_else(|| Rc::new(Outlet::new(service)))
-        };
-        Self { outlets: traffic.services.iter().map(outlet).collect(), traffic }
+    /// Creates the worker of the current thread.
+    pub fn new(current: Arc<CurrentState>) -> Self {
+        let state = WorkerState::new(current.load_full(), &[]);
+        Self { current, state: RefCell::new(Rc::new(state)) }
+    }
+
+    /// Returns the state by the settings that hold now.
+    pub fn state(&self) -> Rc<WorkerState> {
+        let traffic = self.current.load();
+        let mut state = self.state.borrow_mut();
+        if !Arc::ptr_eq(&state.traffic, &traffic) {
+            *state = Rc::new(WorkerState::new(traffic.clone(), &state.upstreams));
+        }
+        state.clone()
     }
 }
 
-/// One worker's way to the pods of one service.
-pub struct Outlet {
+/// What the connections of one worker thread share as long as the settings stay the same.
+pub struct WorkerState {
+    /// What all workers share.
+    pub traffic: Arc<TrafficState>,
+    /// This thread's handles to the pods of each service, in the order of the services.
+    pub upstreams: Vec<Rc<UpstreamHandle>>,
+}
+
+impl WorkerState {
+    /// Creates the state for `traffic`. Handles of `previous` that connect to the same service with
+    /// the same settings are kept, and with them their idle connections.
+    pub fn new(traffic: Arc<TrafficState>, previous: &[Rc<UpstreamHandle>]) -> Self {
+        let upstream = |service: &Arc<ServiceState>| {
+            let known = previous.iter().find(|upstream| upstream.is_for(service));
+            known.cloned().unwrap_or_else(|| Rc::new(UpstreamHandle::new(service)))
+        };
+        Self { upstreams: traffic.services.iter().map(upstream).collect(), traffic }
+    }
+}
+
+/// One worker's handle to the pods of one service.
+pub struct UpstreamHandle {
     service: String,
     connect: ConnectSettings,
     /// Opens connections.
-    pub dialer: Dialer,
-    /// Connections that wait for the next plain request.
-    pub idle: Idle,
+    pub connector: UpstreamConnector,
+    /// Open connections that wait for the next plain request.
+    pub idle: IdleConnections,
 }
 
-impl Outlet {
-    /// The current thread's way to the pods of `service`.
-    pub fn new(service: &Service) -> Self {
+impl UpstreamHandle {
+    /// Creates the current thread's handle to the pods of `service`.
+    pub fn new(service: &ServiceState) -> Self {
         Self {
             service: service.name.clone(),
             connect: service.connect.clone(),
-            dialer: Dialer::new(service.connect.clone(), service.read_timeout),
-            idle: Idle::default(),
+            connector: UpstreamConnector::new(service.connect.clone(), service.read_timeout),
+            idle: IdleConnections::default(),
         }
     }
 
-    /// Whether it is a way to the pods of `service`, as that wants them to be reached.
-    pub fn leads_to(&self, service: &Service) -> bool {
+    /// Returns whether this handle is for `service` with its current connection settings.
+    pub fn is_for(&self, service: &ServiceState) -> bool {
         self.service == service.name
             && self.connect == service.connect
-            && self.dialer.read_timeout == service.read_timeout
+            && self.connector.read_timeout == service.read_timeout
     }
 }

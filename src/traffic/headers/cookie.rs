@@ -23,14 +23,14 @@ pub const INVALID: &str = "invalid";
 
 /// What one request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wish {
+pub struct AffinityPreference {
     /// The pod that should get it.
     pub preference: Preference,
     /// Whether it has brought a cookie of ours or a forgery.
     has_cookie: bool,
 }
 
-impl Wish {
+impl AffinityPreference {
     /// What the request of `client` with these fields asks of `service`.
     pub fn of(affinity: &Affinity, service: &str, headers: &HeaderMap, client: IpAddr) -> Self {
         let hashed = |bytes: &[u8]| match bytes {
@@ -64,7 +64,7 @@ impl Wish {
         let Affinity::Cookie(cookie) = affinity else { return None };
         let tag = cookie.key.tag(&backend.service, &backend.address);
         let result = match self.preference {
-            Preference::Tag(wished) if wished == tag => FOLLOWED,
+            Preference::Tag(preferred) if preferred == tag => FOLLOWED,
             Preference::Tag(_) => REPLACED,
             _ => INVALID,
         };

@@ -44,7 +44,7 @@ pub fn x_request_id() -> HeaderName {
 
 /// Who speaks to us, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Hop {
+pub struct PeerInfo {
     /// The address at the other end of the connection, or the one that a PROXY protocol header
     /// puts in its place.
     pub address: IpAddr,
@@ -52,7 +52,7 @@ pub struct Hop {
     pub tls: bool,
 }
 
-impl Hop {
+impl PeerInfo {
     fn scheme(self) -> &'static str {
         if self.tls { "https" } else { "http" }
     }
@@ -65,14 +65,14 @@ impl Hop {
 
 /// Who is believed about others.
 #[derive(Clone, Debug, Default)]
-pub struct Forwarding {
+pub struct ForwardingRules {
     /// Peers that are.
     pub trusted_proxies: Vec<IpNet>,
 }
 
 /// How a service changes requests on their way to its pods.
 #[derive(Clone, Debug, Default)]
-pub struct Changes {
+pub struct HeaderChanges {
     /// Whether pods see the client's `Host`, or else their own address.
     pub pass_host_header: bool,
     /// Fields added, after the others have been set.
@@ -84,7 +84,7 @@ pub struct Changes {
 }
 
 /// A request's fields as every pod would get them, but for `Host`.
-pub struct Forwarded {
+pub struct ForwardedHeaders {
     headers: HeaderMap,
     /// The client's address, as far as it can be believed.
     pub client: IpAddr,
@@ -94,12 +94,11 @@ pub struct Forwarded {
     pub secure: bool,
 }
 
-impl Forwarding {
+impl ForwardingRules {
     /// What pods get of `request`, which came over `hop`.
-    pub fn apply(&self, request: &RequestHead, hop: Hop) -> Forwarded {
-        let peer = hop.address;
-        let trusted = self.trusts(peer);
-        let client = self.client(&request.headers, peer);
+    pub fn apply(&self, request: &RequestHead, peer: PeerInfo) -> ForwardedHeaders {
+        let trusted = self.trusts(peer.address);
+        let client = self.client(&request.headers, peer.address);
         let host = host(request);
         let mut headers = end_to_end(&request.headers);
         if let Some(host) = &host {
@@ -107,11 +106,11 @@ impl Forwarding {
         }
         let host = host.unwrap_or_else(|| HeaderValue::from_static(""));
 
-        extend(&mut headers, X_FORWARDED_FOR, &peer.to_string(), trusted);
-        extend(&mut headers, FORWARDED, &element(hop, &host), trusted);
-        let port = HeaderValue::from_str(port(&host).unwrap_or(hop.default_port())).ok();
+        extend(&mut headers, X_FORWARDED_FOR, &peer.address.to_string(), trusted);
+        extend(&mut headers, FORWARDED, &element(peer, &host), trusted);
+        let port = HeaderValue::from_str(port(&host).unwrap_or(peer.default_port())).ok();
         for (name, value) in [
-            (X_FORWARDED_PROTO, Some(HeaderValue::from_static(hop.scheme()))),
+            (X_FORWARDED_PROTO, Some(HeaderValue::from_static(peer.scheme()))),
             (X_FORWARDED_HOST, Some(host)),
             (x_forwarded_port(), port),
             (x_real_ip(), HeaderValue::from_str(&client.to_string()).ok()),
@@ -134,7 +133,7 @@ impl Forwarding {
             None => new_request_id(),
         };
         headers.insert(x_request_id(), request_id.clone());
-        Forwarded { headers, client, request_id, secure }
+        ForwardedHeaders { headers, client, request_id, secure }
     }
 
     fn trusts(&self, address: IpAddr) -> bool {
@@ -143,23 +142,23 @@ impl Forwarding {
 
     /// The address of the client behind `peer`: the nearest that is not a trusted proxy's. An address that nobody can read ends the
     /// search: what stands before it may be anyone's.
-    pub fn client(&self, headers: &HeaderMap, peer: IpAddr) -> IpAddr {
-        let mut client = peer;
+    pub fn client(&self, headers: &HeaderMap, peer_address: IpAddr) -> IpAddr {
+        let mut client = peer_address;
         let chain: Vec<&str> = tokens(headers, X_FORWARDED_FOR).collect();
-        for hop in chain.into_iter().rev() {
+        for item in chain.into_iter().rev() {
             if !self.trusts(client) {
                 break;
             }
-            let Some(address) = address(hop) else { break };
+            let Some(address) = address(item) else { break };
             client = address;
         }
         client
     }
 }
 
-impl Forwarded {
+impl ForwardedHeaders {
     /// Tells pods what a route does to `path`.
-    pub fn tell_of(&mut self, rewrite: &Rewrite, path: &str) {
+    pub fn record_rewrite(&mut self, rewrite: &Rewrite, path: &str) {
         let (name, told) = match rewrite {
             Rewrite::Keep => return,
             Rewrite::Strip(prefix) => (x_forwarded_prefix(), prefix.as_str()),
@@ -170,7 +169,7 @@ impl Forwarded {
     }
 
     /// Makes the changes that hold for every pod of a service.
-    pub fn change(&mut self, changes: &Changes) {
+    pub fn change(&mut self, changes: &HeaderChanges) {
         for name in &changes.remove {
             self.headers.remove(name);
         }
@@ -183,7 +182,7 @@ impl Forwarded {
     }
 
     /// The fields for `backend`.
-    pub fn headers(&self, changes: &Changes, backend: &Backend) -> HeaderMap {
+    pub fn headers(&self, changes: &HeaderChanges, backend: &Backend) -> HeaderMap {
         let mut headers = self.headers.clone();
         if !changes.pass_host_header
             && let Ok(host) = HeaderValue::from_str(backend.host())
@@ -225,9 +224,9 @@ fn extend(headers: &mut HeaderMap, name: HeaderName, item: &str, trusted: bool) 
 }
 
 /// One element of `Forwarded` (RFC 7239 §4).
-fn element(hop: Hop, host: &HeaderValue) -> String {
-    let scheme = hop.scheme();
-    let node = match hop.address {
+fn element(peer: PeerInfo, host: &HeaderValue) -> String {
+    let scheme = peer.scheme();
+    let node = match peer.address {
         IpAddr::V4(address) => address.to_string(),
         IpAddr::V6(address) => format!("\"[{address}]\""),
     };
@@ -258,14 +257,14 @@ mod tests {
     use super::*;
     use crate::domain::balance::lease::Transport;
 
-    fn forwarding(trusted: &[&str]) -> Forwarding {
-        Forwarding {
+    fn forwarding(trusted: &[&str]) -> ForwardingRules {
+        ForwardingRules {
             trusted_proxies: trusted.iter().map(|network| network.parse().unwrap()).collect(),
         }
     }
 
-    fn hop(address: &str) -> Hop {
-        Hop { address: address.parse().unwrap(), tls: false }
+    fn peer_info(address: &str) -> PeerInfo {
+        PeerInfo { address: address.parse().unwrap(), tls: false }
     }
 
     fn request(fields: &[(&'static str, &'static str)]) -> RequestHead {
@@ -279,8 +278,8 @@ mod tests {
     }
 
     /// The fields that are about addresses, as a pod sees them.
-    fn seen(forwarding: &Forwarding, request: &RequestHead, peer: &str) -> Vec<String> {
-        let headers = forwarding.apply(request, hop(peer)).headers;
+    fn seen(forwarding: &ForwardingRules, request: &RequestHead, peer: &str) -> Vec<String> {
+        let headers = forwarding.apply(request, peer_info(peer)).headers;
         let names = ["x-forwarded-for", "x-real-ip", "x-forwarded-proto", "forwarded"];
         let value = |name| headers.get_all(name).map(|value| value.to_str().unwrap().to_owned());
         names.into_iter().flat_map(value).collect()
@@ -328,7 +327,7 @@ mod tests {
             let mut head = request(&[]);
             let value = HeaderValue::from_str(chain).unwrap();
             head.headers.insert(X_FORWARDED_FOR, value);
-            let forwarded = forwarding.apply(&head, hop(peer));
+            let forwarded = forwarding.apply(&head, peer_info(peer));
             assert_eq!(forwarded.client, client.parse::<IpAddr>().unwrap(), "{chain} {peer}");
         }
     }
@@ -338,14 +337,14 @@ mod tests {
         let mut head = request(&[("x-forwarded-for", "6.6.6.6")]);
         let value = HeaderValue::from_bytes(b"\xff, 10.0.0.2").unwrap();
         head.headers.append(X_FORWARDED_FOR, value);
-        let forwarded = forwarding(&["10.0.0.1/32"]).apply(&head, hop("10.0.0.1"));
+        let forwarded = forwarding(&["10.0.0.1/32"]).apply(&head, peer_info("10.0.0.1"));
         assert_eq!(forwarded.client, "10.0.0.2".parse::<IpAddr>().unwrap());
     }
 
     #[test]
     fn ipv6_nodes_are_quoted() {
         let host = HeaderValue::from_static("chat.example");
-        let element = element(hop("::1"), &host);
+        let element = element(peer_info("::1"), &host);
         assert_eq!(element, "for=\"[::1]\";host=chat.example;proto=http");
     }
 
@@ -353,7 +352,7 @@ mod tests {
     fn tls_shows_in_scheme_and_port() {
         let mut head = request(&[]);
         head.headers.insert(header::HOST, HeaderValue::from_static("chat.example"));
-        let over_tls = Hop { tls: true, ..hop("1.2.3.4") };
+        let over_tls = PeerInfo { tls: true, ..peer_info("1.2.3.4") };
         let forwarded = forwarding(&[]).apply(&head, over_tls);
         assert_eq!(forwarded.headers.get("x-forwarded-proto").unwrap(), "https");
         assert_eq!(forwarded.headers.get("x-forwarded-port").unwrap(), "443");
@@ -363,16 +362,19 @@ mod tests {
         );
         assert!(forwarded.secure);
         let behind = request(&[("x-forwarded-proto", "wss, http")]);
-        assert!(forwarding(&["1.2.3.4/32"]).apply(&behind, hop("1.2.3.4")).secure);
-        assert!(!forwarding(&[]).apply(&behind, hop("1.2.3.4")).secure, "anyone can say that");
+        assert!(forwarding(&["1.2.3.4/32"]).apply(&behind, peer_info("1.2.3.4")).secure);
+        assert!(
+            !forwarding(&[]).apply(&behind, peer_info("1.2.3.4")).secure,
+            "anyone can say that"
+        );
     }
 
     #[test]
     fn pods_are_told_what_a_route_did_to_the_path() {
         let forged = request(&[("x-forwarded-prefix", "/evil"), ("x-replaced-path", "/evil")]);
         let told = |rewrite: &Rewrite| {
-            let mut forwarded = forwarding(&[]).apply(&forged, hop("1.2.3.4"));
-            forwarded.tell_of(rewrite, "/ws/a%20b");
+            let mut forwarded = forwarding(&[]).apply(&forged, peer_info("1.2.3.4"));
+            forwarded.record_rewrite(rewrite, "/ws/a%20b");
             let value = |name| Some(forwarded.headers.get(name)?.to_str().unwrap().to_owned());
             (value("x-forwarded-prefix"), value("x-replaced-path"))
         };
@@ -383,10 +385,10 @@ mod tests {
 
     #[test]
     fn a_request_id_is_kept_or_made() {
-        let made = forwarding(&[]).apply(&request(&[]), hop("1.2.3.4")).request_id;
+        let made = forwarding(&[]).apply(&request(&[]), peer_info("1.2.3.4")).request_id;
         assert_eq!(made.len(), 32);
         let head = request(&[("x-request-id", "mine")]);
-        let kept = forwarding(&[]).apply(&head, hop("1.2.3.4")).request_id;
+        let kept = forwarding(&[]).apply(&head, peer_info("1.2.3.4")).request_id;
         assert_eq!(kept, "mine");
     }
 
@@ -395,14 +397,14 @@ mod tests {
         let field = |name: &'static str, value: &'static str| {
             (HeaderName::from_static(name), HeaderValue::from_static(value))
         };
-        let changes = Changes {
+        let changes = HeaderChanges {
             pass_host_header: false,
             add: vec![field("x-tag", "b")],
             set: vec![field("x-tag", "a"), field("x-real-ip", "hidden")],
             remove: vec![HeaderName::from_static("cookie")],
         };
         let head = request(&[("cookie", "secret"), ("x-tag", "client's")]);
-        let mut forwarded = forwarding(&[]).apply(&head, hop("1.2.3.4"));
+        let mut forwarded = forwarding(&[]).apply(&head, peer_info("1.2.3.4"));
         forwarded.change(&changes);
         let backend = Backend {
             service: "chat".into(),
@@ -421,7 +423,7 @@ mod tests {
     fn an_absolute_target_names_the_host() {
         let mut head = request(&[]);
         head.uri = "http://other.example/path".parse().unwrap();
-        let forwarded = forwarding(&[]).apply(&head, hop("1.2.3.4"));
+        let forwarded = forwarding(&[]).apply(&head, peer_info("1.2.3.4"));
         assert_eq!(forwarded.headers.get("host").unwrap(), "other.example");
         assert_eq!(forwarded.headers.get("x-forwarded-host").unwrap(), "other.example");
     }

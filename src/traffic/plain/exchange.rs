@@ -18,9 +18,10 @@ use tokio::{
 };
 
 use super::{
-    bodies::{Download, Gate, Upload},
     convert::to_hyper,
-    idle::Idle,
+    idle::IdleConnections,
+    request_body::{ContinueGate, RequestBody},
+    response_body::PodResponseBody,
 };
 use crate::{
     actors::session::SessionPermit,
@@ -28,8 +29,8 @@ use crate::{
     relay::Io,
     traffic::{
         refusal::Refusal,
-        routing::Routed,
-        upstream::{DialError, Dialer},
+        routing::RoutedRequest,
+        upstream::{UpstreamConnector, UpstreamError},
     },
 };
 
@@ -37,9 +38,12 @@ use crate::{
 ///
 /// # Errors
 /// It cannot be reached.
-pub async fn connect(dialer: &Dialer, backend: &Backend) -> Result<SendRequest<Upload>, DialError> {
-    let io: Box<dyn Io> = dialer.connect(backend).await?;
-    let broken = |error: hyper::Error| DialError::Broken(describe(&error));
+pub async fn connect(
+    connector: &UpstreamConnector,
+    backend: &Backend,
+) -> Result<SendRequest<RequestBody>, UpstreamError> {
+    let io: Box<dyn Io> = connector.connect(backend).await?;
+    let broken = |error: hyper::Error| UpstreamError::Broken(describe(&error));
     let (sender, connection) = http1::handshake(TokioIo::new(io)).await.map_err(broken)?;
     actix_rt::spawn(async move {
         if let Err(error) = connection.await {
@@ -55,7 +59,7 @@ pub async fn connect(dialer: &Dialer, backend: &Backend) -> Result<SendRequest<U
 /// A target that cannot be written down.
 pub fn head(
     request: &RequestHead,
-    routed: &Routed<'_>,
+    routed: &RoutedRequest<'_>,
     backend: &Backend,
     length: Option<u64>,
 ) -> Result<hyper::http::request::Parts, Refusal> {
@@ -86,27 +90,27 @@ pub fn head(
     Ok(head)
 }
 
-type Sent = Result<hyper::Response<Incoming>, TrySendError<hyper::Request<Upload>>>;
+type Sent = Result<hyper::Response<Incoming>, TrySendError<hyper::Request<RequestBody>>>;
 
 /// A request on its way.
 pub struct Exchange {
     response: LocalBoxFuture<'static, Sent>,
-    sender: SendRequest<Upload>,
+    sender: SendRequest<RequestBody>,
     permit: SessionPermit,
     /// Tells how the body ended: whole, or not as it was announced.
     uploaded: oneshot::Receiver<bool>,
     head_timeout: Duration,
-    reuse: Option<Idle>,
+    reuse: Option<IdleConnections>,
 }
 
 /// Why there is no answer, and what was not sent.
-pub struct Failure {
+pub struct ExchangeFailure {
     /// What happened.
-    pub error: DialError,
+    pub error: UpstreamError,
     /// The place on the pod, to be given back.
     pub permit: SessionPermit,
     /// The body, if nothing at all was sent.
-    pub unsent: Option<Upload>,
+    pub unsent: Option<RequestBody>,
     /// The client broke off, not the pod.
     pub client_failed: bool,
     /// Whatever came of it, the pod has had the request and answered.
@@ -116,17 +120,17 @@ pub struct Failure {
 impl Exchange {
     /// Sends `request` over `sender`.
     pub fn begin(
-        routed: &Routed<'_>,
-        mut sender: SendRequest<Upload>,
+        routed: &RoutedRequest<'_>,
+        mut sender: SendRequest<RequestBody>,
         permit: SessionPermit,
-        mut request: hyper::Request<Upload>,
+        mut request: hyper::Request<RequestBody>,
         expects_continue: bool,
     ) -> Self {
         let (done, uploaded) = oneshot::channel();
         request.body_mut().tell(done);
         if expects_continue {
             let go_on = Arc::<Notify>::default();
-            request.body_mut().hold(Gate::new(go_on.clone()));
+            request.body_mut().hold(ContinueGate::new(go_on.clone()));
             hyper::ext::on_informational(&mut request, move |interim| {
                 if interim.status() == hyper::StatusCode::CONTINUE {
                     go_on.notify_one();
@@ -134,8 +138,8 @@ impl Exchange {
             });
         }
         let response = sender.try_send_request(request).boxed_local();
-        let head_timeout = routed.outlet.dialer.read_timeout;
-        let reuse = routed.service.reuse_connections.then(|| routed.outlet.idle.clone());
+        let head_timeout = routed.upstream.connector.read_timeout;
+        let reuse = routed.service.reuse_connections.then(|| routed.upstream.idle.clone());
         Self { response, sender, permit, uploaded, head_timeout, reuse }
     }
 
@@ -147,7 +151,7 @@ impl Exchange {
     /// There is none.
     pub async fn answered(
         mut self,
-    ) -> Result<(hyper::http::response::Parts, Download), Box<Failure>> {
+    ) -> Result<(hyper::http::response::Parts, PodResponseBody), Box<ExchangeFailure>> {
         let uploaded = &mut self.uploaded;
         let too_late = async {
             let client_failed = uploaded.await == Ok(false);
@@ -166,23 +170,29 @@ impl Exchange {
             Ok(Ok(answer)) if answer.status().is_informational() => {
                 settled = true;
                 let told = format!("answered {} to a plain request", answer.status());
-                (DialError::Broken(told), None, false)
+                (UpstreamError::Broken(told), None, false)
             }
             Ok(Ok(answer)) => {
                 self.permit.lease.answered();
                 let (response, incoming) = answer.into_parts();
                 let address = self.permit.lease.backend().address.clone();
                 let connection = self.reuse.map(|idle| (idle, address, self.sender));
-                return Ok((response, Download::new(incoming, connection, self.permit)));
+                return Ok((response, PodResponseBody::new(incoming, connection, self.permit)));
             }
             Ok(Err(mut failed)) => {
                 let unsent = failed.take_message().map(hyper::Request::into_body);
-                (DialError::Broken(describe(&failed.into_error())), unsent, false)
+                (UpstreamError::Broken(describe(&failed.into_error())), unsent, false)
             }
-            Err(true) => (DialError::Broken("the client broke off".into()), None, true),
-            Err(false) => (DialError::HeadTimeout(self.head_timeout), None, false),
+            Err(true) => (UpstreamError::Broken("the client broke off".into()), None, true),
+            Err(false) => (UpstreamError::HeadTimeout(self.head_timeout), None, false),
         };
-        Err(Box::new(Failure { error, permit: self.permit, unsent, client_failed, settled }))
+        Err(Box::new(ExchangeFailure {
+            error,
+            permit: self.permit,
+            unsent,
+            client_failed,
+            settled,
+        }))
     }
 }
 

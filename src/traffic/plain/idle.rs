@@ -9,7 +9,7 @@ use std::{
 
 use hyper::client::conn::http1::SendRequest;
 
-use super::bodies::Upload;
+use super::request_body::RequestBody;
 
 /// Connections kept per pod and worker thread.
 const MAX_IDLE: usize = 64;
@@ -17,16 +17,16 @@ const MAX_IDLE: usize = 64;
 /// How long one is kept: shorter than common servers keep theirs, so that they rarely close first.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
-type Sender = SendRequest<Upload>;
+type Sender = SendRequest<RequestBody>;
 
 /// By the pods' addresses, each since it was used last.
 type Connections = HashMap<String, Vec<(Sender, Instant)>>;
 
 /// The idle connections of one worker thread.
 #[derive(Clone, Default)]
-pub struct Idle(Rc<RefCell<Connections>>);
+pub struct IdleConnections(Rc<RefCell<Connections>>);
 
-impl Idle {
+impl IdleConnections {
     /// The connection to `address` that was used last, if one is still open.
     pub fn take(&self, address: &str) -> Option<Sender> {
         let mut pods = self.0.borrow_mut();

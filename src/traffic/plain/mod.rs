@@ -5,10 +5,11 @@
 //! and then frames the answer as the next one would want it. Trailers are dropped (RFC 9110
 //! §6.5.1), which is why `TE` is not forwarded.
 
-pub mod bodies;
 pub mod convert;
 pub mod exchange;
 pub mod idle;
+mod request_body;
+mod response_body;
 
 use std::{
     cell::Cell,
@@ -31,18 +32,19 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 
 use self::{
-    bodies::{Download, Outgoing, Upload},
     convert::{from_hyper, request_head, response_head, to_hyper},
     exchange::{Exchange, describe},
+    request_body::RequestBody,
+    response_body::{PodResponseBody, ResponseBody},
 };
 use super::{
-    arrivals::Arrival,
-    attempts::Tries,
-    handshake::{self, Established, Opened},
-    headers::{forwarded::Hop, has_token, request},
+    attempts::Attempts,
+    handshake::{self, EstablishedSession, HandshakeOutcome},
+    headers::{forwarded::PeerInfo, has_token, request},
+    lifecycle::UnansweredConnection,
     refusal::Refusal,
-    routing::Routed,
-    worker::{Thread, Worker},
+    routing::RoutedRequest,
+    worker::{Worker, WorkerState},
 };
 use crate::{
     domain::balance::lease::Backend,
@@ -56,26 +58,31 @@ const MAX_FIELDS: usize = 256;
 /// How long a client may take nothing of an answer, as in nginx's `send_timeout`.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-type Answer = hyper::Response<Outgoing>;
+type Answer = hyper::Response<ResponseBody>;
 
 /// Serves the requests of one connection, one after the other, until it ends or becomes a tunnel.
 /// `arrival` ends with the first answer. A process that goes down lets nobody wait here for another
 /// request: a proxy that keeps connections would send it to a process that refuses it.
-pub async fn serve(thread: Rc<Thread>, io: Rewind<Stream>, hop: Hop, arrival: Arrival) {
-    let head_timeout = thread.worker().traffic.settings.head.timeout;
-    let health = thread.worker().traffic.health.clone();
-    let arrival = Cell::new(Some(arrival));
+pub async fn serve(
+    worker: Rc<Worker>,
+    io: Rewind<Stream>,
+    peer: PeerInfo,
+    unanswered: UnansweredConnection,
+) {
+    let head_timeout = worker.state().traffic.settings.head.timeout;
+    let lifecycle = worker.state().traffic.lifecycle.clone();
+    let unanswered = Cell::new(Some(unanswered));
     let service = service_fn(move |request| {
         // A connection may outlive many rules.
-        let worker = thread.worker();
-        let arrival = arrival.take();
+        let state = worker.state();
+        let unanswered = unanswered.take();
         async move {
             let refused = |refusal: Refusal| {
-                worker.traffic.refused(&refusal, hop.address);
+                state.traffic.refused(&refusal, peer.address);
                 refusal_answer(&refusal)
             };
-            let answer = answer(&worker, request, hop).await.unwrap_or_else(refused);
-            drop(arrival);
+            let answer = answer(&state, request, peer).await.unwrap_or_else(refused);
+            drop(unanswered);
             Ok::<_, Infallible>(answer)
         }
     });
@@ -90,22 +97,22 @@ pub async fn serve(thread: Rc<Thread>, io: Rewind<Stream>, hop: Hop, arrival: Ar
         // What is there is a request to be answered, even now.
         biased;
         ended = connection.as_mut() => ended,
-        () = health.parting() => {
+        () = lifecycle.wait_for_closing() => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
     };
     if let Err(error) = ended {
-        log::debug!("the connection of {} ended: {}", hop.address, describe(&error));
+        log::debug!("the connection of {} ended: {}", peer.address, describe(&error));
     }
 }
 
 async fn answer(
-    worker: &Rc<Worker>,
+    state: &Rc<WorkerState>,
     mut incoming: hyper::Request<Incoming>,
-    hop: Hop,
+    peer: PeerInfo,
 ) -> Result<Answer, Refusal> {
-    let traffic = &worker.traffic;
+    let traffic = &state.traffic;
     let request = request_head(&incoming)?;
     traffic.settings.head.check(&request)?;
     if request.method == Method::CONNECT {
@@ -113,63 +120,68 @@ async fn answer(
     }
     request::check(&request)?;
     if has_token(&request.headers, header::UPGRADE, "websocket") {
-        let opened = handshake::open(worker, &request, hop).await?;
+        let opened = handshake::open(state, &request, peer).await?;
         let upgrade = hyper::upgrade::on(&mut incoming);
-        let client = traffic.settings.forwarding.client(&request.headers, hop.address);
-        return Ok(switch(worker, opened, client, upgrade));
+        let client = traffic.settings.forwarding.client(&request.headers, peer.address);
+        return Ok(switch(state, opened, client, upgrade));
     }
-    if traffic.health.is_draining() {
+    if traffic.lifecycle.is_draining() {
         return Err(Refusal::ShuttingDown);
     }
     traffic.counters.requests.fetch_add(1, Relaxed);
-    let routed = Routed::new(worker, &request, hop)?;
+    let routed = RoutedRequest::new(state, &request, peer)?;
     forward(&routed, &request, incoming.into_body()).await
 }
 
 /// A handshake that follows a plain request on the same connection.
-fn switch(worker: &Rc<Worker>, opened: Opened, address: IpAddr, upgrade: OnUpgrade) -> Answer {
+fn switch(
+    state: &Rc<WorkerState>,
+    opened: HandshakeOutcome,
+    address: IpAddr,
+    upgrade: OnUpgrade,
+) -> Answer {
     let (answer, pod, permit, rules) = match opened {
-        Opened::Rejection { answer, body } => {
-            return response_head(answer, Outgoing::Rejection(body));
+        HandshakeOutcome::Rejection { answer, body } => {
+            return response_head(answer, ResponseBody::Rejection(body));
         }
-        Opened::Tunnel { answer, pod, permit, rules } => (answer, pod, permit, rules),
+        HandshakeOutcome::Tunnel { answer, pod, permit, rules } => (answer, pod, permit, rules),
     };
-    let mut answer = response_head(answer, Outgoing::Text(Bytes::new()));
+    let mut answer = response_head(answer, ResponseBody::Text(Bytes::new()));
     let upgrade_field = hyper::header::HeaderValue::from_static("upgrade");
     answer.headers_mut().insert(hyper::header::CONNECTION, upgrade_field);
-    let worker = worker.clone();
+    let state = state.clone();
     actix_rt::spawn(async move {
         let Ok(upgraded) = upgrade.await else { return };
         let Ok(parts) = upgraded.downcast::<TokioIo<Patient<Rewind<Stream>>>>() else { return };
         let (io, unread) = parts.io.into_inner().into_inner().into_parts();
         let mut early = BytesMut::from(parts.read_buf);
         early.unsplit(unread);
-        Established { client: TunnelPeer::new(io, early), pod, permit, rules }
-            .start(&worker, address);
+        EstablishedSession { client: TunnelPeer::new(io, early), pod, permit, rules }
+            .start(&state, address);
     });
     answer
 }
 
 /// Sends the request to a pod, and to the next while that does no harm.
 async fn forward(
-    routed: &Routed<'_>,
+    routed: &RoutedRequest<'_>,
     request: &RequestHead,
     body: Incoming,
 ) -> Result<Answer, Refusal> {
     let expects_continue = has_token(&request.headers, header::EXPECT, "100-continue");
     let repeatable = body.is_end_stream() && request.method.is_idempotent();
     let length = body.size_hint().exact();
-    let mut upload = Some(Upload::new(body));
-    let mut tries = Tries::for_request(routed);
+    let mut upload = Some(RequestBody::new(body));
+    let mut attempts = Attempts::for_request(routed);
     loop {
-        let mut permit = tries.next().await?;
+        let mut permit = attempts.next().await?;
         let backend = permit.lease.backend().clone();
-        let mut reused = routed.outlet.idle.take(&backend.address);
+        let mut reused = routed.upstream.idle.take(&backend.address);
         let error = loop {
             let was_reused = reused.is_some();
             let sender = match reused.take() {
                 Some(sender) => sender,
-                None => match exchange::connect(&routed.outlet.dialer, &backend).await {
+                None => match exchange::connect(&routed.upstream.connector, &backend).await {
                     Ok(sender) => sender,
                     Err(error) => break error,
                 },
@@ -188,21 +200,21 @@ async fn forward(
                 return Err(Refusal::BrokenBody);
             }
             // Sent nothing, or nothing that may not be sent twice (RFC 9110 §9.2.2).
-            upload = failure.unsent.or_else(|| repeatable.then(Upload::default));
+            upload = failure.unsent.or_else(|| repeatable.then(RequestBody::default));
             if upload.is_none() || failure.settled || failure.error.timed_out() {
-                tries.failed(permit, &failure.error);
-                return Err(tries.give_up());
+                attempts.failed(permit, &failure.error);
+                return Err(attempts.give_up());
             }
             if !was_reused {
                 break failure.error;
             }
         };
-        tries.failed(permit, &error);
+        attempts.failed(permit, &error);
     }
 }
 
 fn refusal_answer(refusal: &Refusal) -> Answer {
-    let mut answer = response_head(refusal.head(), Outgoing::Text(refusal.body().into()));
+    let mut answer = response_head(refusal.head(), ResponseBody::Text(refusal.body().into()));
     // A client whose messages are not as they should be is not listened to any further, and one that
     // comes too late should try elsewhere.
     if refusal.status().is_client_error() || matches!(refusal, Refusal::ShuttingDown) {
@@ -214,14 +226,14 @@ fn refusal_answer(refusal: &Refusal) -> Answer {
 
 /// A pod's answer as the client gets it.
 fn passed_on(
-    routed: &Routed<'_>,
+    routed: &RoutedRequest<'_>,
     response: hyper::http::response::Parts,
-    download: Download,
+    download: PodResponseBody,
     backend: &Arc<Backend>,
 ) -> Answer {
     let status = StatusCode::from_u16(response.status.as_u16()).unwrap_or_default();
     let fields = routed.answer_fields(status, &from_hyper(&response.headers), backend);
-    let mut answer = hyper::Response::new(Outgoing::Download(download));
+    let mut answer = hyper::Response::new(ResponseBody::PodResponseBody(download));
     *answer.status_mut() = response.status;
     *answer.headers_mut() = to_hyper(&fields);
     answer

@@ -21,7 +21,7 @@ use wsbalancer::{
     admin::{self, AdminState},
     app::Control,
     config::{Config, Layers, live::Reloads},
-    traffic::{listener, state::Traffic},
+    traffic::{listener, state::TrafficState},
 };
 
 /// How long a test waits for something that must come. Generous: it only shows in failures.
@@ -76,13 +76,13 @@ impl Balancer {
 
     async fn of(config: Config) -> Self {
         let control = Control::start(&config);
-        let traffic = Traffic::new(&config, control.metrics.clone(), control.registry.clone());
+        let traffic = TrafficState::new(&config, control.metrics.clone(), control.registry.clone());
         let state = AdminState::new(
             &traffic,
             control.discovery.clone(),
             Arc::new(Reloads::new(config.clone())),
         );
-        let live = traffic.live();
+        let live = traffic.into_shared();
         let server =
             actix_http_test::test_server(move || listener::service::<TcpStream>(live.clone()))
                 .await;
