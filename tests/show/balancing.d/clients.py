@@ -3,13 +3,13 @@
 import asyncio
 import collections
 
-import byhand
+from evidence import scripted
 from pods import NORMAL
 
 HOST = "chat.example.org"
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # RFC 6455 §1.3
 ACCEPT = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
-HANDSHAKE = byhand.handshake("/", HOST, key=KEY).encode()
+HANDSHAKE = scripted.handshake("/", HOST, key=KEY).encode()
 
 
 class Client(asyncio.Protocol):
@@ -110,7 +110,7 @@ class Crowd:
 
     async def inside(self, count):
         """Waits until `count` clients have their session, or as many as ever will."""
-        await byhand.eventually(lambda: len(self.clients) >= count, 30)
+        await scripted.eventually(lambda: len(self.clients) >= count, 30)
         return len(self.clients) == count
 
     def entered(self, client):

@@ -8,7 +8,7 @@ import asyncio
 import json
 import socket
 
-import byhand
+from evidence import scripted
 
 CLOSE = b"\x88\x00"
 GOING_AWAY = b"\x88\x02" + (1001).to_bytes(2, "big")
@@ -35,18 +35,18 @@ class Connection(asyncio.Protocol):
         self.buffer += data
         while not self.session and b"\r\n\r\n" in self.buffer:
             head, _, self.buffer = self.buffer.partition(b"\r\n\r\n")
-            self.answer(byhand.Head(head))
+            self.answer(scripted.Head(head))
         if self.session and self.buffer[:1] == CLOSE[:1]:  # clients here send nothing else
             self.end(CLOSE)
 
     def answer(self, head):
         if head.get("sec-websocket-key"):
-            self.transport.write(byhand.switch(head).encode())
+            self.transport.write(scripted.switch(head).encode())
             self.session = True
             self.pod.accept(self)
         else:
             report = json.dumps({"agentsConnections": len(self.pod.sessions)}).encode()
-            self.transport.write(byhand.answer(200, "Content-Type: application/json", body=report))
+            self.transport.write(scripted.answer(200, "Content-Type: application/json", body=report))
 
     def end(self, frame):
         self.pod.sessions.discard(self)

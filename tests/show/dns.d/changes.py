@@ -1,12 +1,11 @@
 """Pods added, removed, and back again, within the grace period and behind it."""
 
-import byhand
-import crowd
 import hosts
-from byhand import eventually
-from common import check, say
-from crowd import balancing, unharmed
-from reader import valid
+from evidence import fleet, scripted
+from evidence.checks import check, say
+from evidence.fleet import balancing, unharmed
+from evidence.metrics_reader import valid
+from evidence.scripted import eventually
 from zone import a
 
 NAME = "pods"
@@ -22,7 +21,7 @@ async def show(server):
     for grace in ("10m", "0s"):
         await show_grace(server, pods[0], grace)
     await show_forgotten(server, pods[:2], service)
-    crowd.stop(*pods)
+    fleet.stop(*pods)
 
 
 async def show_added_and_removed(server, pods, service):
@@ -31,7 +30,7 @@ async def show_added_and_removed(server, pods, service):
     server.set(*a(NAME, first.name, second.name))
     async with balancing(service, hosts.QUICK) as balancer:
         await hosts.known(balancer, pods[:2])
-        clients = await crowd.come(balancer, 20, lanes=1)
+        clients = await fleet.come(balancer, 20, lanes=1)
         hosts.even(clients, pods[:2], "20 clients")
         talks = {}
         for name in (first.name, second.name):
@@ -39,8 +38,8 @@ async def show_added_and_removed(server, pods, service):
 
         server.set(*a(NAME, first.name, second.name, third.name))
         await hosts.known(balancer, pods, "added")
-        new = await crowd.come(balancer, 10, lanes=1)
-        check(crowd.spread(new) == {third.name: 10}, f"the next 10 clients fill it: {crowd.spread(new)}")
+        new = await fleet.come(balancer, 10, lanes=1)
+        check(fleet.spread(new) == {third.name: 10}, f"the next 10 clients fill it: {fleet.spread(new)}")
         for name, talk in talks.items():
             await talk.undisturbed(f"{name}, a pod was added")
 
@@ -49,7 +48,7 @@ async def show_added_and_removed(server, pods, service):
         state = hosts.told(balancer).get(first.address)
         check(state and state["state"] == "draining", f"it drains: {state}")
         attempts = len(first.attempts)
-        late = await crowd.come(balancer, 20, lanes=1)
+        late = await fleet.come(balancer, 20, lanes=1)
         unharmed(late, "behind the removal")
         hosts.even(late, pods[1:], "none of the next 20 clients goes there")
         check(len(first.attempts) == attempts, "nor is it asked to take any")
@@ -75,13 +74,13 @@ async def show_order(server, pods, service):
     server.set(*a(NAME, first.name, second.name, third.name))
     async with balancing(service, hosts.QUICK) as balancer:
         await hosts.known(balancer, pods)
-        clients = await crowd.come(balancer, 9, lanes=1)
+        clients = await fleet.come(balancer, 9, lanes=1)
         said = len(balancer.lines)
         asked = server.count("A")
         server.set(*a(NAME, third.name, first.name, second.name), *a(NAME, first.name))
         await eventually(lambda: server.count("A") > asked + 3)
         check(len(balancer.lines) == said, f"the log is silent: {balancer.lines[said:]}")
-        hosts.even(clients + await crowd.come(balancer, 9, lanes=1), pods, "18 clients")
+        hosts.even(clients + await fleet.come(balancer, 9, lanes=1), pods, "18 clients")
 
 
 async def show_return(server, pods, service):
@@ -91,39 +90,39 @@ async def show_return(server, pods, service):
     server.set(*a(NAME, stays.name, leaves.name))
     async with balancing(service, f"{hosts.QUICK}{OWN_COUNTS}") as balancer:
         await hosts.known(balancer, pods)
-        clients = await crowd.come(balancer, 20, lanes=1)
+        clients = await fleet.come(balancer, 20, lanes=1)
         hosts.even(clients, pods, "20 clients")
         server.set(*a(NAME, stays.name))
         await hosts.known(balancer, [stays], f"{leaves.name} is removed")
-        more = await crowd.come(balancer, 10, lanes=1)
-        check(crowd.spread(more) == {stays.name: 10}, f"10 more: {crowd.spread(more)}")
+        more = await fleet.come(balancer, 10, lanes=1)
+        check(fleet.spread(more) == {stays.name: 10}, f"10 more: {fleet.spread(more)}")
         server.set(*a(NAME, stays.name, leaves.name))
         await hosts.known(balancer, pods, f"{leaves.name} is back")
-        back = await crowd.come(balancer, 20, lanes=1)
+        back = await fleet.come(balancer, 20, lanes=1)
         # Were they lost, all 20 would go there.
-        counts, kept = crowd.spread(back), {stays.name: 5, leaves.name: 15}
+        counts, kept = fleet.spread(back), {stays.name: 5, leaves.name: 15}
         check(counts == kept, f"its counts are kept: to be level at 25 each, 20 clients go {counts}")
         check(all([await client.talks() for client in clients + more + back]), "every session talks")
 
 
-class Unavailable(crowd.Pod):
+class Unavailable(fleet.Pod):
     """Answers every handshake with 503."""
 
     async def handshake(self, connection, _):
-        await connection.send(byhand.answer(503))
+        await connection.send(scripted.answer(503))
 
 
 async def show_grace(server, healthy, grace):
     """What is known of a pod without sessions is its health."""
-    say(f"an ejected pod leaves and comes back, discovery_grace = {grace}, eject_time = {crowd.LONG}s")
+    say(f"an ejected pod leaves and comes back, discovery_grace = {grace}, eject_time = {fleet.LONG}s")
     sick = await Unavailable("127.0.0.9").start(int(hosts.port_of([healthy])), "127.0.0.9")
     service = hosts.service(server, f"{NAME}.test:{hosts.port_of([healthy])}")
-    settings = f'{hosts.QUICK}{OWN_COUNTS}eject_time = "{crowd.LONG}s"\ndiscovery_grace = "{grace}"\n'
+    settings = f'{hosts.QUICK}{OWN_COUNTS}eject_time = "{fleet.LONG}s"\ndiscovery_grace = "{grace}"\n'
     both = a(NAME, healthy.name, sick.name)
     server.set(*both)
     async with balancing(service, settings) as balancer:
         await hosts.known(balancer, [healthy, sick])
-        unharmed(await crowd.come(balancer, 12, lanes=1), "12 clients")
+        unharmed(await fleet.come(balancer, 12, lanes=1), "12 clients")
         state = await eventually(lambda: (now := hosts.states(balancer)[sick.address]) == "ejected" and now)
         check(state, f"{sick.name} is ejected, {len(sick.attempts)} attempts")
         for records in (a(NAME, healthy.name), both):
@@ -132,13 +131,13 @@ async def show_grace(server, healthy, grace):
             await eventually(lambda asked=asked: server.count("A") > asked + 2)
             say(f"         in the zone: {len(records)}; {hosts.states(balancer)}")
         tried = len(sick.attempts)
-        unharmed(await crowd.come(balancer, 12, lanes=1), "12 clients")
+        unharmed(await fleet.come(balancer, 12, lanes=1), "12 clients")
         more = len(sick.attempts) - tried
         if grace == "0s":
             check(more > 0, f"control: it has been forgotten, {more} more attempts")
         else:
             check(more == 0, f"it is still ejected, {more} more attempts")
-    crowd.stop(sick)
+    fleet.stop(sick)
 
 
 async def show_forgotten(server, pods, service):

@@ -2,12 +2,12 @@
 
 import urllib.request
 
-import crowd
 import hosts
 import zone
-from byhand import eventually
-from common import check, say
-from crowd import arrive, balancing, unharmed
+from evidence import fleet
+from evidence.checks import check, say
+from evidence.fleet import arrive, balancing, unharmed
+from evidence.scripted import eventually
 from zone import a
 
 NAME = "pods"
@@ -28,7 +28,7 @@ async def show(server):
         await show_denied(server, pods, service, name, records)
     await show_late_server(server, pods, service)
     await show_misspelt(server, pods, service)
-    crowd.stop(*pods)
+    fleet.stop(*pods)
     await show_half(server)
     await show_second_server(server)
 
@@ -48,7 +48,7 @@ async def show_kept(server, pods, service, name, begin, end, seen):
     server.set(*a(NAME, first.name))
     async with balancing(service, hosts.QUICK) as balancer:
         await hosts.known(balancer, [first])
-        clients = await crowd.come(balancer, 5, lanes=1)
+        clients = await fleet.come(balancer, 5, lanes=1)
         talk = hosts.Talk(clients[0])
         said = len(balancer.lines)
         begin()
@@ -63,7 +63,7 @@ async def show_kept(server, pods, service, name, begin, end, seen):
                 f"/balancer-metrics says so: {lookup}",
             )
             check(hosts.taking(balancer) == {first.address}, f"kept: {hosts.states(balancer)}")
-            more = await crowd.come(balancer, 10, lanes=1)
+            more = await fleet.come(balancer, 10, lanes=1)
             unharmed(more, f"new sessions during {name}")
             await talk.undisturbed(f"during {name}")
         finally:
@@ -72,8 +72,8 @@ async def show_kept(server, pods, service, name, begin, end, seen):
         await hosts.known(balancer, pods, "it is over, and the zone has one more", 60)
         (lookup,) = balancer.metrics()["lookups"]
         check(lookup["known"] == 2 and "error" not in lookup, f"/balancer-metrics is content: {lookup}")
-        later = await crowd.come(balancer, 10, lanes=1)
-        check(crowd.spread(later).get(second.name) == 10, f"10 clients: {crowd.spread(later)}")
+        later = await fleet.come(balancer, 10, lanes=1)
+        check(fleet.spread(later).get(second.name) == 10, f"10 clients: {fleet.spread(later)}")
         await talk.undisturbed("afterwards")
         say(f"         log: {lines + [text for text in balancer.lines[said:] if text not in lines]}")
         told = [text for text in balancer.lines[said:] if f"{NAME}.test" in text]
@@ -108,7 +108,7 @@ async def show_denied(server, pods, service, name, records):
     server.set(*a(NAME, *(pod.name for pod in pods)))
     async with balancing(service, hosts.QUICK) as balancer:
         await hosts.known(balancer, pods)
-        clients = await crowd.come(balancer, 10, lanes=1)
+        clients = await fleet.come(balancer, 10, lanes=1)
         talk = hosts.Talk(clients[0])
         said = len(balancer.lines)
         server.set(*records)
@@ -123,7 +123,7 @@ async def show_denied(server, pods, service, name, records):
         check(bool(lines), f"the log says so: {lines}")
         server.set(*a(NAME, *(pod.name for pod in pods)))
         await hosts.known(balancer, pods, "the records are back")
-        unharmed(await crowd.come(balancer, 10, lanes=1), "afterwards")
+        unharmed(await fleet.come(balancer, 10, lanes=1), "afterwards")
         await talk.undisturbed("afterwards")
         await talk.stop()
 
@@ -141,7 +141,7 @@ async def show_late_server(server, pods, service):
         check(bool(lines), f"the log says so: {lines[:1]}")
         server.start()
         await hosts.known(balancer, pods[:1], "the name server starts", 60)
-        unharmed(await crowd.come(balancer, 5, lanes=1), "then")
+        unharmed(await fleet.come(balancer, 5, lanes=1), "then")
     server.freeze()
     say("  a balancer that starts and is stopped while the name server is silent")
     async with balancing(service, hosts.QUICK) as balancer:
@@ -181,7 +181,7 @@ async def show_half(server):
         relay.failing = set()
         await hosts.known(balancer, [other], "AAAA records are told again: there are none")
     relay.transport.close()
-    crowd.stop(*pods)
+    fleet.stop(*pods)
 
 
 async def show_second_server(server):
@@ -192,6 +192,6 @@ async def show_second_server(server):
     service = hosts.service(server, target, before=[f"127.0.0.1:{zone.free_port()}"])
     async with balancing(service, hosts.QUICK) as balancer:
         await hosts.known(balancer, pods, "the second one is asked", 30)
-        unharmed(await crowd.come(balancer, 5, lanes=1), "then")
+        unharmed(await fleet.come(balancer, 5, lanes=1), "then")
         say(f"         log: {[text for text in balancer.lines if NAME in text]}")
-    crowd.stop(*pods)
+    fleet.stop(*pods)

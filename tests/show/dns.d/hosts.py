@@ -3,10 +3,9 @@
 import asyncio
 import json
 
-import byhand
-import crowd
-from byhand import eventually
-from common import check
+from evidence import fleet, scripted
+from evidence.checks import check
+from evidence.scripted import eventually
 
 # Look-ups follow each other quickly, and cold pods are taken for warm, so that counts are exact.
 QUICK = """
@@ -19,10 +18,10 @@ cold_time = "0s"
 
 async def start(*hosts, port=None):
     """A pod at each host, all at one port."""
-    port = port or crowd.common_port(hosts)
+    port = port or fleet.common_port(hosts)
     pods = []
     for host in hosts:
-        pods.append(await crowd.Pod(host).start(port, host))
+        pods.append(await fleet.Pod(host).start(port, host))
     return pods
 
 
@@ -50,7 +49,7 @@ def taking(balancer):
     return {address for address, state in states(balancer).items() if state not in ("draining", "ejected")}
 
 
-async def known(balancer, pods, what="", timeout=byhand.DEADLINE):
+async def known(balancer, pods, what="", timeout=scripted.DEADLINE):
     """Waits until exactly these pods take new sessions."""
     wanted = {pod.address for pod in pods}
     found = await eventually(lambda: taking(balancer) == wanted, timeout)
@@ -65,7 +64,7 @@ async def gone(balancer, pod):
 
 def even(clients, pods, what):
     """Checks that clients are on these pods only and evenly."""
-    counts = crowd.spread(clients)
+    counts = fleet.spread(clients)
     right = set(counts) == {pod.name for pod in pods} and max(counts.values()) - min(counts.values()) <= 1
     check(right, f"{what}: {counts if len(counts) < 8 else f'{len(counts)} pods, {set(counts.values())} each'}")
 
@@ -82,14 +81,14 @@ class Talk:
         try:
             while not self.over:
                 message = b"message %d" % self.count
-                await self.client.connection.send(byhand.frame(1, message, mask=b"mask"))
+                await self.client.connection.send(scripted.frame(1, message, mask=b"mask"))
                 _, opcode, payload = await self.client.connection.frame()
                 if (opcode, payload) != (1, message):
                     self.wrong = f"{opcode} {payload!r} for {message!r}"
                     return
                 self.count += 1
                 await asyncio.sleep(0.01)
-        except Exception as error:  # noqa: BLE001, whatever ends it is what must not happen
+        except Exception as error:
             self.wrong = f"{type(error).__name__} behind {self.count} messages"
 
     async def undisturbed(self, what):

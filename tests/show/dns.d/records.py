@@ -2,12 +2,12 @@
 
 import asyncio
 
-import crowd
 import hosts
-from byhand import eventually
-from common import check, say
-from crowd import balancing, unharmed
-from reader import valid
+from evidence import fleet
+from evidence.checks import check, say
+from evidence.fleet import balancing, unharmed
+from evidence.metrics_reader import valid
+from evidence.scripted import eventually
 from zone import a
 
 NAME = "pods"
@@ -35,17 +35,17 @@ async def show_many(server):
         now = server.counts()
         grown = {kind: now.get(kind, 0) - before.get(kind, 0) for kind in ("udp4", "tcp4")}
         check(grown["tcp4"] > 0, f"asked again over TCP: {grown} queries")
-        clients = await crowd.come(balancer, 2 * MANY, lanes=4)
+        clients = await fleet.come(balancer, 2 * MANY, lanes=4)
         unharmed(clients, f"{MANY} pods")
         hosts.even(clients, pods, f"{2 * MANY} clients")
         valid(balancer, f"{MANY} addresses of one URL")
         server.set(*a(NAME, *names[: MANY // 2]))
         await hosts.known(balancer, pods[: MANY // 2], "half of them leave")
-        more = await crowd.come(balancer, MANY, lanes=4)
+        more = await fleet.come(balancer, MANY, lanes=4)
         hosts.even(more, pods[: MANY // 2], f"{MANY} clients")
         talking = await asyncio.gather(*(client.talks() for client in clients))
         check(all(talking), f"all {len(talking)} sessions from before talk")
-    crowd.stop(*pods)
+    fleet.stop(*pods)
 
 
 async def show_families(server):
@@ -57,17 +57,17 @@ async def show_families(server):
     async with balancing(service, hosts.QUICK) as balancer:
         await hosts.known(balancer, pods, "both")
         check(six.address in hosts.states(balancer), f"addresses as a URL has them: {sorted(hosts.states(balancer))}")
-        clients = await crowd.come(balancer, 10, lanes=1)
+        clients = await fleet.come(balancer, 10, lanes=1)
         hosts.even(clients, pods, "10 clients")
         for left, gone in ((six, four), (four, six)):
             server.set(*a(NAME, left.name))
             await hosts.known(balancer, [left], f"{left.name} only")
-            more = await crowd.come(balancer, 4, lanes=1)
-            check(crowd.spread(more) == {left.name: 4}, f"4 clients: {crowd.spread(more)}")
+            more = await fleet.come(balancer, 4, lanes=1)
+            check(fleet.spread(more) == {left.name: 4}, f"4 clients: {fleet.spread(more)}")
             check(all([await one.talks() for one in clients]), f"sessions on {gone.name} talk as well")
             server.set(*a(NAME, four.name, six.name))
             await hosts.known(balancer, pods, "both")
-    crowd.stop(*pods)
+    fleet.stop(*pods)
 
 
 async def show_alias(server):
@@ -77,19 +77,19 @@ async def show_alias(server):
     server.set(f"{NAME} 0 CNAME blue", *a("blue", pods[0].name), *a("green", pods[1].name))
     async with balancing(service, hosts.QUICK) as balancer:
         await hosts.known(balancer, pods[:1], "→ blue")
-        blue = await crowd.come(balancer, 4, lanes=1)
+        blue = await fleet.come(balancer, 4, lanes=1)
         server.set(f"{NAME} 0 CNAME green", *a("blue", pods[0].name), *a("green", pods[1].name))
         await hosts.known(balancer, pods[1:], "→ green")
-        green = await crowd.come(balancer, 4, lanes=1)
-        check(crowd.spread(green) == {pods[1].name: 4}, f"new sessions: {crowd.spread(green)}")
+        green = await fleet.come(balancer, 4, lanes=1)
+        check(fleet.spread(green) == {pods[1].name: 4}, f"new sessions: {fleet.spread(green)}")
         check(all([await one.talks() for one in blue]), "those on blue talk")
-    crowd.stop(*pods)
+    fleet.stop(*pods)
 
 
 async def show_services(server):
     say("SRV: ports of their own, and priorities")
     # Two ports of one host, and a third at another host.
-    first, second, third = [await crowd.Pod(name).start(0, host) for name, host in (
+    first, second, third = [await fleet.Pod(name).start(0, host) for name, host in (
         ("one", "127.0.0.2"), ("two", "127.0.0.2"), ("spare", "127.0.0.3"),
     )]
     ports = [pod.address.rpartition(":")[2] for pod in (first, second, third)]
@@ -103,22 +103,22 @@ async def show_services(server):
     srv(*both, spare)
     async with balancing(hosts.service(server, f"{SERVICE}.test", "srv"), hosts.QUICK) as balancer:
         await hosts.known(balancer, [first, second], "the lowest priority's")
-        clients = await crowd.come(balancer, 10, lanes=1)
+        clients = await fleet.come(balancer, 10, lanes=1)
         hosts.even(clients, [first, second], "10 clients")
         srv(both[0], spare)
         await hosts.known(balancer, [first], "one of them leaves")
-        more = await crowd.come(balancer, 4, lanes=1)
-        check(crowd.spread(more) == {"one": 4}, f"4 clients: {crowd.spread(more)}")
+        more = await fleet.come(balancer, 4, lanes=1)
+        check(fleet.spread(more) == {"one": 4}, f"4 clients: {fleet.spread(more)}")
         srv(spare)
         await hosts.known(balancer, [third], "only the next priority is left")
-        rest = await crowd.come(balancer, 4, lanes=1)
-        check(crowd.spread(rest) == {"spare": 4}, f"4 clients: {crowd.spread(rest)}")
+        rest = await fleet.come(balancer, 4, lanes=1)
+        check(fleet.spread(rest) == {"spare": 4}, f"4 clients: {fleet.spread(rest)}")
         check(all([await one.talks() for one in clients + more]), "sessions on the others talk")
         srv(*both, spare)
         await hosts.known(balancer, [first, second], "the lowest priority is back")
         server.set(*a("b", "127.0.0.3"), *(f"{SERVICE} 0 SRV {record}" for record in (both[0], spare)))
         say(f"         a target without an address: {await settled(server, balancer)}")
-    crowd.stop(first, second, third)
+    fleet.stop(first, second, third)
 
 
 async def settled(server, balancer):

@@ -1,9 +1,9 @@
 """`replicas = "dns:NAME"`: how many addresses a name has is how many balancers share the pods."""
 
-import crowd
-from byhand import eventually
-from common import check, say
-from crowd import balancing
+from evidence import fleet
+from evidence.checks import check, say
+from evidence.fleet import balancing
+from evidence.scripted import eventually
 from zone import a
 
 NAME = "balancers"
@@ -12,18 +12,18 @@ NAME = "balancers"
 async def show(server):
     """Without a report, own sessions stand for every replica's: the metrics show the factor."""
     say('replicas = "dns:balancers.test"; one pod without a metric route, 4 sessions')
-    pod = await crowd.Pod("pod").start()
+    pod = await fleet.Pod("pod").start()
     settings = (
         f'metric_path = "none"\nreplicas = "dns:{NAME}.test"\nnameservers = ["{server.address}"]\n'
         'discovery_min_ttl = "100ms"\ndiscovery_max_ttl = "200ms"\n'
     )
     server.set(*a(NAME, "10.0.0.1", "10.0.0.2", "10.0.0.3"))
     async with balancing([pod], settings) as balancer:
-        clients = await crowd.come(balancer, 4, lanes=1)
+        clients = await fleet.come(balancer, 4, lanes=1)
 
         async def counted(wanted, what):
-            found = await eventually(lambda: crowd.entry(balancer, pod)["connections"] == 4 * wanted)
-            now = crowd.entry(balancer, pod)
+            found = await eventually(lambda: fleet.entry(balancer, pod)["connections"] == 4 * wanted)
+            now = fleet.entry(balancer, pod)
             check(found, f"{what}: {now['connections']} connections by {now['own']} own sessions")
 
         await counted(3, "three addresses")
@@ -44,6 +44,6 @@ async def show(server):
         await counted(1, "none: one at least, this one")
         check(all([await client.talks() for client in clients]), "all the while sessions talk")
     async with balancing([pod], 'metric_path = "none"\nreplicas = 1\n') as balancer:
-        await crowd.come(balancer, 4, lanes=1)
-        check(crowd.entry(balancer, pod)["connections"] == 4, "control, replicas = 1: 4 connections")
-    crowd.stop(pod)
+        await fleet.come(balancer, 4, lanes=1)
+        check(fleet.entry(balancer, pod)["connections"] == 4, "control, replicas = 1: 4 connections")
+    fleet.stop(pod)

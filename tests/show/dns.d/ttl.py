@@ -2,11 +2,11 @@
 
 import time
 
-import crowd
 import hosts
-from byhand import eventually
-from common import check, say
-from crowd import balancing
+from evidence import fleet
+from evidence.checks import check, say
+from evidence.fleet import balancing
+from evidence.scripted import eventually
 from zone import a
 
 NAME = "pods"
@@ -26,7 +26,7 @@ async def show(server):
     ):
         await show_rate(server, pods, service, ttl, least, most, expected, what)
     await show_shortened(server, pods, service)
-    crowd.stop(*pods)
+    fleet.stop(*pods)
 
 
 async def show_rate(server, pods, service, ttl, least, most, expected, what):

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 
-import common
+from evidence import install, programs
 
 # One worker of each kind, because the machine is shared; the module counts what is asked.
 CONFIGURATION = """
@@ -52,7 +52,7 @@ ns 3600 A 127.0.0.1
 def free_port():
     """A port that is free for UDP and TCP."""
     while True:
-        port = common.free_port()
+        port = programs.free_port()
         with contextlib.suppress(OSError), socket.socket(type=socket.SOCK_DGRAM) as probe:
             probe.bind(("127.0.0.1", port))
             return port
@@ -63,7 +63,7 @@ class Server:
 
     def __init__(self, folder):
         self.folder, self.serial, self.program = folder, 0, None
-        self.knotd, self.knotc = common.need("knotd"), common.need("knotc")
+        self.knotd, self.knotc = install.need("knotd"), install.need("knotc")
         port = free_port()
         self.address = f"127.0.0.1:{port}"
         self.file = folder / "knot.conf"
@@ -75,7 +75,7 @@ class Server:
         return subprocess.run([self.knotd, "--version"], check=True, capture_output=True, text=True).stdout.strip()
 
     def start(self):
-        self.program = common.Program(self.knotd, "--config", self.file)
+        self.program = programs.Program(self.knotd, "--config", self.file)
         self.program.expect("server started")
         self.program.expect(r"control, binding")
 

@@ -4,11 +4,21 @@ import asyncio
 import collections
 import contextlib
 
-import crowd
-import sessions
-from byhand import eventually
-from common import check, say
-from sessions import MOVED, admin, all_ended, all_talk, all_told, come, counted, enter, unevenness, untouched
+from evidence import fleet, sessions
+from evidence.checks import check, say
+from evidence.scripted import eventually
+from evidence.sessions import (
+    MOVED,
+    admin,
+    all_ended,
+    all_talk,
+    all_told,
+    come,
+    counted,
+    enter,
+    unevenness,
+    untouched,
+)
 
 PODS = 4
 EVEN = 0.2  # how far each second may be off
@@ -31,14 +41,14 @@ async def show(short):
 async def four(count, settings=""):
     """Four pods and a balancer; the clients of the first pod, and those of the others."""
     pods = await sessions.start(PODS)
-    async with crowd.balancing(pods, f"{POLLED}{settings}") as balancer:
+    async with fleet.balancing(pods, f"{POLLED}{settings}") as balancer:
         await eventually(lambda: all("reported" in one for one in balancer.metrics()["services"]))
         clients = await come(balancer, count)
-        say(f"         by pod: {crowd.spread(clients)}")
+        say(f"         by pod: {fleet.spread(clients)}")
         its = [client for client in clients if client.pod == pods[0].name]
         others = [client for client in clients if client.pod != pods[0].name]
         yield balancer, pods, its, others
-    crowd.stop(*pods)
+    fleet.stop(*pods)
 
 
 async def operate(balancer, pod, what):
@@ -49,7 +59,7 @@ async def operate(balancer, pod, what):
     draining = what.startswith("drain")
     wanted = state == [(pod.address, "draining", REASON)] if draining else state[0][1] != "draining"
     check(status == 200 and wanted, f"the pod is {state[0][1]}, and the answer says so of no other")
-    shown = crowd.entry(balancer, pod)
+    shown = fleet.entry(balancer, pod)
     check((shown["state"], shown.get("reason")) == state[0][1:],
           f"/balancer-metrics says the same: {shown['state']}, {shown.get('reason')!r}")
 
@@ -160,13 +170,13 @@ async def show_report(count, seconds):
 
 async def report(balancer, pod):
     pod.told = {"draining": True}
-    shown = await crowd.shown(balancer, pod, "draining")
+    shown = await fleet.shown(balancer, pod, "draining")
     check(shown["state"] == "draining", f"it is {shown['state']}, {shown.get('reason')!r}")
 
 
 async def take_back(balancer, pod):
     pod.told = {}
-    await eventually(lambda: crowd.entry(balancer, pod)["state"] != "draining")
+    await eventually(lambda: fleet.entry(balancer, pod)["state"] != "draining")
     await somebody_new(balancer, pod)
 
 
@@ -174,7 +184,7 @@ async def show_ejected(on_ejected):
     say(f'a pod refuses connections and so fails its polls, its sessions go on; on_ejected = "{on_ejected}"')
     async with four(40, f'on_ejected = "{on_ejected}"') as (balancer, pods, its, others):
         pods[0].refuse()
-        shown = await crowd.shown(balancer, pods[0], "ejected")
+        shown = await fleet.shown(balancer, pods[0], "ejected")
         check(shown["state"] == "ejected", f"it is {shown['state']}, {shown.get('reason')!r}")
         if on_ejected == "close":
             await all_ended(its)

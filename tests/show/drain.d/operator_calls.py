@@ -2,19 +2,21 @@
 
 import asyncio
 import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-import byhand
-import crowd
-import sessions
-from common import check, say
-from sessions import MOVED, RESTART, admin, all_ended, all_told, call, come, enter, untouched
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "dead-clients.d"))
-
-import links  # noqa: E402, only once its folder is known
+from evidence import fleet, network, scripted, sessions
+from evidence.checks import check, say
+from evidence.sessions import (
+    MOVED,
+    RESTART,
+    admin,
+    all_ended,
+    all_told,
+    call,
+    come,
+    enter,
+    untouched,
+)
 
 CLOSED = (RESTART, "closed by an operator")
 SOURCE = "127.0.0.9"  # of the one client that is closed
@@ -34,7 +36,7 @@ async def show(short):
 async def show_one(count):
     say(f"DELETE of one of {count + 1} sessions, the one from {SOURCE}")
     pods = await sessions.start(4)
-    async with crowd.balancing(pods) as balancer:
+    async with fleet.balancing(pods) as balancer:
         others = await come(balancer, count)
         [chosen] = await come(balancer, 1, source=SOURCE)
         _, listed = await admin(balancer, "GET", "/api/sessions")
@@ -51,7 +53,7 @@ async def show_one(count):
         await sessions.counted(balancer)
         status, told = await admin(balancer, "DELETE", path)
         check(status == 404, f"a second time: {status} {told}")
-    crowd.stop(*pods)
+    fleet.stop(*pods)
 
 
 async def show_service():
@@ -62,7 +64,7 @@ async def show_service():
         f'[services.chat]\nbackends = {urls[0]}\npod_drain_time = "1s"\n[services.video]\nbackends = {urls[1]}',
         '[[routes]]\npath_prefix = "/chat"\nservice = "chat"\n[[routes]]\nservice = "video"',
     ])
-    async with crowd.balancing(text) as balancer:
+    async with fleet.balancing(text) as balancer:
         chat, video = await come(balancer, 40, path="/chat"), await come(balancer, 40)
         status, told = await admin(balancer, "POST", "/api/services/chat/drain")
         states = {one["address"]: one["state"] for one in told}
@@ -77,13 +79,13 @@ async def show_service():
         status, _ = await admin(balancer, "POST", "/api/services/chat/undrain")
         check(status == 200, f"undrain: {status}")
         await come(balancer, 4, path="/chat")
-    crowd.stop(*pods)
+    fleet.stop(*pods)
 
 
 async def show_errors():
     say("what is not there, and what cannot be")
     pods = await sessions.start(1)
-    async with crowd.balancing(pods) as balancer:
+    async with fleet.balancing(pods) as balancer:
         [client] = await come(balancer, 1)
         drain = f"/api/backends/{pods[0].address}/drain"
         for method, path, wanted in [
@@ -95,19 +97,19 @@ async def show_errors():
             check(status == wanted and told.get("error"), f"{method} {path}: {status} {told.get('error')!r}")
         status, *_ = await call(balancer.address, "POST", drain)
         check(status == 200, f"on the traffic listener it is a request like any other, for a pod: {status}")
-        state = crowd.entry(balancer, pods[0])["state"]
+        state = fleet.entry(balancer, pods[0])["state"]
         check(state != "draining" and await client.talks(), f"then the pod is {state}, and its session echoes")
-    crowd.stop(*pods)
+    fleet.stop(*pods)
 
 
 async def show_token():
     pods = await sessions.start(1)
     for token in ("", TOKEN):
         say(f"admin.token = {token!r}, from this machine")
-        async with crowd.balancing(pods, ADMIN__TOKEN=token) as balancer:
+        async with fleet.balancing(pods, ADMIN__TOKEN=token) as balancer:
             clients = await come(balancer, 4)
             await show_access(balancer, pods[0], clients, token)
-    crowd.stop(*pods)
+    fleet.stop(*pods)
 
 
 async def show_access(balancer, pod, clients, token):
@@ -122,7 +124,7 @@ async def show_access(balancer, pod, clients, token):
     for fields in wrong if token else [["Origin: https://elsewhere.example"]]:
         answers = {(await admin(balancer, *one, *fields, body=b"info"))[0] for one in calls}
         check(answers == {401 if token else 403}, f"every other call with {fields}: {answers}")
-    state = crowd.entry(balancer, pod)["state"]
+    state = fleet.entry(balancer, pod)["state"]
     check(state != "draining" and untouched(clients) and await sessions.all_talk(clients),
           f"nothing has come of them: the pod is {state}, all sessions echo")
     right = [f"Authorization: Bearer {token}"] if token else []
@@ -144,10 +146,10 @@ async def show_outside():
 
 def outside(token, fields):
     """What looking and changing are answered, in a network that this thread makes and never leaves; None without."""
-    if not links.leave_host():
+    if not network.leave_host():
         return None
-    links.ip("address", "add", f"{OUTSIDE}/32", "dev", "lo")
-    balancer = byhand.Configured(NOBODY, ADMIN__LISTEN="0.0.0.0:0", ADMIN__TOKEN=token)
+    network.ip("address", "add", f"{OUTSIDE}/32", "dev", "lo")
+    balancer = scripted.Configured(NOBODY, ADMIN__LISTEN="0.0.0.0:0", ADMIN__TOKEN=token)
     balancer.admin = balancer.admin.replace("0.0.0.0", OUTSIDE)
 
     async def ask():

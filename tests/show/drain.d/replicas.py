@@ -3,12 +3,11 @@
 import asyncio
 import collections
 
-import crowd
-import sessions
 import shutdown
-from byhand import eventually
-from common import check, say
-from sessions import Regular, all_inside, gather_regulars, ready
+from evidence import fleet, sessions
+from evidence.checks import check, say
+from evidence.scripted import eventually
+from evidence.sessions import Regular, all_inside, gather_regulars, ready
 
 DELAY = 1
 LOOK_EVERY = 0.25
@@ -48,8 +47,8 @@ async def one_ends(count, seconds, looks):
     """How many clients failed how often; checks everything else when they should not fail twice."""
     pods = await sessions.start(shutdown.PODS)
     drain = {"DRAIN_DELAY": f"{DELAY}s", "DRAIN_TIME": f"{seconds}s", "SHUTDOWN_TIMEOUT": f"{seconds + 10}s"}
-    one = crowd.balancing(pods, "replicas = 2", **shutdown.settings(**drain))
-    other = crowd.balancing(pods, "replicas = 2", SERVER__SHUTDOWN_TIMEOUT="30s")
+    one = fleet.balancing(pods, "replicas = 2", **shutdown.settings(**drain))
+    other = fleet.balancing(pods, "replicas = 2", SERVER__SHUTDOWN_TIMEOUT="30s")
     async with one as leaving, other as staying:
         router = Router([leaving, staying], looks)
         watching = asyncio.create_task(router.watch())
@@ -67,7 +66,7 @@ async def one_ends(count, seconds, looks):
             task.cancel()
         for regular in regulars:
             regular.client.leave()
-    crowd.stop(*pods)
+    fleet.stop(*pods)
     return collections.Counter(len(regular.failures) for regular in regulars)
 
 

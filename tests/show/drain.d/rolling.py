@@ -6,14 +6,11 @@ import contextlib
 import random
 import signal
 
-import byhand
-import common
-import crowd
-import sessions
 import shutdown
-from byhand import eventually
-from common import check, say
-from sessions import NORMAL, SHUTDOWN, TEXT, Regular, all_inside, gather_regulars
+from evidence import fleet, install, programs, scripted, sessions
+from evidence.checks import check, say
+from evidence.scripted import eventually
+from evidence.sessions import NORMAL, SHUTDOWN, TEXT, Regular, all_inside, gather_regulars
 
 PERIOD = 1  # seconds from one message of a client to its next
 THINKS = 0.4  # seconds that a pod takes for an echo
@@ -69,21 +66,21 @@ class Replica:
 
     def start(self):
         more = shutdown.settings(LISTEN=self.listen, **self.server)
-        text = f"{crowd.static(self.pods)}\n[balancer]\nreplicas = {len(HOSTS)}"
-        self.balancer = byhand.Configured(text, **more, ADMIN__LISTEN=self.admin)
+        text = f"{fleet.static(self.pods)}\n[balancer]\nreplicas = {len(HOSTS)}"
+        self.balancer = scripted.Configured(text, **more, ADMIN__LISTEN=self.admin)
         self.listen, self.admin = self.balancer.address, self.balancer.admin
 
 
-class Haproxy(common.Program):
+class Haproxy(programs.Program):
     """By turns to the replicas that say they are ready; its health checks ask their admin listeners."""
 
     def __init__(self, replicas):
-        self.address = f"127.0.0.1:{common.free_port()}"
+        self.address = f"127.0.0.1:{programs.free_port()}"
         servers = "\n".join(
             f"  server {one.name} {one.listen} check addr {one.admin.split(':')[0]} port {one.admin.split(':')[1]}"
             for one in replicas
         )
-        file = common.scratch("drain") / "haproxy.cfg"
+        file = programs.scratch("drain") / "haproxy.cfg"
         file.write_text(f"""\
 global
   nbthread 1
@@ -99,7 +96,7 @@ listen traffic
   default-server inter {CHECK_EVERY * 1000:.0f}ms fall {FALL} rise 1
 {servers}
 """)
-        super().__init__(common.need("haproxy"), "-db", "-f", file)
+        super().__init__(install.need("haproxy"), "-db", "-f", file)
 
     async def finds(self, replica, state):
         found = await asyncio.to_thread(self.expect, f"Server traffic/{replica.name} is {state}.*?, code: [0-9]+")
@@ -119,7 +116,7 @@ async def chain(seconds, **server):
     for replica in replicas:
         replica.balancer.stop(signal.SIGKILL)  # a drain would take its time
         check("panic" not in replica.balancer.output, f"no panic in the log of replica {replica.name}")
-    crowd.stop(*pods)
+    fleet.stop(*pods)
 
 
 async def listens(haproxy):

@@ -5,13 +5,10 @@ import contextlib
 import signal
 import time
 
-import byhand
-import common
-import crowd
-import sessions
-from byhand import eventually
-from common import check, say
-from sessions import SHUTDOWN, all_ended, all_told, come, enter, ready, unevenness
+from evidence import fleet, programs, scripted, sessions
+from evidence.checks import check, say
+from evidence.scripted import eventually
+from evidence.sessions import SHUTDOWN, all_ended, all_told, come, enter, ready, unevenness
 
 PODS = 4
 DELAY = 2
@@ -38,7 +35,7 @@ async def ends_well(balancer, opened, cut):
     """Checks the exit code and what the last line says; the sessions that were cut."""
     code = await asyncio.to_thread(balancer.process.wait, EXIT)
     line = r"stopped: (\d+) sessions were open, (\d+) were cut"
-    found = await asyncio.to_thread(common.Program.expect, balancer, line)
+    found = await asyncio.to_thread(programs.Program.expect, balancer, line)
     told = tuple(map(int, found.groups()))
     check(code == 0, f"exit code {code}")
     check(told[0] == opened and cut(told[1]), f"its last line: {found.group()!r}")
@@ -53,7 +50,7 @@ async def show_spread(count, seconds):
     say(f"{count} sessions, SIGTERM: drain_delay = {DELAY}s, drain_time = {seconds}s")
     pods = await sessions.start(PODS)
     drain = settings(DRAIN_DELAY=f"{DELAY}s", DRAIN_TIME=f"{seconds}s", SHUTDOWN_TIMEOUT=f"{seconds + 10}s")
-    async with crowd.balancing(pods, **drain) as balancer:
+    async with fleet.balancing(pods, **drain) as balancer:
         clients = await come(balancer, count)
         began = tell(balancer)
         clients += await show_delay(balancer, began)
@@ -68,7 +65,7 @@ async def show_spread(count, seconds):
         worst = unevenness(clients, seconds)
         check(worst <= EVEN, f"closes per second stay within ±{EVEN:.0%} of even")
         await ends_well(balancer, len(clients), lambda cut: cut == 0)
-    crowd.stop(*pods)
+    fleet.stop(*pods)
 
 
 async def show_delay(balancer, began):
@@ -103,7 +100,7 @@ async def show_refusals(balancer):
 async def show_at_once(count):
     say(f"control: {count} sessions, drain_time = 0s")
     pods = await sessions.start(PODS)
-    async with crowd.balancing(pods, **settings(DRAIN_TIME="0s", SHUTDOWN_TIMEOUT="30s")) as balancer:
+    async with fleet.balancing(pods, **settings(DRAIN_TIME="0s", SHUTDOWN_TIMEOUT="30s")) as balancer:
         clients = await come(balancer, count)
         tell(balancer)
         await all_ended(clients)
@@ -111,19 +108,19 @@ async def show_at_once(count):
         worst = unevenness(clients, 5)
         check(worst > EVEN, f"closes per second do not stay within ±{EVEN:.0%} of even")
         await ends_well(balancer, count, lambda cut: cut == 0)
-    crowd.stop(*pods)
+    fleet.stop(*pods)
 
 
 async def show_killed(count):
     say(f"control: {count} sessions, SIGKILL")
     pods = await sessions.start(PODS)
-    balancer = byhand.Configured(crowd.static(pods))
+    balancer = scripted.Configured(fleet.static(pods))
     balancer.clients = []
     clients = await come(balancer, count)
     tell(balancer, signal.SIGKILL)
     await all_ended(clients)
     check(not any(client.close for client in clients), f"nobody sees a Close: {sessions.ends(clients)}")
-    crowd.stop(*pods)
+    fleet.stop(*pods)
 
 
 @contextlib.asynccontextmanager
@@ -131,12 +128,12 @@ async def few(count, mute=0, **server):
     """A balancer with so many clients, `mute` others that answer no Close, and time for all of them."""
     pods = await sessions.start(PODS)
     drain = settings(**server)
-    async with crowd.balancing(pods, 'close_timeout = "1h"', **drain) as balancer:
+    async with fleet.balancing(pods, 'close_timeout = "1h"', **drain) as balancer:
         await come(balancer, count)
         if mute:
             await come(balancer, mute, polite=False)
         yield balancer
-    crowd.stop(*pods)
+    fleet.stop(*pods)
 
 
 async def show_stragglers():

@@ -4,11 +4,11 @@ import asyncio
 import itertools
 import time
 
-import crowd
 import kinds
-from byhand import eventually
-from common import check, say
-from crowd import balancing, entry, errors, unharmed
+from evidence import fleet
+from evidence.checks import check, say
+from evidence.fleet import balancing, entry, errors, unharmed
+from evidence.scripted import eventually
 
 RATE = 50  # clients a second: a probe is at most so much later than it could be
 QUIET = 0.25  # seconds that end a round of attempts; the shortest ejection is 0.4 s
@@ -22,13 +22,13 @@ MEASURED = 150  # arrivals behind its return: 2.5 s of a cold time of 5 s
 
 
 async def show():
-    healthy = [await crowd.Pod(f"healthy-{number}").start() for number in (1, 2)]
+    healthy = [await fleet.Pod(f"healthy-{number}").start() for number in (1, 2)]
     for one in healthy:
         one.others = HELD
     say("a pod that answers 503: eject_after = 3, eject_time = 500ms")
     await show_doubling(healthy, "4s")
     await show_doubling(healthy, "500ms", is_control=True)
-    crowd.stop(*healthy)
+    fleet.stop(*healthy)
     say(f"a pod that heals, beside {HEALTHY} that report {HELD} each; {COLD_RATE} clients/s, fair share {FAIR:.0%}")
     await show_healed("5s")
     await show_healed("0s", is_control=True)
@@ -56,7 +56,7 @@ async def visit(balancer, pod):
     clients = []
     while len(rounds(pod.attempts)) < ROUNDS and len(clients) < 60 * RATE:
         began = time.monotonic()
-        client = await crowd.arrive(balancer)
+        client = await fleet.arrive(balancer)
         client.leave()
         clients.append(client)
         await asyncio.sleep(max(0.0, began + 1 / RATE - time.monotonic()))
@@ -82,12 +82,12 @@ async def show_doubling(healthy, longest, is_control=False):
     check(grows != is_control, f"{name}: the time {'does not double' if is_control else 'doubles up to it'}")
     check(found[0][2] == 3, f"{name}: the first time it takes {found[0][2]} failures in a row")
     check(all(count == 1 for *_, count in found[1:]), f"{name}: then one probe at a time")
-    crowd.stop(pod)
+    fleet.stop(pod)
 
 
 async def show_healed(cold, is_control=False):
     pod = await kinds.Unavailable("failing").start()
-    healthy = [await crowd.Pod(f"healthy-{number}").start() for number in range(HEALTHY)]
+    healthy = [await fleet.Pod(f"healthy-{number}").start() for number in range(HEALTHY)]
     for one in healthy:
         one.others = HELD
     settings = f'poll_interval = "200ms"\neject_time = "500ms"\ncold_time = "{cold}"\n'
@@ -95,15 +95,15 @@ async def show_healed(cold, is_control=False):
     async with balancing([pod, *healthy], settings) as balancer:
         await known(balancer)
         # At the pace at which it goes on, because that is what shares are shares of.
-        unharmed(await crowd.paced(balancer, 3 * COLD_RATE, COLD_RATE), f"{name}, before it heals")
+        unharmed(await fleet.paced(balancer, 3 * COLD_RATE, COLD_RATE), f"{name}, before it heals")
         tried = len(pod.attempts)
         pod.ill = False
         began = []
         while not pod.sessions and len(began) < 1000:
-            began += await crowd.paced(balancer, 2, COLD_RATE)
+            began += await fleet.paced(balancer, 2, COLD_RATE)
         check(pod.sessions > 0, f"{name}: it is used again, attempts since it has healed: {len(pod.attempts) - tried}")
         state = entry(balancer, pod)["state"]
-        clients = await crowd.paced(balancer, MEASURED, COLD_RATE)
+        clients = await fleet.paced(balancer, MEASURED, COLD_RATE)
         unharmed(began + clients, name)
         share = sum(client.pod == pod.name for client in clients) / MEASURED
         told = f"{share:.0%} of the next {MEASURED}, {share / FAIR:.1f} times its fair share"
@@ -112,23 +112,23 @@ async def show_healed(cold, is_control=False):
         else:
             check(state == "cold", f"{name}: it is {state}")
             check(FAIR / 2 <= share <= 3.8 * FAIR, f"{name}: it takes {told}, about 3 at most")
-    crowd.stop(pod, *healthy)
+    fleet.stop(pod, *healthy)
 
 
 async def show_all_failed():
     """More pods than a client is offered to, so that the one that heals is not found by trying all."""
     say("six pods that all answer 503: eject_after = 3, eject_time = 600s, retries = 2")
     pods = [await kinds.Unavailable(f"failing-{number}").start() for number in range(6)]
-    settings = f'metric_path = "none"\neject_time = "{crowd.LONG}s"\n'
+    settings = f'metric_path = "none"\neject_time = "{fleet.LONG}s"\n'
     async with balancing(pods, settings) as balancer:
-        first = await crowd.come(balancer, 40, lanes=4)
+        first = await fleet.come(balancer, 40, lanes=4)
         answers = {(client.status, client.body) for client in first}
         check(answers == {(503, b"not now\n")}, f"clients get the last pod's own answer: {answers}")
         states = [entry(balancer, pod) for pod in pods]
         say(f"         {states[0]}")
         check({one["state"] for one in states} == {"ejected"}, f"all are ejected: {[one['state'] for one in states]}")
         before = [len(pod.attempts) for pod in pods]
-        await crowd.come(balancer, 40, lanes=4)
+        await fleet.come(balancer, 40, lanes=4)
         more = sum(len(pod.attempts) for pod in pods) - sum(before)
         check(more == 120, f"they are tried all the same: {more} attempts for 40 clients")
         said = [text for text in balancer.lines if "all pods are ejected" in text]
@@ -138,10 +138,10 @@ async def show_all_failed():
         pods[1].ill = False
         found = []
         while not found or errors(found[-1:]) and len(found) < 50:
-            found.append(await crowd.arrive(balancer))
+            found.append(await fleet.arrive(balancer))
         check(not errors(found[-1:]), f"one of them heals: client {len(found)} is served")
-        later = await crowd.come(balancer, 60, lanes=4)
+        later = await fleet.come(balancer, 60, lanes=4)
         unharmed(later, "then, long before the ejections end")
         state = await eventually(lambda: (now := entry(balancer, pods[1]))["state"] != "ejected" and now, 2)
         check(bool(state), f"it is {state['state'] if state else 'still ejected, with sessions on it'}")
-    crowd.stop(*pods)
+    fleet.stop(*pods)

@@ -2,12 +2,11 @@
 
 import asyncio
 
-import byhand
-import crowd
 from backoff import rounds
-from byhand import eventually
-from common import check, say
-from crowd import balancing, entry, unharmed
+from evidence import fleet, scripted
+from evidence.checks import check, say
+from evidence.fleet import balancing, entry, unharmed
+from evidence.scripted import eventually
 
 HEALTHY = 9
 ARRIVALS = 1000
@@ -18,7 +17,7 @@ QUIET = 0.7  # arrivals at a pod that are further apart have an ejection between
 POLLED = 'poll_interval = "200ms"\n'
 
 
-class Dying(crowd.Pod):
+class Dying(fleet.Pod):
     """One whose sessions die within milliseconds; it reports 0 and finds nothing wrong with it."""
 
     def __init__(self, name, end):
@@ -26,7 +25,7 @@ class Dying(crowd.Pod):
         self.end = end
 
     async def handshake(self, connection, head):
-        await connection.send(byhand.switch(head, f"X-Pod: {self.name}"))
+        await connection.send(scripted.switch(head, f"X-Pod: {self.name}"))
         await asyncio.sleep(MOMENT)
         await self.end(connection)
 
@@ -43,13 +42,13 @@ async def resets(connection):
 
 async def closes(connection):
     """sends Close 1011, as libraries do for an application that throws"""
-    await connection.send(byhand.frame(8, b"\x03\xf3broken"))
+    await connection.send(scripted.frame(8, b"\x03\xf3broken"))
     await connection.ended()
 
 
 async def turns_away(connection):
     """sends Close 4401"""
-    await connection.send(byhand.frame(8, b"\x11\x31who are you?"))
+    await connection.send(scripted.frame(8, b"\x11\x31who are you?"))
     await connection.ended()
 
 
@@ -65,7 +64,7 @@ class Watch:
 
     async def _look(self, client):
         try:
-            _, opcode, payload = await client.connection.frame(byhand.IDLE)
+            _, opcode, payload = await client.connection.frame(scripted.IDLE)
             code = int.from_bytes(payload[:2], "big")
             self.ended.append((client.pod, f"Close {code}" if opcode == 8 else f"frame {opcode}"))
             client.leave()
@@ -82,13 +81,13 @@ class Watch:
 
 
 async def arrivals(balancer, count, watch, rate=RATE):
-    """As crowd.paced, with every session watched from its beginning."""
+    """As fleet.paced, with every session watched from its beginning."""
     clients = []
     loop = asyncio.get_running_loop()
     began = loop.time()
 
     async def one():
-        client = await crowd.arrive(balancer)
+        client = await fleet.arrive(balancer)
         clients.append(client)
         if client.status == 101:
             watch.add(client)
@@ -104,7 +103,7 @@ async def arrivals(balancer, count, watch, rate=RATE):
 async def show():
     say(f"a pod that answers 101, reports 0 and dies after {1000 * MOMENT:.0f} ms, beside {HEALTHY} healthy ones")
     say(f"  {ARRIVALS} clients that stay, {RATE}/s, eject_after = {EJECT_AFTER}")
-    healthy = [await crowd.Pod(f"healthy-{number}").start() for number in range(HEALTHY)]
+    healthy = [await fleet.Pod(f"healthy-{number}").start() for number in range(HEALTHY)]
     for end in (ends, resets, closes):
         guarded = await show_one(healthy, end, EJECT_AFTER)
         if end is ends:
@@ -114,12 +113,12 @@ async def show():
     await show_turned_away(healthy)
     await show_back(healthy)
     await show_leaving(healthy)
-    crowd.stop(*healthy)
+    fleet.stop(*healthy)
 
 
 async def show_one(healthy, end, eject_after):
     pod = await Dying("dying", end).start()
-    settings = f'{POLLED}eject_after = {eject_after}\neject_time = "{crowd.LONG}s"\n'
+    settings = f'{POLLED}eject_after = {eject_after}\neject_time = "{fleet.LONG}s"\n'
     watch = Watch()
     name = f"{'control, eject_after = 0: ' if eject_after == 0 else ''}it {end.__doc__}"
     async with balancing([pod, *healthy], settings) as balancer:
@@ -148,7 +147,7 @@ async def show_one(healthy, end, eject_after):
             check(state["state"] != "ejected", f"{name}: it is {state['state']}")
             say(f"         the others hold {sorted(one.sessions for one in healthy)}")
         watch.stop()
-    crowd.stop(pod)
+    fleet.stop(pod)
     return seen
 
 
@@ -157,7 +156,7 @@ async def show_storm(healthy):
     say("the same pod, 300 clients at once, then 300 more")
     pod = await Dying("dying", ends).start()
     watch = Watch()
-    async with balancing([pod, *healthy], f'{POLLED}eject_time = "{crowd.LONG}s"\n') as balancer:
+    async with balancing([pod, *healthy], f'{POLLED}eject_time = "{fleet.LONG}s"\n') as balancer:
         await eventually(lambda: all("reported" in one for one in balancer.metrics()["services"]))
         unharmed(await arrivals(balancer, 300, watch, 1e6), "before the 101")
         await watch.over(pod)
@@ -166,7 +165,7 @@ async def show_storm(healthy):
         unharmed(await arrivals(balancer, 300, watch), "before the 101")
         check(len(pod.attempts) == seen, f"{len(pod.attempts) - seen} of the next 300 see it")
         watch.stop()
-    crowd.stop(pod)
+    fleet.stop(pod)
 
 
 async def show_turned_away(healthy):
@@ -182,7 +181,7 @@ async def show_turned_away(healthy):
         check(state == "up", f"it is {state}")
         check(share <= 2 * fair, f"it gets {share:.1%} of them, {share / fair:.1f} times its fair share")
         watch.stop()
-    crowd.stop(pod)
+    fleet.stop(pod)
 
 
 async def show_back(healthy):
@@ -200,7 +199,7 @@ async def show_back(healthy):
         state = await eventually(lambda: (now := entry(balancer, pod))["state"] == "ejected" and now)
         check(bool(state), f"and it is ejected again: {state and state['reason']!r}")
         watch.stop()
-    crowd.stop(pod)
+    fleet.stop(pod)
 
 
 async def show_leaving(healthy):
@@ -209,10 +208,10 @@ async def show_leaving(healthy):
     async with balancing(healthy[:3], POLLED) as balancer:
         clients = []
         for number in range(300):
-            client = await crowd.arrive(balancer)
+            client = await fleet.arrive(balancer)
             clients.append(client)
             if number % 3 == 0:
-                await client.connection.send(byhand.frame(8, b"\x03\xe8", mask=b"mask"))
+                await client.connection.send(scripted.frame(8, b"\x03\xe8", mask=b"mask"))
                 await client.connection.frame()
                 client.leave()
             elif number % 3 == 1:

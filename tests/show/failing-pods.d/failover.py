@@ -6,10 +6,10 @@ handshakes teach can keep the balancer from offering every client to it.
 
 import asyncio
 
-import crowd
 import kinds
-from common import check, say
-from crowd import arrive, balancing, entry, errors, latencies, line, unharmed
+from evidence import fleet
+from evidence.checks import check, say
+from evidence.fleet import arrive, balancing, entry, errors, latencies, line, unharmed
 
 CLIENTS = 200
 WARM_UP = 60  # behind them the failing pod looks emptiest even with a handshake of each lane under way
@@ -37,7 +37,7 @@ async def attempts(balancer, pod):
 async def show():
     say(f"pods that fail before the 101, each beside two healthy ones; {CLIENTS} clients each time")
     say(f"  {SETTINGS.replace(chr(10), ', ')}")
-    healthy = [await crowd.Pod(f"healthy-{number}").start() for number in (1, 2)]
+    healthy = [await fleet.Pod(f"healthy-{number}").start() for number in (1, 2)]
     rows = [await show_direct(healthy)]
     for kind in KINDS:
         pod = kind() if issubclass(kind, kinds.Refused) else kind("failing")
@@ -46,28 +46,28 @@ async def show():
         await show_ejected(pod, healthy)
         rows.append(await show_never_ejected(pod, healthy))
         await show_no_retries(pod, healthy)
-        crowd.stop(pod)
+        fleet.stop(pod)
     say("latency of a handshake that failed over, in ms, beside that of a direct one:")
     line("", "clients", "median", "p99", "max", "added")
     for name, times in rows:
-        added = crowd.percentile(times, 0.5) - crowd.percentile(rows[0][1], 0.5)
+        added = fleet.percentile(times, 0.5) - fleet.percentile(rows[0][1], 0.5)
         line(name, len(times), *latencies(times), f"{1000 * added:.1f}")
     await show_storm(healthy)
     await show_deadline()
-    crowd.stop(*healthy)
+    fleet.stop(*healthy)
 
 
 async def show_direct(healthy):
     async with balancing(healthy, SETTINGS) as balancer:
-        await crowd.come(balancer, WARM_UP)
-        clients = await crowd.come(balancer, CLIENTS, LANES)
+        await fleet.come(balancer, WARM_UP)
+        clients = await fleet.come(balancer, CLIENTS, LANES)
         unharmed(clients, "healthy pods only")
     return "direct", [client.took for client in clients]
 
 
 async def show_ejected(pod, healthy):
     """One client after the other until it is out, then all the others."""
-    settings = f'{SETTINGS}eject_after = {EJECT_AFTER}\neject_time = "{crowd.LONG}s"\n'
+    settings = f'{SETTINGS}eject_after = {EJECT_AFTER}\neject_time = "{fleet.LONG}s"\n'
     async with balancing([pod, *healthy], settings) as balancer:
         first = []
         while entry(balancer, pod)["state"] != "ejected" and len(first) < 100:
@@ -79,13 +79,13 @@ async def show_ejected(pod, healthy):
         say(f"         {told}")
         check(told.get("reason"), f"/balancer-metrics has its reason: {told.get('reason')}")
         left = told.get("ejectedForMs", -1)
-        check(0 < left <= 1200 * crowd.LONG, f"and the time left, {left} ms of {crowd.LONG} s and up to 20 %")
+        check(0 < left <= 1200 * fleet.LONG, f"and the time left, {left} ms of {fleet.LONG} s and up to 20 %")
         check(bool(said := logged(balancer, pod)), f"the log has it: {said}")
-        rest = await crowd.come(balancer, CLIENTS)
+        rest = await fleet.come(balancer, CLIENTS)
         unharmed(rest, "afterwards")
         more = await attempts(balancer, pod) - tried
         check(more == 0, f"attempts at it meanwhile: {more}")
-        counts = crowd.spread(first + rest)
+        counts = fleet.spread(first + rest)
         check(max(counts.values()) - min(counts.values()) <= 1 and len(counts) == 2, f"spread: {counts}")
 
 
@@ -96,9 +96,9 @@ def logged(balancer, pod):
 
 async def show_never_ejected(pod, healthy):
     async with balancing([pod, *healthy], f"{SETTINGS}eject_after = 0\n") as balancer:
-        await crowd.come(balancer, WARM_UP, WAITING)
+        await fleet.come(balancer, WARM_UP, WAITING)
         before = await attempts(balancer, pod)
-        clients = await crowd.come(balancer, CLIENTS, WAITING if pod.waits else LANES)
+        clients = await fleet.come(balancer, CLIENTS, WAITING if pod.waits else LANES)
         unharmed(clients, "control, eject_after = 0")
         tried = await attempts(balancer, pod) - before
         check(tried == CLIENTS, f"control, eject_after = 0: each of them is offered to it: {tried} attempts")
@@ -109,7 +109,7 @@ async def show_never_ejected(pod, healthy):
 
 async def show_no_retries(pod, healthy):
     async with balancing([pod, *healthy], f"{SETTINGS}eject_after = 0\nretries = 0\n") as balancer:
-        clients = await crowd.come(balancer, WARM_UP)
+        clients = await fleet.come(balancer, WARM_UP)
         wrong = errors(clients)
         statuses = sorted({client.status for client in wrong})
         check(len(wrong) >= WARM_UP // 3, f"control, retries = 0: {len(wrong)} of {len(clients)} see {statuses}")
@@ -119,14 +119,14 @@ async def show_no_retries(pod, healthy):
 async def show_storm(healthy):
     """All at once: what is under way when the first of them fails cannot be told any more."""
     pod = await kinds.Silent("failing").start()
-    settings = f'{SETTINGS}eject_after = {EJECT_AFTER}\neject_time = "{crowd.LONG}s"\n'
+    settings = f'{SETTINGS}eject_after = {EJECT_AFTER}\neject_time = "{fleet.LONG}s"\n'
     say(f"{CLIENTS} clients at once, a pod that {pod.__doc__}")
     async with balancing([pod, *healthy], settings) as balancer:
-        clients = await crowd.come(balancer, CLIENTS, CLIENTS)
+        clients = await fleet.come(balancer, CLIENTS, CLIENTS)
         unharmed(clients, "a storm")
         say(f"         {len(pod.attempts)} were offered to it before it was ejected")
         check(entry(balancer, pod)["state"] == "ejected", "it is ejected")
-    crowd.stop(pod)
+    fleet.stop(pod)
 
 
 async def show_deadline():
@@ -141,4 +141,4 @@ async def show_deadline():
         tried = sorted(len(pod.attempts) for pod in pods)
         check(tried == [1, 1, 1], f"each was tried once: {tried}")
         say(f"         without the common deadline it would have taken {3 * 0.5} s")
-    crowd.stop(*pods)
+    fleet.stop(*pods)

@@ -2,11 +2,10 @@
 
 import json
 
-import byhand
-import crowd
-from byhand import eventually
-from common import check, say
-from crowd import balancing, entry, shown
+from evidence import fleet, scripted
+from evidence.checks import check, say
+from evidence.fleet import balancing, entry, shown
+from evidence.scripted import eventually
 
 POLLED = 'poll_interval = "100ms"\n'
 POINTERS = """
@@ -22,7 +21,7 @@ metric_labels = ["app=chat", "kind=websocket"]
 """
 
 
-async def pods_of(*names, kind=crowd.Pod):
+async def pods_of(*names, kind=fleet.Pod):
     return [await kind(name).start() for name in names]
 
 
@@ -53,15 +52,15 @@ async def show_weights():
         async with balancing(pods, POLLED) as balancer:
             await known(balancer, pods, weight=weights[0])
             await known(balancer, pods[1:], weight=weights[1])
-            counts = crowd.spread(await crowd.come(balancer, 80, lanes=1))
+            counts = fleet.spread(await fleet.come(balancer, 80, lanes=1))
             got = tuple(counts.get(pod.name, 0) for pod in pods)
             near = all(abs(one - other) <= 1 for one, other in zip(got, wanted))
             what = "control, equal weights" if weights == (1, 1) else f"weights {weights}"
             check(near, f"{what}: 80 sessions go {got}")
-        crowd.stop(*pods)
+        fleet.stop(*pods)
 
 
-class Nested(crowd.Pod):
+class Nested(fleet.Pod):
     """Reports deep inside, with lures where other settings would look."""
 
     weight = 1
@@ -74,10 +73,10 @@ class Nested(crowd.Pod):
             "limits": {"m~n": self.told.get("maxConnections", 1000)},
             "state": {"leaving": self.told.get("draining", False)},
         }
-        await connection.send(byhand.answer(200, body=json.dumps(report).encode()))
+        await connection.send(scripted.answer(200, body=json.dumps(report).encode()))
 
 
-class Scraped(crowd.Pod):
+class Scraped(fleet.Pod):
     """Reports as exporters do: help, types, other labels, other metrics, a histogram."""
 
     async def metric(self, connection, _):
@@ -92,7 +91,7 @@ chat_connections_total{{app="chat",kind="websocket"}} 9999
 latency_bucket{{app="chat",kind="websocket",le="+Inf"}} 3
 process_start_time_seconds 1.7e+09
 """
-        await connection.send(byhand.answer(200, "Content-Type: text/plain; version=0.0.4", body=text.encode()))
+        await connection.send(scripted.answer(200, "Content-Type: text/plain; version=0.0.4", body=text.encode()))
 
 
 async def show_steering(name, kind, settings):
@@ -102,27 +101,27 @@ async def show_steering(name, kind, settings):
     async with balancing(pods, POLLED + settings) as balancer:
         await known(balancer, pods, reported=20)
         await known(balancer, pods[1:], reported=0)
-        counts = crowd.spread(await crowd.come(balancer, 20, lanes=1))
+        counts = fleet.spread(await fleet.come(balancer, 20, lanes=1))
         check(counts == {"pod-2": 20}, f"one reports 20 of others: 20 clients go {counts}")
-        counts = crowd.spread(await crowd.come(balancer, 20, lanes=1))
+        counts = fleet.spread(await fleet.come(balancer, 20, lanes=1))
         check(counts == {"pod-1": 10, "pod-2": 10}, f"and the next 20 go {counts}")
         if kind is not Nested:
-            crowd.stop(*pods)
+            fleet.stop(*pods)
             return
         pods[0].told = {"draining": True}
         await shown(balancer, pods[0], "draining")
-        counts = crowd.spread(await crowd.come(balancer, 10, lanes=1))
+        counts = fleet.spread(await fleet.come(balancer, 10, lanes=1))
         check(counts == {"pod-2": 10}, f"it reports that it leaves: 10 clients go {counts}")
         pods[0].told = {"maxConnections": 35}
         await known(balancer, pods, maxConnections=35)
-        counts = crowd.spread(await crowd.come(balancer, 20, lanes=1))
+        counts = fleet.spread(await fleet.come(balancer, 20, lanes=1))
         check(counts.get("pod-1") == 5, f"it reports room for 35, and holds 30: 20 clients go {counts}")
     pods[0].told, pods[0].others, pods[0].weight = {}, 0, 3
     async with balancing(pods, POLLED + settings) as balancer:
         await known(balancer, pods, weight=3)
-        counts = crowd.spread(await crowd.come(balancer, 40, lanes=1))
+        counts = fleet.spread(await fleet.come(balancer, 40, lanes=1))
         check(counts == {"pod-1": 30, "pod-2": 10}, f"weights 3 and 1: 40 clients go {counts}")
-    crowd.stop(*pods)
+    fleet.stop(*pods)
 
 
 async def show_unreadable():
@@ -139,9 +138,9 @@ async def show_unreadable():
             right = "reported" not in told and told["connections"] == 0
             check(right, f"{settings.strip()!r}: {told['state']}, no count")
             check(bool(error) and what in error, f"its reason: {error!r}")
-            client = await crowd.arrive(balancer)
+            client = await fleet.arrive(balancer)
             check(client.status == 101, "a client is served all the same")
-    crowd.stop(*pods)
+    fleet.stop(*pods)
 
 
 class Agent:
@@ -154,8 +153,8 @@ class Agent:
         self.asked = 0
 
     async def start(self):
-        self.pod = await crowd.Pod(self.host).start(self.port, self.host)
-        self.agent = await byhand.Pod(self.tell).start(self.agent_port, self.host)
+        self.pod = await fleet.Pod(self.host).start(self.port, self.host)
+        self.agent = await scripted.Pod(self.tell).start(self.agent_port, self.host)
         self.url = self.pod.url
         return self
 
@@ -173,7 +172,7 @@ class Agent:
 async def show_agent():
     say("HAProxy's agent-check over TCP")
     hosts = ["127.0.0.2", "127.0.0.3"]
-    port, agent_port = crowd.common_port(hosts), crowd.common_port(hosts)
+    port, agent_port = fleet.common_port(hosts), fleet.common_port(hosts)
     first, second = agents = [await Agent(host, port, agent_port).start() for host in hosts]
     settings = f'{POLLED}metric_format = "agent"\nmetric_port = {agent_port}\ncold_time = "0s"\n'
 
@@ -184,7 +183,7 @@ async def show_agent():
         check(found, f"{line!r}: {entry(balancer, first)}")
 
     async def go(count=30):
-        came = await crowd.come(balancer, count, lanes=1)
+        came = await fleet.come(balancer, count, lanes=1)
         counts = {agent.host: sum(client.pod == agent.host for client in came) for agent in agents}
         refused = sum(client.status != 101 for client in came)
         for client in came:
@@ -221,4 +220,4 @@ async def show_agent():
             await told("what?", lambda one: one["state"] == "unknown")
             say(f"         an unreadable line: {(await go())}")
             say(f"         the agents were asked {[agent.asked for agent in agents]} times")
-    crowd.stop(*agents)
+    fleet.stop(*agents)

@@ -3,8 +3,8 @@
 import socket
 import time
 
-import byhand
-from crowd import Pod
+from evidence import scripted
+from evidence.fleet import Pod
 
 GARBAGE = b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n\r\n"
 WRONG_ACCEPT = "Sec-WebSocket-Accept: AAAAAAAAAAAAAAAAAAAAAAAAAAA="
@@ -29,14 +29,14 @@ class Silent(Failing):
     waits = True
 
     async def fail(self, connection, _):
-        await connection.ended(byhand.IDLE)
+        await connection.ended(scripted.IDLE)
 
 
 class Unavailable(Failing):
     """answers 503"""
 
     async def fail(self, connection, _):
-        await connection.send(byhand.answer(503, body=b"not now\n"))
+        await connection.send(scripted.answer(503, body=b"not now\n"))
 
 
 class Closing(Failing):
@@ -53,17 +53,17 @@ class Garbage(Failing):
 
     async def fail(self, connection, _):
         await connection.send(GARBAGE)
-        await connection.ended(byhand.IDLE)
+        await connection.ended(scripted.IDLE)
 
 
 class WrongAccept(Failing):
     """sends a wrong Sec-WebSocket-Accept"""
 
     async def fail(self, connection, head):
-        lines = byhand.switch(head).split("\r\n")
+        lines = scripted.switch(head).split("\r\n")
         wrong = [WRONG_ACCEPT if line.startswith("Sec-WebSocket-Accept") else line for line in lines]
         await connection.send("\r\n".join(wrong))
-        await connection.ended(byhand.IDLE)
+        await connection.ended(scripted.IDLE)
 
 
 class Refused:

@@ -1,13 +1,11 @@
 """Every state of a pod in /balancer-metrics, beside what it means for clients; the checks of health."""
 
-import byhand
-import crowd
 import kinds
-import reader
-from byhand import eventually
-from common import check, say
-from crowd import arrive, balancing, entry, shown, unharmed
-from reader import valid
+from evidence import fleet, metrics_reader, scripted
+from evidence.checks import check, say
+from evidence.fleet import arrive, balancing, entry, shown, unharmed
+from evidence.metrics_reader import valid
+from evidence.scripted import eventually
 
 POLLED = 'poll_interval = "100ms"\npoll_timeout = "500ms"\n'
 
@@ -33,42 +31,42 @@ async def show():
 
 async def show_reader():
     say("a reader of the plugin's format, made from the example in docs/operations.md")
-    pods = [await crowd.Pod(f"pod-{number}").start() for number in (1, 2)]
+    pods = [await fleet.Pod(f"pod-{number}").start() for number in (1, 2)]
     async with balancing(pods, POLLED) as balancer:
-        await crowd.come(balancer, 4, lanes=1)
+        await fleet.come(balancer, 4, lanes=1)
         await eventually(lambda: all("reported" in one for one in balancer.metrics()["services"]))
         valid(balancer, "two pods that are up")
-        for what, text in reader.spoiled(reader.text(balancer)):
+        for what, text in metrics_reader.spoiled(metrics_reader.text(balancer)):
             try:
-                reader.read(text)
+                metrics_reader.read(text)
                 check(False, f"control: it must refuse {what}")
-            except (reader.Wrong, ValueError) as error:
+            except (metrics_reader.Wrong, ValueError) as error:
                 check(True, f"control: it refuses {what}: {error}")
-    crowd.stop(*pods)
+    fleet.stop(*pods)
 
 
 async def show_unreachable():
     say("a pod that nobody listens at, found by its polls alone")
-    healthy = await crowd.Pod("healthy").start()
+    healthy = await fleet.Pod("healthy").start()
     pod = await kinds.Refused().start()
-    async with balancing([pod, healthy], f'{POLLED}eject_time = "{crowd.LONG}s"\n') as balancer:
+    async with balancing([pod, healthy], f'{POLLED}eject_time = "{fleet.LONG}s"\n') as balancer:
         told = await shown(balancer, pod, "ejected")
         tell(told)
         check(told["state"] == "ejected", "it is ejected before any client has come")
         check("refused" in str(told.get("reason")), f"with its reason: {told.get('reason')}")
         left = told.get("ejectedForMs", -1)
-        check(0 < left <= 1200 * crowd.LONG, f"and the time left: {left} ms")
-        clients = await crowd.come(balancer, 20)
+        check(0 < left <= 1200 * fleet.LONG, f"and the time left: {left} ms")
+        clients = await fleet.come(balancer, 20)
         unharmed(clients, "a pod that is unreachable")
         pods = balancer.metrics()["podMetrics"][pod.url]
         check("refused" in str(pods[0].get("error")), f"podMetrics: {pods}")
         valid(balancer, "an unreachable pod")
-    crowd.stop(pod, healthy)
+    fleet.stop(pod, healthy)
 
 
 async def show_stale():
     say("a pod whose metric route falls silent, handshakes still work; cache_ttl = 0s, so stale after three polls")
-    pods = [await crowd.Pod(f"pod-{number}").start() for number in (1, 2)]
+    pods = [await fleet.Pod(f"pod-{number}").start() for number in (1, 2)]
     silent, healthy = pods
     silent.others = 70
     for eject_after in (0, 3):
@@ -86,17 +84,17 @@ async def show_stale():
                 check(age > 300, f"the age of its report: {age} ms")
                 check("500ms" in str(why(balancer, silent)), f"its reason: {why(balancer, silent)}")
                 check(told["connections"] == 0, f"its 70 are no longer believed: {told['connections']}")
-                counts = crowd.spread(await crowd.come(balancer, 20, lanes=1))
+                counts = fleet.spread(await fleet.come(balancer, 20, lanes=1))
                 check(counts == {"pod-1": 10, "pod-2": 10}, f"own counts decide: {counts}")
             else:
                 check("500ms" in told.get("reason", ""), f"its reason: {told.get('reason')}")
             valid(balancer, f"a pod that is {wanted}")
-    crowd.stop(*pods)
+    fleet.stop(*pods)
 
 
 async def show_unknown():
     say("a pod whose metric route answers 500")
-    pods = [await crowd.Pod(f"pod-{number}").start() for number in (1, 2)]
+    pods = [await fleet.Pod(f"pod-{number}").start() for number in (1, 2)]
     pods[0].status = 500
     async with balancing(pods, POLLED) as balancer:
         await eventually(lambda: "500" in str(why(balancer, pods[0])))
@@ -104,27 +102,27 @@ async def show_unknown():
         tell(told)
         check("reported" not in told, f"it is {told['state']}, and no count is made up")
         check("500" in str(why(balancer, pods[0])), f"its reason: {why(balancer, pods[0])}")
-        clients = await crowd.come(balancer, 20, lanes=1)
+        clients = await fleet.come(balancer, 20, lanes=1)
         unharmed(clients, "a metric route that answers 500")
-        say(f"         spread: {crowd.spread(clients)}")
+        say(f"         spread: {fleet.spread(clients)}")
         valid(balancer, "a pod without a readable report")
-    crowd.stop(*pods)
+    fleet.stop(*pods)
 
 
 async def show_draining():
     say("a pod that reports draining: true, and later false")
-    pods = [await crowd.Pod(f"pod-{number}").start() for number in (1, 2)]
+    pods = [await fleet.Pod(f"pod-{number}").start() for number in (1, 2)]
     draining, other = pods
     async with balancing(pods, POLLED) as balancer:
-        before = await crowd.come(balancer, 10, lanes=1)
+        before = await fleet.come(balancer, 10, lanes=1)
         draining.told = {"draining": True}
         told = await shown(balancer, draining, "draining")
         tell(told)
         check(told["state"] == "draining", f"it is {told['state']}")
         check(bool(told.get("reason")), f"its reason: {told.get('reason')}")
-        clients = await crowd.come(balancer, 20, lanes=1)
+        clients = await fleet.come(balancer, 20, lanes=1)
         unharmed(clients, "while it drains")
-        check(crowd.spread(clients) == {other.name: 20}, f"no new sessions: {crowd.spread(clients)}")
+        check(fleet.spread(clients) == {other.name: 20}, f"no new sessions: {fleet.spread(clients)}")
         live = [client for client in before if client.pod == draining.name]
         check(len(live) == 5 and all([await client.talks() for client in live]), f"its {len(live)} old ones live")
         valid(balancer, "a draining pod")
@@ -136,30 +134,30 @@ async def show_draining():
         check(all([await client.talks() for client in before + clients]), "and the old sessions live")
         draining.told = {"draining": False}
         await eventually(lambda: entry(balancer, draining)["state"] != "draining")
-        back = await crowd.come(balancer, 10, lanes=1)
-        check(crowd.spread(back) == {draining.name: 10}, f"draining: false takes it back: {crowd.spread(back)}")
-    crowd.stop(*pods)
+        back = await fleet.come(balancer, 10, lanes=1)
+        check(fleet.spread(back) == {draining.name: 10}, f"draining: false takes it back: {fleet.spread(back)}")
+    fleet.stop(*pods)
     say("  control: draining is text, which is no report")
-    pods = [await crowd.Pod(f"pod-{number}").start() for number in (1, 2)]
+    pods = [await fleet.Pod(f"pod-{number}").start() for number in (1, 2)]
     async with balancing(pods, POLLED) as balancer:
         pods[0].told = {"draining": "true"}
         await eventually(lambda: why(balancer, pods[0]))
         told = entry(balancer, pods[0])
         tell(told)
         check(told["state"] != "draining", f"it is {told['state']}: {why(balancer, pods[0])}")
-    crowd.stop(*pods)
+    fleet.stop(*pods)
 
 
 async def show_full():
     say("pods that report maxConnections: 3 and 5")
-    pods = [await crowd.Pod(f"pod-{number}").start() for number in (1, 2)]
+    pods = [await fleet.Pod(f"pod-{number}").start() for number in (1, 2)]
     for pod, most in zip(pods, (3, 5)):
         pod.told = {"maxConnections": most}
     async with balancing(pods, POLLED) as balancer:
         await eventually(lambda: all("maxConnections" in entry(balancer, pod) for pod in pods))
-        clients = await crowd.come(balancer, 8, lanes=1)
+        clients = await fleet.come(balancer, 8, lanes=1)
         unharmed(clients, "up to the last place")
-        check(crowd.spread(clients) == {"pod-1": 3, "pod-2": 5}, f"each is filled: {crowd.spread(clients)}")
+        check(fleet.spread(clients) == {"pod-1": 3, "pod-2": 5}, f"each is filled: {fleet.spread(clients)}")
         told = entry(balancer, pods[0])
         tell(told)
         check(told["state"] == "full" and told.get("maxConnections") == 3, f"it is {told['state']}")
@@ -173,16 +171,16 @@ async def show_full():
     for pod in pods:
         pod.told = {}
     async with balancing(pods, POLLED) as balancer:
-        unharmed(await crowd.come(balancer, 30), "control, no maxConnections")
-    crowd.stop(*pods)
+        unharmed(await fleet.come(balancer, 30), "control, no maxConnections")
+    fleet.stop(*pods)
 
 
-class Checked(crowd.Pod):
+class Checked(fleet.Pod):
     """One with a route of health instead of a metric route: 204 or what `status` says."""
 
     async def metric(self, connection, head):
         status = 404 if head.target != "/health" else 204 if self.status == 200 else self.status
-        await connection.send(f"HTTP/1.1 {status} Reason\r\n\r\n" if status == 204 else byhand.answer(status))
+        await connection.send(f"HTTP/1.1 {status} Reason\r\n\r\n" if status == 204 else scripted.answer(status))
 
 
 async def show_health():
@@ -195,17 +193,17 @@ async def show_health():
         told = await shown(balancer, sick, "ejected")
         tell(told)
         check(told["state"] == "ejected" and "500" in str(told.get("reason")), "500 ejects it before any client comes")
-        clients = await crowd.come(balancer, 10, lanes=1)
-        check(crowd.spread(clients) == {"pod-2": 10}, f"nobody is offered to it: {crowd.spread(clients)}")
+        clients = await fleet.come(balancer, 10, lanes=1)
+        check(fleet.spread(clients) == {"pod-2": 10}, f"nobody is offered to it: {fleet.spread(clients)}")
         sick.status = 200
         await eventually(lambda: entry(balancer, sick)["state"] != "ejected")
-        back = await crowd.come(balancer, 10, lanes=1)
-        check(crowd.spread(back).get("pod-1", 0) > 0, f"204 brings it back: {crowd.spread(back)}")
+        back = await fleet.come(balancer, 10, lanes=1)
+        check(fleet.spread(back).get("pod-1", 0) > 0, f"204 brings it back: {fleet.spread(back)}")
         valid(balancer, "a service without a metric route")
     sick.status = 500
     async with balancing(pods, without) as balancer:
-        clients = await crowd.come(balancer, 10, lanes=1)
-        counts = crowd.spread(clients)
+        clients = await fleet.come(balancer, 10, lanes=1)
+        counts = fleet.spread(clients)
         check(counts == {"pod-1": 5, "pod-2": 5}, f"control, no health_path: it is used, {counts}")
     dead = await kinds.Refused().start()
     async with balancing([dead, healthy], f"{without}health_tcp = true\n") as balancer:
@@ -213,4 +211,4 @@ async def show_health():
         tell(told)
         check(told["state"] == "ejected" and "refused" in str(told.get("reason")), "health_tcp ejects one that refuses")
         check(entry(balancer, healthy)["state"] != "ejected", "and the other is not")
-    crowd.stop(dead, *pods)
+    fleet.stop(dead, *pods)

@@ -5,9 +5,8 @@ import dataclasses
 
 import play
 import table
+from evidence.checks import check, say
 from table import CALM, close
-
-from common import check, say
 
 GUARDS = {  # row and variant: the setting that makes it happen, which CALM does not have
     "idle time-out, after a message": "idle_timeout",

@@ -11,7 +11,7 @@ import struct
 import termios
 from pathlib import Path
 
-import byhand
+from evidence import scripted
 
 SEED = 6
 MASK = b"mask"  # of clients
@@ -52,7 +52,7 @@ def boundary(raw):
 
 def heard(raw, opcode):
     """The payload of the first frame of this kind, unmasked; None without."""
-    found = (byhand.masked(one.payload, one.key or OPEN_MASK) for one in walk(raw) if one.opcode == opcode)
+    found = (scripted.masked(one.payload, one.key or OPEN_MASK) for one in walk(raw) if one.opcode == opcode)
     return next(found, None)
 
 
@@ -67,10 +67,10 @@ def readable(raw, everybodys=False):
     for one in walk(raw):
         parts.append(raw[one.begin : one.end])
         if everybodys or one.opcode in (CLOSE, PING) and one.key != MASK:
-            payload = byhand.masked(one.payload, one.key) if one.key else one.payload
+            payload = scripted.masked(one.payload, one.key) if one.key else one.payload
             if one.opcode == PING and len(payload) == len(PING_PAYLOAD):
                 payload = PING_PAYLOAD
-            parts[-1] = byhand.frame(one.opcode, payload, one.fin, OPEN_MASK if one.key else None)
+            parts[-1] = scripted.frame(one.opcode, payload, one.fin, OPEN_MASK if one.key else None)
         at = one.end
     return b"".join([*parts, raw[at:]])
 
@@ -126,7 +126,7 @@ class End:
             self.end = "RST"
         self._news.set()
 
-    async def until(self, probe, timeout=byhand.DEADLINE):
+    async def until(self, probe, timeout=scripted.DEADLINE):
         """Waits until what was read makes `probe` true; whether it did in time."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
@@ -137,7 +137,7 @@ class End:
 
     async def send(self, data):
         self.said += data
-        await asyncio.wait_for(asyncio.get_running_loop().sock_sendall(self.sock, data), byhand.DEADLINE)
+        await asyncio.wait_for(asyncio.get_running_loop().sock_sendall(self.sock, data), scripted.DEADLINE)
 
     async def fill(self):
         """Sends whole frames until nobody takes any more, or until the other side has ended."""
@@ -166,7 +166,7 @@ class End:
 
     async def taken(self):
         """Waits until the other end has read what was sent: closing with bytes unread is an RST."""
-        return await byhand.eventually(lambda: not self._unread())
+        return await scripted.eventually(lambda: not self._unread())
 
     def _unread(self):
         """Bytes that the other end's system holds for it: /proc/net/tcp, local and remote, then the queues."""
@@ -195,7 +195,7 @@ class End:
     async def last(self):
         """How the connection ended, an RST behind a FIN included; looked at when this end has shut, too."""
         if self.end == "FIN":
-            await byhand.eventually(self._closed, 1)
+            await scripted.eventually(self._closed, 1)
             if self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 return "FIN, RST"
         return self.end or "open"

@@ -17,11 +17,22 @@ from pathlib import Path
 import play
 import table
 from ends import FLOOD_FRAME, OPEN_MASK, readable
-from table import ALL, ANY, DRAIN_CODES, FAREWELLS, FIRST, GONE, LONG, WITHIN, WORD, Cell, close, gets
-
-import byhand
-import common
-from common import check, say
+from evidence import install, programs, scripted
+from evidence.checks import check, say
+from table import (
+    ALL,
+    ANY,
+    DRAIN_CODES,
+    FAREWELLS,
+    FIRST,
+    GONE,
+    LONG,
+    WITHIN,
+    WORD,
+    Cell,
+    close,
+    gets,
+)
 
 HERE = Path(__file__).parent
 TUNGSTENITE = "tungstenite-client"
@@ -242,14 +253,14 @@ def closes():
         ("no code", b"", 1005, ""), ("1000", b"\x03\xe8", 1000, ""),
         ("1001 with a reason", b"\x03\xe9bye", 1001, "bye"), ("4999", b"\x13\x87own", 4999, "own"),
     ):
-        goodbye = byhand.frame(8, payload)
-        report, answer = Report(code, reason, True), byhand.frame(8, payload, mask=OPEN_MASK)
+        goodbye = scripted.frame(8, payload)
+        report, answer = Report(code, reason, True), scripted.frame(8, payload, mask=OPEN_MASK)
         row = "the pod says Close"
         yield Cell(row, name, "calm", (("passes", goodbye),), client=report, pod=gets(answer))
         steps = ("passes", goodbye), ("leaves", "pod")
         yield Cell(row, f"{name}, and dies by FIN at once", "calm", steps, client=report, pod=GONE)
     yield Cell("the client says Close", "1000", "calm", (("closes",),), client=Report(1000, "", True),
-               pod=gets(byhand.frame(8, b"\x03\xe8", mask=OPEN_MASK)))
+               pod=gets(scripted.frame(8, b"\x03\xe8", mask=OPEN_MASK)))
     for row, service, code, reason in (
         ("idle time-out", "idle", 1001, "idle for long"), ("greatest age", "old", 1012, "lived for long"),
     ):
@@ -267,8 +278,8 @@ def closes():
 
 def given_up():
     """Pings that a library answers by itself, until it is stopped; and one that takes nothing."""
-    goodbye = byhand.frame(8, b"\x03\xe8")
-    answer = gets(byhand.frame(8, b"\x03\xe8", mask=OPEN_MASK))
+    goodbye = scripted.frame(8, b"\x03\xe8")
+    answer = gets(scripted.frame(8, b"\x03\xe8", mask=OPEN_MASK))
     steps = ("quiet", "pod"), ("quiet", "pod"), ("passes", WORD["pod"] + goodbye)
     yield Cell("our Pings", "are answered: it stays, and the pod hears nothing", "asks-client", steps,
                client=Report(1000, "", True, (15,)), pod=answer)
@@ -296,18 +307,18 @@ def limits():
 
 def said(text):
     """A message of a library's, unmasked."""
-    return byhand.frame(1, text.encode(), mask=OPEN_MASK)
+    return scripted.frame(1, text.encode(), mask=OPEN_MASK)
 
 
 async def show(pods):
-    npm = common.npm("ws", "ws@8")
+    npm = install.npm("ws", "ws@8")
     node = json.loads((npm / "node_modules/ws/package.json").read_text())["version"]
-    subprocess.run(["cargo", "build", "--quiet", "--example", TUNGSTENITE], cwd=common.ROOT, check=True)
+    subprocess.run(["cargo", "build", "--quiet", "--example", TUNGSTENITE], cwd=programs.ROOT, check=True)
     makers = {
-        "tokio-tungstenite": lambda: Client([common.ROOT / "target/debug/examples" / TUNGSTENITE]),
+        "tokio-tungstenite": lambda: Client([programs.ROOT / "target/debug/examples" / TUNGSTENITE]),
         f"websockets {version('websockets')}": lambda: Client([sys.executable, HERE / "client.py"]),
-        f"npm ws {node}": lambda: Client([common.need("node"), HERE / "client.mjs"], npm),
-        "wsbalancer client (awc)": lambda: OwnClient([common.BINARY, "client"]),
+        f"npm ws {node}": lambda: Client([install.need("node"), HERE / "client.mjs"], npm),
+        "wsbalancer client (awc)": lambda: OwnClient([programs.BINARY, "client"]),
     }
     every = list(cells())
     say(f"{len(every)} cells with each of {', '.join(makers)}")

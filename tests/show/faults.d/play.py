@@ -9,9 +9,8 @@ import socket
 import urllib.request
 
 from ends import CLOSE, MASK, PING, PONG, End, boundary, heard, readable
+from evidence import scripted
 from table import ALL, ANY, CUT, GONE, OTHER, SERVICES, SIDES, TWO_PODS, WHOLE
-
-import byhand
 
 HOST = "chat.example.org"
 LANES = 16  # cells at a time
@@ -91,12 +90,12 @@ class Pods:
 async def take_head(end):
     """The head that an end gets; what is behind it stays with it. None when it ends before."""
     while HEAD_END not in end.got:
-        piece = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(end.sock, 1 << 16), byhand.DEADLINE)
+        piece = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(end.sock, 1 << 16), scripted.DEADLINE)
         if not piece:
             return None
         end.got += piece
     size = end.got.index(HEAD_END) + len(HEAD_END)
-    head = byhand.Head(bytes(end.got[:size]))
+    head = scripted.Head(bytes(end.got[:size]))
     del end.got[:size]
     return head
 
@@ -109,7 +108,7 @@ def balance(pods, names, **settings):
         lines += [f"{key} = {json.dumps(value)}" for key, value in SERVICES[name].items()]
         lines += ["[[routes]]", f'path_prefix = "/{name}"', f'service = "{name}"']
     rules = '[balancer]\nmetric_path = "none"\neject_after = 0\n'
-    return byhand.Configured(rules + "\n".join(lines) + "\n", **{"SERVER__SHUTDOWN_TIMEOUT": "30s", **settings})
+    return scripted.Configured(rules + "\n".join(lines) + "\n", **{"SERVER__SHUTDOWN_TIMEOUT": "30s", **settings})
 
 
 class Together:
@@ -129,14 +128,14 @@ class Together:
 def ask(balancer, method, path):
     """What the admin listener says, as JSON; None without an answer."""
     request = urllib.request.Request(f"http://{balancer.admin}{path}", method=method)
-    with urllib.request.urlopen(request, timeout=byhand.DEADLINE) as answer:
+    with urllib.request.urlopen(request, timeout=scripted.DEADLINE) as answer:
         return json.loads(answer.read() or "null")
 
 
 def is_ready(balancer):
     """Whether /readyz says 200."""
     try:
-        urllib.request.urlopen(f"http://{balancer.admin}/readyz", timeout=byhand.DEADLINE).close()
+        urllib.request.urlopen(f"http://{balancer.admin}/readyz", timeout=scripted.DEADLINE).close()
         return True
     except OSError:  # an HTTPError is one
         return False
@@ -187,7 +186,7 @@ class Play:
             payload = heard(end.got, CLOSE)
             if payload is not None and heard(end.said, CLOSE) is None and boundary(end.said):
                 with contextlib.suppress(ConnectionError):  # it is closed already: that is seen by its end
-                    await end.send(byhand.frame(CLOSE, payload, mask=MASK if end.side == "client" else None))
+                    await end.send(scripted.frame(CLOSE, payload, mask=MASK if end.side == "client" else None))
             if end.side == "pod" and payload is not None:
                 end.shut()  # servers close first (RFC 6455 §7.1.1)
         await end.until(lambda: end.end, self.patience)
@@ -196,19 +195,19 @@ class Play:
 
     async def asks(self, early=b""):
         host, _, port = self.balancer.address.rpartition(":")
-        sock = socket.create_connection((host, int(port)), byhand.DEADLINE, (self.address, 0))
+        sock = socket.create_connection((host, int(port)), scripted.DEADLINE, (self.address, 0))
         client = self.side["client"] = End("client", sock)
-        await client.send(byhand.handshake(self.path, HOST).encode() + early)
+        await client.send(scripted.handshake(self.path, HOST).encode() + early)
         client.said = bytearray(early)
 
     async def asked(self):
-        end, self.request = await asyncio.wait_for(self.pods.asked[self.path].get(), byhand.DEADLINE)
+        end, self.request = await asyncio.wait_for(self.pods.asked[self.path].get(), scripted.DEADLINE)
         self.side["pod"] = end
         self._listen(end)
 
     async def replies(self, share=1, more=b""):
         """The pod's 101, or the first part of it, and what it says in the same segment."""
-        head = byhand.switch(self.request).encode()
+        head = scripted.switch(self.request).encode()
         pod = self.side["pod"]
         await pod.send(head[: int(share * len(head))] + more)
         pod.said = bytearray(more)
@@ -270,7 +269,7 @@ class Play:
     async def pongs(self, side):
         """Answers the balancer's Ping."""
         end = self.side[side]
-        await end.send(byhand.frame(PONG, heard(end.got, PING), mask=MASK if side == "client" else None))
+        await end.send(scripted.frame(PONG, heard(end.got, PING), mask=MASK if side == "client" else None))
 
     async def forgotten(self):
         """Waits until the balancer has given up the only session of this service."""
@@ -279,7 +278,7 @@ class Play:
         def own():
             return next(one["own"] for one in self.balancer.metrics()["services"] if one["name"] == name)
 
-        if not await byhand.eventually(lambda: own() == 0, SETTLE):
+        if not await scripted.eventually(lambda: own() == 0, SETTLE):
             raise RuntimeError("the session does not end")
 
     async def deleted(self):
@@ -294,5 +293,5 @@ async def play(cell, *more, lanes=None, kind=Play, **rest):
     async with lanes or contextlib.nullcontext():
         try:
             return await kind(cell, *more, **rest).run()
-        except Exception as error:  # noqa: BLE001, whatever it is, it is not what the cell says
+        except Exception as error:
             return error

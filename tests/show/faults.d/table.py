@@ -11,9 +11,8 @@ import dataclasses
 import itertools
 
 from ends import CLOSE, MASK, OPEN_MASK, PING, PING_PAYLOAD, heard, walk
-
-import byhand
-from byhand import frame
+from evidence import scripted
+from evidence.scripted import frame
 
 GONE = "-"  # an end that can tell nothing
 
@@ -120,7 +119,7 @@ def described(raw):
 
 def word(one):
     """A frame in few words."""
-    payload = byhand.masked(one.payload, one.key or OPEN_MASK)
+    payload = scripted.masked(one.payload, one.key or OPEN_MASK)
     if one.opcode == CLOSE:
         return f"Close {int.from_bytes(payload[:2], 'big')} '{payload[2:42].decode()}'" if payload else "Close"
     if one.opcode == PING:

@@ -10,14 +10,10 @@ import sys
 import time
 from pathlib import Path
 
-import byhand
-import chats
-import common
-import crowd
-import sessions
-from byhand import eventually
-from common import check, say
-from sessions import SHUTDOWN, unevenness
+from evidence import chats, fleet, programs, scripted, sessions
+from evidence.checks import check, say
+from evidence.scripted import eventually
+from evidence.sessions import SHUTDOWN, unevenness
 
 RATE = 500  # connects a second
 PODS = 4
@@ -82,7 +78,7 @@ async def show_behind(short):
     check(set(statuses) == {200} and statuses[200] > ASKED, f"plain requests: {dict(statuses)}")
 
 
-class Traefik(common.Program):
+class Traefik(programs.Program):
     """Everything that comes goes to the socket that is handed on."""
 
     def __init__(self, host):
@@ -90,14 +86,14 @@ class Traefik(common.Program):
         rules = {"routers": {"all": {"rule": "PathPrefix(`/`)", "service": "all"}}, "services": {"all": server}}
         file = host.file.with_name("rules.yml")
         file.write_text(json.dumps({"http": rules}))  # JSON is YAML
-        self.address = f"127.0.0.1:{common.free_port()}"
+        self.address = f"127.0.0.1:{programs.free_port()}"
         super().__init__(
             Path(sys.executable).with_name("traefik"), f"--entrypoints.web.address={self.address}",
             f"--providers.file.filename={file}", "--global.checknewversion=false", "--global.sendanonymoususage=false")
 
     async def ready(self):
         """Waits until it routes: it says nothing when it does."""
-        async with asyncio.timeout(byhand.DEADLINE):
+        async with asyncio.timeout(scripted.DEADLINE):
             while await status(self.address) != 200:
                 await asyncio.sleep(0.1)
 
@@ -116,8 +112,8 @@ async def status(address):
     """What becomes of a plain request on a connection of its own."""
     try:
         reader, writer = await asyncio.open_connection(*address.split(":"))
-        writer.write(byhand.request("/metric", address, "Connection: close").encode())
-        line = await asyncio.wait_for(reader.readline(), byhand.DEADLINE)
+        writer.write(scripted.request("/metric", address, "Connection: close").encode())
+        line = await asyncio.wait_for(reader.readline(), scripted.DEADLINE)
         writer.close()
         return int(line.split()[1])
     except (OSError, IndexError, TimeoutError) as error:
@@ -145,7 +141,7 @@ class Host:
         self.front = self.address  # where clients come to
         if not hands_over:
             self.socket.close()
-        self.file = common.scratch("handover") / "balancer.toml"
+        self.file = programs.scratch("handover") / "balancer.toml"
         self.file.write_text(chats.toml({
             "server": {"listen": self.address, "drain_delay": "0s", "drain_time": f"{DRAIN}s"},
             "admin": {"listen": "127.0.0.1:0"},
@@ -181,7 +177,7 @@ async def ground(hands_over=True):
     yield host
     await chats.stop(host.current)
     host.socket.close()
-    crowd.stop(*pods)
+    fleet.stop(*pods)
 
 
 ECHO = "an echo"
@@ -279,7 +275,7 @@ async def leaves(old, came):
     old.process.send_signal(signal.SIGTERM)
     code = await asyncio.to_thread(old.process.wait, sessions.LATE)
     took = time.monotonic() - began
-    found = await asyncio.to_thread(common.Program.expect, old, STOPPED)
+    found = await asyncio.to_thread(programs.Program.expect, old, STOPPED)
     opened, cut = map(int, found.groups())
     closed = came.closed(signalled)
     check(code == 0 and cut == 0 and opened == len(closed) > 0 and "panic" not in old.output,
@@ -295,7 +291,7 @@ def account(came):
     waits = [wait for visitor in came.visitors for wait in visitor.waits]
     clients = [client for visitor in came.visitors for client in visitor.clients]
     say(f"         {len(waits)} connects, those of clients that came back included; milliseconds until the 101,")
-    say(f"         median, p99 and longest: {', '.join(crowd.latencies(waits))}")
+    say(f"         median, p99 and longest: {', '.join(fleet.latencies(waits))}")
     statuses = collections.Counter(client.status for client in clients)
     check(not harmed and set(statuses) == {101}, f"none is refused or reset: {dict(statuses)} {harmed or ''}")
     check(visits[ECHO] + visits[CROSSED] == len(clients),

@@ -5,7 +5,7 @@
 
 import dataclasses
 
-from wire import ACCEPT, HOST, NONCE, Says, chunked, frame, framed, switching
+from evidence.raw_sockets import ACCEPT, HOST, NONCE, Says, chunked, frame, framed, switching
 
 SHUT = True
 

@@ -8,12 +8,9 @@ import os
 import subprocess
 from pathlib import Path
 
-import chats
-import common
-import crowd
-import sessions
-from byhand import eventually
-from common import check, say
+from evidence import chats, fleet, programs, sessions
+from evidence.checks import check, say
+from evidence.scripted import eventually
 
 PODS = 4
 NEWCOMERS = 40
@@ -80,7 +77,7 @@ async def show_end(balancer, reason):
 
 async def show_control(_):
     say("control: the build that is meant for people")
-    async with ground(PODS, common.BINARY) as (balancer, chatting):
+    async with ground(PODS, programs.BINARY) as (balancer, chatting):
         for hook in ACTORS:
             status, *_ = await sessions.call(balancer.admin, "POST", f"/api/fault/{hook}")
             check(status == 404, f"POST /api/fault/{hook}: {status}")
@@ -93,9 +90,9 @@ def faulty():
     """The build with the hooks."""
     if named := os.environ.get("WSBALANCER_FAULTS_BIN"):
         return Path(named)
-    target = common.WORK / "fault-hooks"
+    target = programs.WORK / "fault-hooks"
     build = "cargo", "build", "--release", "--quiet", "--features", "fault-hooks", "--target-dir", str(target)
-    subprocess.run(build, cwd=common.ROOT, check=True)
+    subprocess.run(build, cwd=programs.ROOT, check=True)
     return target / "release" / "wsbalancer"
 
 
@@ -103,7 +100,7 @@ def faulty():
 async def ground(count, binary=None):
     """Pods, a balancer, and so many sessions that chat."""
     pods = await sessions.start(PODS)
-    file = common.scratch("panics") / "balancer.toml"
+    file = programs.scratch("panics") / "balancer.toml"
     file.write_text(chats.toml({
         "server": {"listen": "127.0.0.1:0", "drain_delay": "0s", "drain_time": "0s", "shutdown_timeout": "1s"},
         "admin": {"listen": "127.0.0.1:0"},
@@ -115,7 +112,7 @@ async def ground(count, binary=None):
     await chatting.join(balancer.address, count)
     await eventually(lambda: sum(balancer.own().values()) == count)
     yield balancer, chatting
-    crowd.stop(*pods)
+    fleet.stop(*pods)
 
 
 @dataclasses.dataclass

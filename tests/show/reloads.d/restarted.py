@@ -3,13 +3,10 @@
 import asyncio
 import contextlib
 
-import chats
-import common
-import crowd
-import sessions
 import twenty
-from byhand import eventually
-from common import check, say
+from evidence import chats, fleet, programs, sessions
+from evidence.checks import check, say
+from evidence.scripted import eventually
 
 
 async def show(count):
@@ -21,7 +18,7 @@ async def show(count):
 async def ground(count):
     """Pods, the settings that a balancer has begun with, their file, and so many sessions that chat."""
     pods = await sessions.start(twenty.PODS)
-    file = common.scratch("reloads") / "balancer.toml"
+    file = programs.scratch("reloads") / "balancer.toml"
     settings = twenty.settings(pods)
     file.write_text(chats.toml(settings))
     balancer = chats.Balancer(file)
@@ -31,7 +28,7 @@ async def ground(count):
     same = await eventually(lambda: sum(balancer.own().values()) == count)
     check(same and chatting.stay(), "all stay until now, hear what they said in order, and are counted")
     yield pods, settings, file, balancer, chatting
-    crowd.stop(*pods)
+    fleet.stop(*pods)
 
 
 async def show_restart(count):

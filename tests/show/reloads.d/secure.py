@@ -3,19 +3,12 @@
 import asyncio
 import os
 import ssl
-import sys
-from pathlib import Path
 
-import chats
-import common
-import sessions
 import twenty
-from byhand import eventually
-from common import check, say
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tls.d"))
-
-from certificates import Authority  # noqa: E402, only once its folder is known
+from evidence import chats, programs, sessions
+from evidence.certificates import Authority
+from evidence.checks import check, say
+from evidence.scripted import eventually
 
 PODS = 2
 
@@ -23,7 +16,7 @@ PODS = 2
 async def show(count):
     count //= 10
     say(f"{count} sessions chat over TLS, with pods of https://: certificates and authorities change")
-    ground = Ground(common.scratch("reloads"))
+    ground = Ground(programs.scratch("reloads"))
     await ground.start()
     crowd = chats.Crowd()
     await crowd.join(ground.balancer.address, count, context=ground.context)

@@ -12,12 +12,10 @@ import signal
 import time
 import typing
 
-import chats
-import common
-import sessions
-from byhand import eventually
-from common import check, say
-from sessions import all_ended, call
+from evidence import chats, programs, sessions
+from evidence.checks import check, say
+from evidence.scripted import eventually
+from evidence.sessions import all_ended, call
 
 PACE = 1  # seconds from one reload to the next
 PODS = 4
@@ -32,7 +30,7 @@ STATUS = {"applied": 200, "unchanged": 200, "refused": 409, "invalid": 422}
 async def show(count):
     say(f"{count} sessions say {chats.SIZE} bytes every {chats.PERIOD} s each, {SILENT} others are silent;")
     say(f"  {len(STEPS)} reloads, one every {PACE} s or as soon as the one before has been looked at")
-    ground = Ground(common.scratch("reloads"), count)
+    ground = Ground(programs.scratch("reloads"), count)
     await ground.start()
     began = time.monotonic()
     for number, step in enumerate(STEPS):

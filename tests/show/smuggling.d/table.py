@@ -8,7 +8,7 @@ Tunnelled: a handshake, and what is behind it is the tunnel's.
 
 import dataclasses
 
-from wire import HOST, NONCE, Says, frame, framed, switching
+from evidence.raw_sockets import HOST, NONCE, Says, frame, framed, switching
 
 
 @dataclasses.dataclass

@@ -6,8 +6,8 @@ import random
 import socket
 import time
 
-import byhand
 import rules
+from evidence import scripted
 
 HOST = "chat.example.org"
 MASK = b"mask"
@@ -52,8 +52,8 @@ class Client:
         return kind
 
     async def come(self):
-        self.connection = await byhand.dial(self.address)
-        await self.send(byhand.handshake(f"/life/{self.number}", HOST))
+        self.connection = await scripted.dial(self.address)
+        await self.send(scripted.handshake(f"/life/{self.number}", HOST))
         head = await self.connection.head()
         self.began = time.monotonic()
         if head is None or head.status != 101:
@@ -76,13 +76,13 @@ class Client:
             except ConnectionError as end:
                 raise Over("reset") from end
             if opcode == 8:
-                await self.send(byhand.frame(8, payload[:2], mask=MASK))
+                await self.send(scripted.frame(8, payload[:2], mask=MASK))
                 raise Over(f"Close {int.from_bytes(payload[:2], 'big')} {payload[2:].decode()}")
             if opcode != 9:
                 return fin, opcode, payload
             self.pings += 1
             if self.answers_pings:
-                await self.send(byhand.frame(10, payload, mask=MASK))
+                await self.send(scripted.frame(10, payload, mask=MASK))
 
     async def expect(self, *wanted):
         found = await self.next()
@@ -110,7 +110,7 @@ class Client:
         for _ in range(rounds):
             frames = [frame for _ in range(self.seeded.randint(1, 4)) for frame in self.message()]
             for fin, opcode, payload in frames:
-                await self.send(byhand.frame(opcode, payload, fin=fin, mask=MASK))
+                await self.send(scripted.frame(opcode, payload, fin=fin, mask=MASK))
             for fin, opcode, payload in frames:
                 await self.expect(fin, 10 if opcode == 9 else opcode, payload)
             await asyncio.sleep(self.seeded.uniform(0, 0.3))
@@ -120,7 +120,7 @@ class Client:
         await self.talk(self.seeded.randint(0, 8))
         code = self.seeded.choice(CODES)
         self.said_close = True
-        await self.send(byhand.frame(8, code.to_bytes(2, "big") + b"bye", mask=MASK))
+        await self.send(scripted.frame(8, code.to_bytes(2, "big") + b"bye", mask=MASK))
         try:
             await self.to_the_end()
         except Over as over:
@@ -132,7 +132,7 @@ class Client:
         """Talks, then is gone without a Close, perhaps in a frame."""
         await self.talk(self.seeded.randint(0, 8))
         if self.seeded.random() < 0.5:
-            await self.send(byhand.frame(2, bytes(5000), mask=MASK)[: self.seeded.randint(1, 4999)])
+            await self.send(scripted.frame(2, bytes(5000), mask=MASK)[: self.seeded.randint(1, 4999)])
         if self.seeded.random() < 0.5:
             self.connection.close()
         self.outcome = "left"
@@ -142,13 +142,13 @@ class Client:
         self.staged = "stalls"
         # Left alone, a receive buffer may grow until it holds the whole flood.
         self.connection.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVED)
-        await self.send(byhand.frame(1, b"flood %d" % FLOOD, mask=MASK))
+        await self.send(scripted.frame(1, b"flood %d" % FLOOD, mask=MASK))
         await asyncio.sleep(rules.WRITE + 2)
         await self.to_the_end()
 
     async def nap(self):
         """Takes nothing for a while, then all of it."""
-        await self.send(byhand.frame(1, b"flood %d" % FLOOD, mask=MASK))
+        await self.send(scripted.frame(1, b"flood %d" % FLOOD, mask=MASK))
         await asyncio.sleep(self.seeded.uniform(0.1, rules.WRITE / 2))
         left = FLOOD
         while left:
@@ -161,7 +161,7 @@ class Client:
     async def burst(self):
         """More messages than it may send in a second, which are slowed down."""
         texts = [b"%d of a burst" % number for number in range(2 * rules.RATE)]
-        await self.send(*(byhand.frame(1, text, mask=MASK) for text in texts))
+        await self.send(*(scripted.frame(1, text, mask=MASK) for text in texts))
         for text in texts:
             await self.expect(True, 1, text)
         await self.leave()
@@ -170,7 +170,7 @@ class Client:
         """Announces a message that is too large."""
         self.staged = "exceeds"
         await self.talk(self.seeded.randint(0, 2))
-        await self.send(byhand.frame(2, bytes(rules.MESSAGE), fin=False, mask=MASK), byhand.frame(0, b"1", mask=MASK))
+        await self.send(scripted.frame(2, bytes(rules.MESSAGE), fin=False, mask=MASK), scripted.frame(0, b"1", mask=MASK))
         await self.to_the_end()
 
     async def rest(self):

@@ -3,8 +3,8 @@
 import asyncio
 import json
 
-import byhand
 import rules
+from evidence import scripted
 
 PIECE = bytes(16 << 10)  # of a flood
 CUT = b"\x82\x7e\x40\x00half of a frame"  # 16 KiB are announced
@@ -19,16 +19,16 @@ class Session:
 
     async def flood(self, size):
         while size > 0 and not self.is_over:
-            await self.connection.send(byhand.frame(2, PIECE))
+            await self.connection.send(scripted.frame(2, PIECE))
             size -= len(PIECE)
 
     def goodbye(self):
         """Says Close."""
         self.is_over = True
-        self.connection.writer.write(byhand.frame(8, (1001).to_bytes(2, "big") + b"restarting"))
+        self.connection.writer.write(scripted.frame(8, (1001).to_bytes(2, "big") + b"restarting"))
 
 
-class Pod(byhand.Pod):
+class Pod(scripted.Pod):
     """Echoes frame by frame, answers Pings, floods when it is asked to."""
 
     def __init__(self, name):
@@ -45,22 +45,22 @@ class Pod(byhand.Pod):
     async def talk(self, connection):
         self.everyone.add(connection)
         try:
-            while head := await connection.head(byhand.IDLE):
+            while head := await connection.head(scripted.IDLE):
                 await self.awake.wait()
                 if head.get("sec-websocket-key"):
                     return await self.handshake(connection, head)
                 report = {"agentsConnections": len(self.sessions), "podName": self.name}
-                await connection.send(byhand.answer(200, body=json.dumps(report).encode()))
+                await connection.send(scripted.answer(200, body=json.dumps(report).encode()))
         finally:
             self.everyone.discard(connection)
 
     async def handshake(self, connection, head):
         if self.is_busy:
-            return await connection.send(byhand.answer(503))
+            return await connection.send(scripted.answer(503))
         number = int(head.target.rpartition("/")[2])
         self.sessions[number] = Session(connection)
         try:
-            await connection.send(byhand.switch(head, f"X-Pod: {self.name}"))
+            await connection.send(scripted.switch(head, f"X-Pod: {self.name}"))
             await self.serve_session(self.sessions[number])
         finally:
             del self.sessions[number]
@@ -68,7 +68,7 @@ class Pod(byhand.Pod):
     async def serve_session(self, session):
         opcode = None
         while opcode != 8:
-            fin, opcode, payload = await session.connection.frame(byhand.IDLE)
+            fin, opcode, payload = await session.connection.frame(scripted.IDLE)
             await self.awake.wait()
             if opcode == 10:
                 self.strays += 1
@@ -77,7 +77,7 @@ class Pod(byhand.Pod):
             elif payload.startswith(b"flood "):
                 await session.flood(int(payload[6:]))
             else:
-                await session.connection.send(byhand.frame(10 if opcode == 9 else opcode, payload, fin=fin))
+                await session.connection.send(scripted.frame(10 if opcode == 9 else opcode, payload, fin=fin))
 
     def blame(self, fault):
         """Writes down what happens to all sessions."""

@@ -10,13 +10,11 @@ import struct
 import sys
 import time
 
-import byhand
-import common
 import hello
 import peers
-import pod as flow
-from certificates import Authority
-from common import check, say
+from evidence import echo_pod, install, programs, scripted
+from evidence.certificates import Authority
+from evidence.checks import check, say
 from peers import HOST
 
 SESSIONS = 8
@@ -79,12 +77,12 @@ async def show_curl(pod, settings, folder, root):
     for newest in ("1.2", "1.3"):
         got = folder / "got"
         command = [
-            common.need("curl"), "--silent", "--show-error", "--cacert", root.file, "--tls-max", newest,
+            install.need("curl"), "--silent", "--show-error", "--cacert", root.file, "--tls-max", newest,
             "--resolve", f"{HOST}:{port}:127.0.0.1", "--noproxy", "*", "--data-binary", f"@{file}",
             "--output", got, "--write-out", form, f"https://{HOST}:{port}/echo",
         ]
-        curl = common.Program(*command, name="curl")
-        await asyncio.to_thread(curl.process.wait, byhand.DEADLINE)
+        curl = programs.Program(*command, name="curl")
+        await asyncio.to_thread(curl.process.wait, scripted.DEADLINE)
         curl.stop()
         same = got.exists() and got.read_bytes() == body
         told = f"{curl.output}, {len(body)} bytes {'echoed' if same else 'are not echoed'}"
@@ -99,15 +97,15 @@ async def show_ends(pod, settings, context):
 
     def read_to_end(text):
         host, port = balancer.address.split(":")
-        client = socket.create_connection((host, int(port)), byhand.DEADLINE)
+        client = socket.create_connection((host, int(port)), scripted.DEADLINE)
         with context.wrap_socket(client, server_hostname=host, suppress_ragged_eofs=False) as connection:
             connection.sendall(text.encode())
             while connection.recv(1 << 16):
                 pass
 
     asked = {
-        "HTTP/1.0": byhand.request("/", HOST, version="HTTP/1.0"),
-        "Connection: close": byhand.request("/", HOST, "Connection: close"),
+        "HTTP/1.0": scripted.request("/", HOST, version="HTTP/1.0"),
+        "Connection: close": scripted.request("/", HOST, "Connection: close"),
         "no HTTP": "\0\r\n\r\n",
     }
     for what, text in asked.items():
@@ -131,9 +129,9 @@ async def show_forwarded(pod, settings, context):
         for host, expected in hosts.items():
             for fields in ([], forged):
                 client = await peers.dial(balancer.address, tls and context)
-                await client.send(byhand.request("/", host, *fields))
+                await client.send(scripted.request("/", host, *fields))
                 plain = json.loads((await client.answer())[1])
-                await client.send(byhand.handshake("/headers", host, *fields))
+                await client.send(scripted.handshake("/headers", host, *fields))
                 await client.head()
                 upgraded = json.loads((await client.frame())[2])
                 client.close()
@@ -151,8 +149,8 @@ async def show_garbage(settings, context):
     balancer = peers.Balancer(pod, **settings)
     genuine = hello.genuine()
     cases = {
-        "plain HTTP": byhand.request("/", HOST).encode(),
-        "a plain handshake": byhand.handshake("/", HOST).encode(),
+        "plain HTTP": scripted.request("/", HOST).encode(),
+        "a plain handshake": scripted.handshake("/", HOST).encode(),
         "the preface of HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         "random bytes": b"\xff" + os.urandom(4095),
         "zeros": bytes(4096),
@@ -164,7 +162,7 @@ async def show_garbage(settings, context):
     before = balancer.refusals()
     async with peers.websocket(balancer.address, context=context) as chatting:
         for what, sent in cases.items():
-            client = await byhand.dial(balancer.address)
+            client = await scripted.dial(balancer.address)
             try:
                 await client.send(sent)
             except OSError:
@@ -174,12 +172,12 @@ async def show_garbage(settings, context):
             await chatting.send(what)
             check(ended and await chatting.recv() == what, f"{what}: cut, a session beside it goes on")
         for what, sent in (("nothing", b""), ("half a ClientHello", genuine[:100])):
-            client = await byhand.dial(balancer.address)
+            client = await scripted.dial(balancer.address)
             await client.send(sent)
             client.reset()
             await chatting.send(what)
             check(await chatting.recv() == what, f"{what}, then a reset: a session beside it goes on")
-        await byhand.eventually(lambda: balancer.refusals(before).get("bad_tls", 0) >= len(cases))
+        await scripted.eventually(lambda: balancer.refusals(before).get("bad_tls", 0) >= len(cases))
         counted = balancer.refusals(before)
         check(set(counted) == {"bad_tls"} and counted["bad_tls"] >= len(cases), f"counted on /telemetry: {counted}")
     refused = await peers.echoes(balancer.address, context, 3)
@@ -192,14 +190,14 @@ async def show_garbage(settings, context):
 
 async def session(address, context, seed, total):
     async with peers.websocket(address, f"/flow?seed={seed}&bytes={total}", context) as connection:
-        sending = flow.stream(connection, f"up{seed}", total)
-        _, (down, right_here) = await asyncio.gather(sending, flow.absorb(connection))
+        sending = echo_pod.stream(connection, f"up{seed}", total)
+        _, (down, right_here) = await asyncio.gather(sending, echo_pod.absorb(connection))
         there = json.loads(await connection.recv())
         return there["count"], there["right"], down, right_here
 
 
 async def show_bulk(settings, context):
-    pod = common.EchoPod("flow")
+    pod = programs.EchoPod("flow")
     balancer = peers.Balancer(pod, **settings)
     total = (MEBIBYTES << 20) // SESSIONS
     started = time.monotonic()
@@ -214,7 +212,7 @@ async def show_bulk(settings, context):
     pod.stop()
 
 
-class Pouring(byhand.Pod):
+class Pouring(scripted.Pod):
     """A pod that sends blocks of random bytes, each stamped with its number, as fast as it is let."""
 
     def __init__(self):
@@ -224,9 +222,9 @@ class Pouring(byhand.Pod):
     async def _pour(self, connection):
         head = await connection.head()
         if not head.get("sec-websocket-key"):
-            await connection.send(byhand.answer(200))
+            await connection.send(scripted.answer(200))
             return
-        await connection.send(byhand.switch(head))
+        await connection.send(scripted.switch(head))
         base = os.urandom(CHUNK)
         for number in range(FLOOD // CHUNK):
             block = struct.pack(">Q", number) + base[8:]
@@ -234,14 +232,14 @@ class Pouring(byhand.Pod):
             connection.writer.write(HEADER + block)
             await connection.writer.drain()
             self.sent += CHUNK
-        await connection.ended(byhand.IDLE)
+        await connection.ended(scripted.IDLE)
 
 
 def stalled_client(address, context):
     """A TLS connection past its handshake that nobody reads."""
     host, port = address.split(":")
-    client = context.wrap_socket(socket.create_connection((host, int(port)), byhand.DEADLINE), server_hostname=host)
-    client.sendall(byhand.handshake("/", address).encode())
+    client = context.wrap_socket(socket.create_connection((host, int(port)), scripted.DEADLINE), server_hostname=host)
+    client.sendall(scripted.handshake("/", address).encode())
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         head += client.recv(1)
@@ -281,9 +279,9 @@ async def settle(probe):
 async def show_slow_reader(settings, context):
     say(f"  a client that stops reading while its pod has {FLOOD >> 20} MiB for it")
     pod = await Pouring().start()
-    balancer = byhand.Balancer(pod, SERVER__WORKERS=1, **settings)
+    balancer = scripted.Balancer(pod, SERVER__WORKERS=1, **settings)
     for _ in range(10):  # what TLS takes once is not the slow reader's
-        await peers.ask(balancer.address, byhand.request("/", HOST), context)
+        await peers.ask(balancer.address, scripted.request("/", HOST), context)
     before = balancer.rss_kib()
     client = await asyncio.to_thread(stalled_client, balancer.address, context)
     sent = await settle(lambda: pod.sent)
@@ -304,7 +302,7 @@ async def show_slow_reader(settings, context):
 async def silent(address, number):
     """A client that does not finish its TLS handshake, in one of four ways: seconds until it is cut."""
     genuine = hello.genuine()
-    client = await byhand.dial(address)
+    client = await scripted.dial(address)
     started = time.monotonic()
     if number % 4 == 1:
         await client.send(genuine[:100])

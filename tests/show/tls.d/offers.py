@@ -11,12 +11,11 @@ import re
 import subprocess
 import textwrap
 
-import byhand
-import common
 import hello
 import peers
-from certificates import openssl
-from common import check, say
+from evidence import programs, scripted
+from evidence.certificates import openssl
+from evidence.checks import check, say
 from listener import files
 
 # A system's own configuration may forbid what is to be offered here.
@@ -39,7 +38,7 @@ OLD = ["protocol version", "handshake failure"]  # what answers an old version
 COLUMNS = "  {:44} {:36} {:36} {}"
 
 
-class OpenSslServer(common.Program):
+class OpenSslServer(programs.Program):
     """OpenSSL's server with both certificates and everything allowed."""
 
     def __init__(self, elliptic, rsa):
@@ -128,12 +127,12 @@ def rows(ask):
 
 async def by_hand(address, record):
     """What answers a ClientHello made by hand; one record of it."""
-    client = await byhand.dial(address)
+    client = await scripted.dial(address)
     await client.send(record)
     raw = b""
     try:
-        raw = await asyncio.wait_for(client.reader.readexactly(5), byhand.DEADLINE)
-        raw += await asyncio.wait_for(client.reader.readexactly(int.from_bytes(raw[3:5], "big")), byhand.DEADLINE)
+        raw = await asyncio.wait_for(client.reader.readexactly(5), scripted.DEADLINE)
+        raw += await asyncio.wait_for(client.reader.readexactly(int.from_bytes(raw[3:5], "big")), scripted.DEADLINE)
     except (OSError, asyncio.IncompleteReadError, asyncio.TimeoutError):
         pass
     client.close()
@@ -197,7 +196,7 @@ async def show(folder, npm, root, other):
     say("what the listener agrees to")
     elliptic, rsa = (root.issue(f"offers-{key}", "DNS:localhost", "IP:127.0.0.1", key=key) for key in ("ec", "rsa"))
     pod = await peers.Pod().start()
-    balancers = [byhand.Balancer(pod, **files(pair)) for pair in (elliptic, rsa)]
+    balancers = [scripted.Balancer(pod, **files(pair)) for pair in (elliptic, rsa)]
     beside = OpenSslServer(elliptic, rsa)
     servers = dict(zip(("ECDSA certificate", "RSA certificate", "openssl s_server"), (*balancers, beside)))
     addresses = {name: server.address for name, server in servers.items()}

@@ -12,12 +12,12 @@ from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import parse_qs, quote, urlsplit
 
-import byhand
-import common
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import serve
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.sync import server as threaded
+
+from evidence import install, programs, scripted
 
 HERE = Path(__file__).parent
 REPORT = 7  # what pods report, whatever they hold
@@ -125,21 +125,21 @@ class ThreadedPod(Pod):
                 connection.send(message)
 
 
-class NodePod(common.Program):
+class NodePod(programs.Program):
     """npm `ws`, in a process of its own."""
 
     def __init__(self, npm, pair=None, authority=None):
         env = {"REPORT": str(REPORT)}
         if pair:
             env.update(TLS_CERT=str(pair.certificate), TLS_KEY=str(pair.key))
-        super().__init__(common.need("node"), HERE / "node.mjs", "serve", env=env, cwd=npm, name="ws pod")
+        super().__init__(install.need("node"), HERE / "node.mjs", "serve", env=env, cwd=npm, name="ws pod")
         self.context = client_context(authority) if authority else None
         self.address = self.expect(r"listening on (127\.0\.0\.1:\d+)").group(1)
         self.url = f"{'https' if pair else 'http'}://{self.address}"
 
     async def report(self):
         client = await dial(self.address, self.context)
-        await client.send(byhand.request("/metric", self.address))
+        await client.send(scripted.request("/metric", self.address))
         _, body = await client.answer()
         client.close()
         return json.loads(body)
@@ -148,7 +148,7 @@ class NodePod(common.Program):
         return (await self.report())["closed"]
 
 
-class Balancer(byhand.Balancer):
+class Balancer(scripted.Balancer):
     """One that polls its pods, often; addressed by numbers, as everything here."""
 
     def __init__(self, *pods, **settings):
@@ -159,22 +159,22 @@ class Balancer(byhand.Balancer):
 
     async def up(self, *states):
         """Whether the pods come to be in these states."""
-        return await byhand.eventually(lambda: [pod["state"] for pod in self.pods()] == list(states))
+        return await scripted.eventually(lambda: [pod["state"] for pod in self.pods()] == list(states))
 
     async def logs(self, pattern, since=0):
         """Waits for a line of the log from `since` on."""
         def found():
             return next((line for line in self.lines[since:] if pattern.search(line)), None)
 
-        return await byhand.eventually(found)
+        return await scripted.eventually(found)
 
 
 async def dial(address, context=None, name=None):
     """A connection by hand, over TLS with a `context`."""
     host, _, port = address.rpartition(":")
     more = {"ssl": context, "server_hostname": name or host} if context else {}
-    opening = asyncio.open_connection(host, int(port), limit=byhand.LONGEST_HEAD, **more)
-    return byhand.Connection(*await asyncio.wait_for(opening, byhand.DEADLINE))
+    opening = asyncio.open_connection(host, int(port), limit=scripted.LONGEST_HEAD, **more)
+    return scripted.Connection(*await asyncio.wait_for(opening, scripted.DEADLINE))
 
 
 async def ask(address, text, context=None):
@@ -191,7 +191,7 @@ def websocket(address, path="/", context=None, **more):
     """A `websockets` client."""
     scheme = "wss" if context else "ws"
     return connect(f"{scheme}://{address}{path}", ssl=context, proxy=None, compression=None, max_size=None,
-                   ping_interval=None, open_timeout=byhand.DEADLINE, **more)
+                   ping_interval=None, open_timeout=scripted.DEADLINE, **more)
 
 
 async def echoes(address, context=None, count=1):
@@ -201,7 +201,7 @@ async def echoes(address, context=None, count=1):
         try:
             async with websocket(address, context=context) as connection:
                 await connection.send(f"tick {number}")
-                got = await asyncio.wait_for(connection.recv(), byhand.DEADLINE)
+                got = await asyncio.wait_for(connection.recv(), scripted.DEADLINE)
                 if got != f"tick {number}":
                     refused.append(got)
         except InvalidStatus as error:
@@ -219,7 +219,7 @@ async def talk(address, pod, context=None):
     async with websocket(address, context=context) as connection:
         async def exchange(what, sent, message):
             await connection.send(sent)
-            got = await asyncio.wait_for(connection.recv(), byhand.DEADLINE)
+            got = await asyncio.wait_for(connection.recv(), scripted.DEADLINE)
             if type(got) is not type(message) or digest(got) != digest(message):
                 wrong.append(what)
 
@@ -234,13 +234,13 @@ async def talk(address, pod, context=None):
         if not await seen(pod, [code, reason]):
             wrong.append(f"the client's close with {code}")
         async with websocket(address, f"/close?code={code}&reason={quote(reason)}", context) as connection:
-            await asyncio.wait_for(connection.wait_closed(), byhand.DEADLINE)
+            await asyncio.wait_for(connection.wait_closed(), scripted.DEADLINE)
             if (connection.close_code, connection.close_reason) != (code, reason):
                 wrong.append(f"the pod's close with {code}")
     return wrong
 
 
-async def seen(pod, close, timeout=byhand.DEADLINE):
+async def seen(pod, close, timeout=scripted.DEADLINE):
     """Whether the pod sees a session end like that."""
     deadline = asyncio.get_running_loop().time() + timeout
     while asyncio.get_running_loop().time() < deadline:
@@ -257,7 +257,7 @@ def digest(message):
 async def node_client(npm, url, authority):
     """What npm `ws` makes of an echoing pod."""
     def play():
-        client = common.Program(common.need("node"), HERE / "node.mjs", "connect", url, authority.file, cwd=npm)
+        client = programs.Program(install.need("node"), HERE / "node.mjs", "connect", url, authority.file, cwd=npm)
         try:
             return json.loads(client.expect(r"^\{.*\}$").group())
         finally:

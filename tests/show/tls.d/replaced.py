@@ -7,11 +7,10 @@ import re
 import shutil
 from pathlib import Path
 
-import byhand
-import common
 import peers
-from certificates import Authority, Pair, replace
-from common import check, say
+from evidence import programs, scripted
+from evidence.certificates import Authority, Pair, replace
+from evidence.checks import check, say
 from listener import files
 from peers import HOST
 
@@ -33,7 +32,7 @@ class Crowd:
 
     async def start(self):
         self.tasks = [asyncio.create_task(self._session(number)) for number in range(SESSIONS)]
-        await byhand.eventually(lambda: self.inside == SESSIONS or self.wrong, 60)
+        await scripted.eventually(lambda: self.inside == SESSIONS or self.wrong, 60)
 
     async def _session(self, number):
         try:
@@ -42,7 +41,7 @@ class Crowd:
                 count = 0
                 while not self.over.is_set():
                     await connection.send(f"{number}: {count}")
-                    got = await asyncio.wait_for(connection.recv(), byhand.DEADLINE)
+                    got = await asyncio.wait_for(connection.recv(), scripted.DEADLINE)
                     if got != f"{number}: {count}":
                         self.wrong.append(f"session {number}: {got} instead of {count}")
                     count += 1
@@ -50,13 +49,13 @@ class Crowd:
                     await asyncio.sleep(PAUSE)
             if connection.close_code != 1000:
                 self.wrong.append(f"session {number} was closed with {connection.close_code}")
-        except Exception as error:  # noqa: BLE001, whatever it is, the session was harmed
+        except Exception as error:
             self.wrong.append(f"session {number}: {error!r}")
 
     async def turn(self):
         """Waits until everybody has had an echo."""
         wanted = self.echoed + SESSIONS
-        return await byhand.eventually(lambda: self.echoed >= wanted)
+        return await scripted.eventually(lambda: self.echoed >= wanted)
 
     async def end(self):
         self.over.set()
@@ -77,7 +76,7 @@ class Watcher:
                 serial = await serial_of(self.address, self.context)
                 if serial not in self.serials[-1:]:
                     self.serials.append(serial)
-            except Exception as error:  # noqa: BLE001, no newcomer may be turned away
+            except Exception as error:
                 self.failed.append(repr(error))
             self.count += 1
             await asyncio.sleep(0.05)
@@ -85,10 +84,10 @@ class Watcher:
     async def more(self, count=3):
         """Waits for further connections."""
         wanted = self.count + count
-        await byhand.eventually(lambda: self.count >= wanted)
+        await scripted.eventually(lambda: self.count >= wanted)
 
     async def shown(self, serial):
-        return await byhand.eventually(lambda: self.serials[-1:] == [serial])
+        return await scripted.eventually(lambda: self.serials[-1:] == [serial])
 
     async def end(self):
         self.task.cancel()
@@ -137,7 +136,7 @@ async def show(folder, npm, root, other):
     mounted = Mounted(folder / "mounted", pairs[0])
     live = mounted.pair
     context = peers.client_context(root)
-    pod = common.EchoPod("echo")
+    pod = programs.EchoPod("echo")
     balancer = peers.Balancer(pod, SERVER__TLS_RELOAD_INTERVAL=INTERVAL, **files(live))
     lazy = peers.Balancer(pod, SERVER__TLS_RELOAD_INTERVAL="1h", **files(live))
     crowd, watcher = Crowd(balancer.address, context), Watcher(balancer.address, context)

@@ -4,9 +4,9 @@ import os
 import re
 import subprocess
 
-import common
-from certificates import openssl
-from common import check, say
+from evidence import programs
+from evidence.certificates import openssl
+from evidence.checks import check, say
 
 SERVICE = "https://127.0.0.1:3001"
 USAGE = 64
@@ -38,7 +38,7 @@ def run(command, values, folder):
     file = folder / "settings.toml"
     file.write_text(toml(values))
     environment = {key: value for key, value in os.environ.items() if not key.startswith("WSBALANCER")}
-    told = subprocess.run([common.BINARY, command, "--config", file], env=environment, capture_output=True, text=True,
+    told = subprocess.run([programs.BINARY, command, "--config", file], env=environment, capture_output=True, text=True,
                           timeout=30)
     return told.returncode, told.stdout + told.stderr
 

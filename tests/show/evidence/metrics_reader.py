@@ -9,8 +9,8 @@ import json
 import re
 import urllib.request
 
-import common
-from common import check
+from evidence import programs
+from evidence.checks import check
 
 OPTIONAL = {"reported", "reportAgeMs", "agentsConnections", "podName", "podIP", "nodeName"}
 FURTHER = {
@@ -27,7 +27,7 @@ STATES = {"up", "cold", "stale", "unknown", "draining", "full", "ejected"}
 
 def golden():
     """The example."""
-    blocks = re.findall(r"```json\n(.*?)\n```", (common.ROOT / "docs" / "operations.md").read_text(), re.S)
+    blocks = re.findall(r"```json\n(.*?)\n```", (programs.ROOT / "docs" / "operations.md").read_text(), re.S)
     return json.loads(next(block for block in blocks if "podMetrics" in block))
 
 

@@ -10,7 +10,7 @@ import json
 
 from websockets.asyncio.client import connect
 
-import common
+from evidence import install, programs
 
 DEADLINE = 30  # of a page, on a small and busy machine
 
@@ -30,13 +30,13 @@ SOCKET = """new Promise(done => {
 })"""
 
 
-class Browser(common.Program):
+class Browser(programs.Program):
     """Chromium on loopback only: names that `hosts` maps lead to 127.0.0.1, others to nowhere."""
 
     def __init__(self, folder, hosts=()):
         names = "".join(f"MAP {host} 127.0.0.1, " for host in hosts)
         super().__init__(
-            common.need("chromium"),
+            install.need("chromium"),
             "--headless=new",
             "--no-sandbox",  # it has no other way as root; all it loads is our own
             "--disable-gpu",

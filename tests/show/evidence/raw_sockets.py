@@ -30,7 +30,7 @@ MASKED_FRAME = re.compile(rb"[\x81\x88](?=[\x80-\xfd]\0\0\0\0)")  # as `frame` m
 
 def table(script):
     """The module `SCRIPT.d/table.py`."""
-    file = Path(__file__).with_name(f"{script}.d") / "table.py"
+    file = Path(__file__).parents[1] / f"{script}.d" / "table.py"
     spec = importlib.util.spec_from_file_location(f"{script}_table", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -4,8 +4,8 @@ import asyncio
 import collections
 import json
 
-import byhand
-from common import check, say
+from evidence import scripted
+from evidence.checks import check, say
 
 HOST = "chat.example.org"
 TEXT, CLOSE = 1, 8
@@ -33,7 +33,7 @@ class Peer(asyncio.Protocol):
         self.buffer += data
         while not self.inside and b"\r\n\r\n" in self.buffer:
             head, _, self.buffer = self.buffer.partition(b"\r\n\r\n")
-            self.take_head(byhand.Head(head))
+            self.take_head(scripted.Head(head))
         while self.inside and (frame := self.cut_frame()):
             self.take_frame(*frame)
 
@@ -46,12 +46,12 @@ class Peer(asyncio.Protocol):
         if len(self.buffer) < end:
             return None
         opcode = self.buffer[0] & 0x0F
-        payload = byhand.masked(self.buffer[start:end], self.buffer[2:start] or bytes(4))
+        payload = scripted.masked(self.buffer[start:end], self.buffer[2:start] or bytes(4))
         self.buffer = self.buffer[end:]
         return opcode, payload
 
     def send(self, opcode, payload):
-        self.transport.write(byhand.frame(opcode, payload, mask=self.mask))
+        self.transport.write(scripted.frame(opcode, payload, mask=self.mask))
 
 
 def meaning(payload):
@@ -142,7 +142,7 @@ class Client(Peer):
 async def enter(address, path="/", source=None, polite=True):
     """A client that has its answer, or will never have one."""
     host, _, port = address.rpartition(":")
-    client = Client(byhand.handshake(path, HOST).encode(), polite)
+    client = Client(scripted.handshake(path, HOST).encode(), polite)
     local = (source, 0) if source else None
     try:
         await asyncio.get_running_loop().create_connection(lambda: client, host, int(port), local_addr=local)
@@ -174,7 +174,7 @@ async def counted(balancer):
     def agrees():
         return balancer.metrics()["ownSessions"] == sum(client.inside for client in balancer.clients)
 
-    await byhand.eventually(agrees, LATE)
+    await scripted.eventually(agrees, LATE)
 
 
 async def all_ended(clients, timeout=LATE):
@@ -222,10 +222,10 @@ class AtPod(Peer):
 
     def take_head(self, head):
         if head.get("sec-websocket-key"):
-            self.transport.write(byhand.switch(head, f"X-Pod: {self.pod.name}").encode())
+            self.transport.write(scripted.switch(head, f"X-Pod: {self.pod.name}").encode())
             self.inside = True
         else:
-            self.transport.write(byhand.answer(200, body=json.dumps(self.pod.report()).encode()))
+            self.transport.write(scripted.answer(200, body=json.dumps(self.pod.report()).encode()))
 
     def take_frame(self, opcode, payload):
         if opcode == CLOSE:
@@ -288,11 +288,11 @@ async def start(count, **more):
 async def call(address, method, path, *fields, body=b""):
     """Status, fields and body of an answer over a connection of its own; status 0 without one."""
     try:
-        connection = await byhand.dial(address)
+        connection = await scripted.dial(address)
     except OSError:
         return 0, None, b""
     fields = *fields, "Connection: close", f"Content-Length: {len(body)}"
-    await connection.send(byhand.request(path, HOST, *fields, method=method), body)
+    await connection.send(scripted.request(path, HOST, *fields, method=method), body)
     head, body = await connection.answer()
     connection.close()
     return (head.status, head, body) if head else (0, None, b"")
@@ -373,4 +373,4 @@ async def gather_regulars(regulars):
 
 
 async def all_inside(regulars):
-    return await byhand.eventually(lambda: all(one.is_inside() for one in regulars), LATE)
+    return await scripted.eventually(lambda: all(one.is_inside() for one in regulars), LATE)

@@ -7,15 +7,15 @@ import json
 import socket
 import time
 
-import byhand
-from byhand import eventually
-from common import check, say
+from evidence import scripted
+from evidence.checks import check, say
+from evidence.scripted import eventually
 
 HOST = "chat.example.org"
 LONG = 600  # of an ejection that nobody waits for the end of, in seconds
 
 
-class Pod(byhand.Pod):
+class Pod(scripted.Pod):
     """One that works: it reports, greets every session with its name, and echoes.
 
     `others` are connections it reports beside its sessions, `told` is whatever else its report has.
@@ -32,7 +32,7 @@ class Pod(byhand.Pod):
         self.attempts = []  # when handshakes came
 
     async def talk(self, connection):
-        while head := await connection.head(byhand.IDLE):
+        while head := await connection.head(scripted.IDLE):
             if head.get("sec-websocket-key"):
                 self.attempts.append(time.monotonic())
                 return await self.handshake(connection, head)
@@ -40,13 +40,13 @@ class Pod(byhand.Pod):
 
     async def metric(self, connection, _):
         if self.mute:
-            await connection.ended(byhand.IDLE)
+            await connection.ended(scripted.IDLE)
             return
         report = {"agentsConnections": self.others + self.sessions, "podName": self.name, **self.told}
-        await connection.send(byhand.answer(self.status, body=json.dumps(report).encode()))
+        await connection.send(scripted.answer(self.status, body=json.dumps(report).encode()))
 
     async def handshake(self, connection, head):
-        await connection.send(byhand.switch(head, f"X-Pod: {self.name}"))
+        await connection.send(scripted.switch(head, f"X-Pod: {self.name}"))
         self.sessions += 1
         try:
             await echo(connection)
@@ -68,8 +68,8 @@ async def echo(connection):
     """Until a Close, which is echoed, too."""
     opcode = 1
     while opcode != 8:
-        _, opcode, payload = await connection.frame(byhand.IDLE)
-        await connection.send(byhand.frame(opcode, payload))
+        _, opcode, payload = await connection.frame(scripted.IDLE)
+        await connection.send(scripted.frame(opcode, payload))
 
 
 def static(pods):
@@ -84,7 +84,7 @@ async def balancing(services, settings="", **more):
     `services` is TOML or a list of pods, `settings` are lines of [balancer].
     """
     text = services if isinstance(services, str) else static(services)
-    balancer = byhand.Configured(f"{text}\n[balancer]\n{settings}\n", **more)
+    balancer = scripted.Configured(f"{text}\n[balancer]\n{settings}\n", **more)
     balancer.clients = []
     try:
         yield balancer
@@ -105,11 +105,11 @@ class Client:
     pod: str | None = None
     took: float = 0.0  # from before the connection to behind the answer's head, in seconds
     body: bytes = b""
-    connection: byhand.Connection | None = None
+    connection: scripted.Connection | None = None
 
     async def talks(self):
         """Whether its session echoes."""
-        await self.connection.send(byhand.frame(1, b"tick", mask=b"mask"))
+        await self.connection.send(scripted.frame(1, b"tick", mask=b"mask"))
         return (await self.connection.frame())[2] == b"tick"
 
     def leave(self):
@@ -120,9 +120,9 @@ class Client:
 async def arrive(balancer):
     """A client; its session stays until the balancer is stopped."""
     began = time.monotonic()
-    client = Client(connection=await byhand.dial(balancer.address))
+    client = Client(connection=await scripted.dial(balancer.address))
     balancer.clients.append(client)
-    await client.connection.send(byhand.handshake("/", HOST))
+    await client.connection.send(scripted.handshake("/", HOST))
     head = await client.connection.head()
     client.took = time.monotonic() - began
     if head:
@@ -179,7 +179,7 @@ def entry(balancer, pod):
     return next(one for one in balancer.metrics()["services"] if one["url"] == pod.url)
 
 
-async def shown(balancer, pod, state, timeout=byhand.DEADLINE):
+async def shown(balancer, pod, state, timeout=scripted.DEADLINE):
     """Waits for a pod's state; what the metrics say of it then."""
     await eventually(lambda: entry(balancer, pod)["state"] == state, timeout)
     return entry(balancer, pod)
