@@ -13,14 +13,44 @@ HTTPS = ["X-Forwarded-Proto: https"]
 ATTRIBUTES = [
     ("by default", "", {}, [], PLAIN),
     ("cookie_secure = true", 'cookie_secure = "true"', {}, [], SECURE),
-    ("cookie_secure = false, https at the trusted proxy", 'cookie_secure = "false"', PROXY, HTTPS, PLAIN),
-    ("cookie_secure = auto, https at the trusted proxy", 'cookie_secure = "auto"', PROXY, HTTPS, SECURE),
+    (
+        "cookie_secure = false, https at the trusted proxy",
+        'cookie_secure = "false"',
+        PROXY,
+        HTTPS,
+        PLAIN,
+    ),
+    (
+        "cookie_secure = auto, https at the trusted proxy",
+        'cookie_secure = "auto"',
+        PROXY,
+        HTTPS,
+        SECURE,
+    ),
     ("the same, as Traefik says it of WebSockets", "", PROXY, ["X-Forwarded-Proto: wss"], SECURE),
-    ("cookie_secure = auto, http at the trusted proxy", "", PROXY, ["X-Forwarded-Proto: http"], PLAIN),
+    (
+        "cookie_secure = auto, http at the trusted proxy",
+        "",
+        PROXY,
+        ["X-Forwarded-Proto: http"],
+        PLAIN,
+    ),
     ("cookie_secure = auto, the trusted proxy says nothing", "", PROXY, [], PLAIN),
     ("cookie_secure = auto, https says somebody", "", {}, HTTPS, PLAIN),
-    ("cookie_http_only = false", "cookie_http_only = false", {}, [], {"path": "/", "samesite": "Lax"}),
-    ("cookie_same_site = strict", 'cookie_same_site = "strict"', {}, [], {**PLAIN, "samesite": "Strict"}),
+    (
+        "cookie_http_only = false",
+        "cookie_http_only = false",
+        {},
+        [],
+        {"path": "/", "samesite": "Lax"},
+    ),
+    (
+        "cookie_same_site = strict",
+        'cookie_same_site = "strict"',
+        {},
+        [],
+        {**PLAIN, "samesite": "Strict"},
+    ),
     (
         "cookie_same_site = none",
         'cookie_same_site = "none"\ncookie_secure = "true"',
@@ -54,13 +84,25 @@ def many(good, bad, other):
         ("more blanks", [f"Cookie:    a=1;   {NAME}={good}  ;  b=2  "], followed),
         ("others in other fields", ["Cookie: a=1", _bearing(good), "Cookie: b=2; c=3"], followed),
         ("fields in other case", [f"cookie: a=1; {NAME}={good}", "COOKIE: b=2"], followed),
-        ("one beside it that is none", [f"Cookie: ;;=; a; =b; {NAME}={good}; ; \"x=y;"], followed),
+        ("one beside it that is none", [f'Cookie: ;;=; a; =b; {NAME}={good}; ; "x=y;'], followed),
         ("one beside it that is no ASCII", [f"Cookie: a=Grüße; {NAME}={good}"], followed),
-        ("300 others before it", [f"Cookie: {'; '.join(f'c{n}={n}' for n in range(300))}; {NAME}={good}"], followed),
-        ("names that only look like it", [f"Cookie: x{NAME}={good}; {NAME}x={good}; x={NAME}={good}"], absent),
+        (
+            "300 others before it",
+            [f"Cookie: {'; '.join(f'c{n}={n}' for n in range(300))}; {NAME}={good}"],
+            followed,
+        ),
+        (
+            "names that only look like it",
+            [f"Cookie: x{NAME}={good}; {NAME}x={good}; x={NAME}={good}"],
+            absent,
+        ),
         ("its name in capitals", [f"Cookie: {NAME.upper()}={good}"], absent),
         ("no cookies in the field", ["Cookie: "], absent),
-        ("other fields", [f"{name}: {NAME}={good}" for name in ("Set-Cookie", "X-Cookie", "Cookie2")], absent),
+        (
+            "other fields",
+            [f"{name}: {NAME}={good}" for name in ("Set-Cookie", "X-Cookie", "Cookie2")],
+            absent,
+        ),
         ("no value", [_bearing("")], either),
         ("its name only", [f"Cookie: {NAME}"], either),
         ("in quotes", [f'Cookie: {NAME}="{good}"'], either),
@@ -73,7 +115,12 @@ def many(good, bad, other):
 
 SECRET = "never-shown-0123456789"
 MISTAKES = [
-    ("a short cookie_key", 'affinity = "cookie"\ncookie_key = "too-short-7Kq"', "cookie_key", "too-short-7Kq"),
+    (
+        "a short cookie_key",
+        'affinity = "cookie"\ncookie_key = "too-short-7Kq"',
+        "cookie_key",
+        "too-short-7Kq",
+    ),
     ("header without affinity_header", 'affinity = "header"', "affinity_header", None),
     ("replicas = 2, cookies, no key", 'affinity = "cookie"\nreplicas = 2', "cookie_key", None),
     (
@@ -82,17 +129,34 @@ MISTAKES = [
         "cookie_same_site|cookie_secure",
         None,
     ),
-    ("a cookie_name that is no token", 'affinity = "cookie"\ncookie_name = "a pod;x"', "cookie_name", None),
+    (
+        "a cookie_name that is no token",
+        'affinity = "cookie"\ncookie_name = "a pod;x"',
+        "cookie_name",
+        None,
+    ),
     ("an empty cookie_name", 'affinity = "cookie"\ncookie_name = ""', "cookie_name", None),
-    ("a cookie_path with more in it", 'affinity = "cookie"\ncookie_path = "/; Domain=a.example"', "cookie_path", None),
+    (
+        "a cookie_path with more in it",
+        'affinity = "cookie"\ncookie_path = "/; Domain=a.example"',
+        "cookie_path",
+        None,
+    ),
     ("an affinity that is none", 'affinity = "cookies"', "affinity", None),
     ("a key and a mistake", f'cookie_key = "{SECRET}"\naffinity = "x"', "affinity", SECRET),
 ]
 RIGHT = [
-    ("a key of 16 characters", 'affinity = "cookie"\ncookie_key = "0123456789abcdef"', "0123456789abcdef"),
+    (
+        "a key of 16 characters",
+        'affinity = "cookie"\ncookie_key = "0123456789abcdef"',
+        "0123456789abcdef",
+    ),
     ("a long key", f'affinity = "cookie"\ncookie_key = "{SECRET}"\nreplicas = 2', SECRET),
     ("header with its name", f'affinity = "header"\naffinity_header = "{FIELD}"', None),
     ("replicas = 2 without cookies", 'affinity = "address"\nreplicas = 2', None),
-    ("cookie_same_site = none, cookie_secure = true",
-     'affinity = "cookie"\ncookie_same_site = "none"\ncookie_secure = "true"', None),
+    (
+        "cookie_same_site = none, cookie_secure = true",
+        'affinity = "cookie"\ncookie_same_site = "none"\ncookie_secure = "true"',
+        None,
+    ),
 ]

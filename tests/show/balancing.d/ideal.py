@@ -32,4 +32,9 @@ def scale_outs(*arguments, runs=25, **settings):
     """Several of them: the shortest, the mean and the longest time, and the mean of the arrivals."""
     found = [scale_out(*arguments, seed=seed, **settings) for seed in range(runs)]
     seconds = [one for one, _ in found]
-    return min(seconds), sum(seconds) / runs, max(seconds), sum(arrivals for _, arrivals in found) / runs
+    return (
+        min(seconds),
+        sum(seconds) / runs,
+        max(seconds),
+        sum(arrivals for _, arrivals in found) / runs,
+    )

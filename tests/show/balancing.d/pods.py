@@ -46,7 +46,9 @@ class Connection(asyncio.Protocol):
             self.pod.accept(self)
         else:
             report = json.dumps({"agentsConnections": len(self.pod.sessions)}).encode()
-            self.transport.write(scripted.answer(200, "Content-Type: application/json", body=report))
+            self.transport.write(
+                scripted.answer(200, "Content-Type: application/json", body=report)
+            )
 
     def end(self, frame):
         self.pod.sessions.discard(self)
@@ -67,7 +69,9 @@ class Pod:
 
     async def come(self):
         loop = asyncio.get_running_loop()
-        self.server = await loop.create_server(lambda: Connection(self), sock=self.sock, backlog=4096)
+        self.server = await loop.create_server(
+            lambda: Connection(self), sock=self.sock, backlog=4096
+        )
 
     def accept(self, connection):
         self.accepted.append(asyncio.get_running_loop().time())
@@ -84,7 +88,9 @@ class Pod:
             connection.transport.close()
         for number, connection in enumerate(sessions):
             if over:
-                asyncio.get_running_loop().call_later(over * number / len(sessions), connection.end, GOING_AWAY)
+                asyncio.get_running_loop().call_later(
+                    over * number / len(sessions), connection.end, GOING_AWAY
+                )
             else:
                 connection.end(GOING_AWAY)
 

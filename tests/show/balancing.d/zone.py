@@ -16,7 +16,9 @@ class Zone(asyncio.DatagramProtocol):
 
     async def start(self):
         loop = asyncio.get_running_loop()
-        self.transport, _ = await loop.create_datagram_endpoint(lambda: self, local_addr=("127.0.0.1", 0))
+        self.transport, _ = await loop.create_datagram_endpoint(
+            lambda: self, local_addr=("127.0.0.1", 0)
+        )
         self.address = "{}:{}".format(*self.transport.get_extra_info("sockname"))
         return self
 

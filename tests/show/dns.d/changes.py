@@ -39,7 +39,10 @@ async def show_added_and_removed(server, pods, service):
         server.set(*a(NAME, first.name, second.name, third.name))
         await hosts.known(balancer, pods, "added")
         new = await fleet.come(balancer, 10, lanes=1)
-        check(fleet.spread(new) == {third.name: 10}, f"the next 10 clients fill it: {fleet.spread(new)}")
+        check(
+            fleet.spread(new) == {third.name: 10},
+            f"the next 10 clients fill it: {fleet.spread(new)}",
+        )
         for name, talk in talks.items():
             await talk.undisturbed(f"{name}, a pod was added")
 
@@ -56,7 +59,11 @@ async def show_added_and_removed(server, pods, service):
         check(first.sessions == 10, f"its {first.sessions} sessions live")
         for name, talk in talks.items():
             await talk.undisturbed(f"{name}, {first.name} was removed")
-        old = [client for client in clients if client.pod == first.name and client is not talks[first.name].client]
+        old = [
+            client
+            for client in clients
+            if client.pod == first.name and client is not talks[first.name].client
+        ]
         check(all([await client.talks() for client in old]), f"each of the other {len(old)} talks")
         for talk in talks.values():
             await talk.stop()
@@ -85,7 +92,9 @@ async def show_order(server, pods, service):
 
 async def show_return(server, pods, service):
     """Counts are our own only, so that whether they were kept shows in where clients go."""
-    say("a pod leaves with 10 live sessions and comes back; its own sessions are all that is known of its load")
+    say(
+        "a pod leaves with 10 live sessions and comes back; its own sessions are all that is known of its load"
+    )
     stays, leaves = pods
     server.set(*a(NAME, stays.name, leaves.name))
     async with balancing(service, f"{hosts.QUICK}{OWN_COUNTS}") as balancer:
@@ -101,8 +110,12 @@ async def show_return(server, pods, service):
         back = await fleet.come(balancer, 20, lanes=1)
         # Were they lost, all 20 would go there.
         counts, kept = fleet.spread(back), {stays.name: 5, leaves.name: 15}
-        check(counts == kept, f"its counts are kept: to be level at 25 each, 20 clients go {counts}")
-        check(all([await client.talks() for client in clients + more + back]), "every session talks")
+        check(
+            counts == kept, f"its counts are kept: to be level at 25 each, 20 clients go {counts}"
+        )
+        check(
+            all([await client.talks() for client in clients + more + back]), "every session talks"
+        )
 
 
 class Unavailable(fleet.Pod):
@@ -114,16 +127,22 @@ class Unavailable(fleet.Pod):
 
 async def show_grace(server, healthy, grace):
     """What is known of a pod without sessions is its health."""
-    say(f"an ejected pod leaves and comes back, discovery_grace = {grace}, eject_time = {fleet.LONG}s")
+    say(
+        f"an ejected pod leaves and comes back, discovery_grace = {grace}, eject_time = {fleet.LONG}s"
+    )
     sick = await Unavailable("127.0.0.9").start(int(hosts.port_of([healthy])), "127.0.0.9")
     service = hosts.service(server, f"{NAME}.test:{hosts.port_of([healthy])}")
-    settings = f'{hosts.QUICK}{OWN_COUNTS}eject_time = "{fleet.LONG}s"\ndiscovery_grace = "{grace}"\n'
+    settings = (
+        f'{hosts.QUICK}{OWN_COUNTS}eject_time = "{fleet.LONG}s"\ndiscovery_grace = "{grace}"\n'
+    )
     both = a(NAME, healthy.name, sick.name)
     server.set(*both)
     async with balancing(service, settings) as balancer:
         await hosts.known(balancer, [healthy, sick])
         unharmed(await fleet.come(balancer, 12, lanes=1), "12 clients")
-        state = await eventually(lambda: (now := hosts.states(balancer)[sick.address]) == "ejected" and now)
+        state = await eventually(
+            lambda: (now := hosts.states(balancer)[sick.address]) == "ejected" and now
+        )
         check(state, f"{sick.name} is ejected, {len(sick.attempts)} attempts")
         for records in (a(NAME, healthy.name), both):
             asked = server.count("A")
@@ -141,7 +160,9 @@ async def show_grace(server, healthy, grace):
 
 
 async def show_forgotten(server, pods, service):
-    say("a pod leaves without sessions, is forgotten behind discovery_grace = 300ms, and comes back as a new one")
+    say(
+        "a pod leaves without sessions, is forgotten behind discovery_grace = 300ms, and comes back as a new one"
+    )
     stays, leaves = pods
     server.set(*a(NAME, stays.name, leaves.name))
     warming = hosts.QUICK.replace("0s", "1m")
@@ -152,5 +173,7 @@ async def show_forgotten(server, pods, service):
         check(await hosts.gone(balancer, leaves), f"it is forgotten: {hosts.states(balancer)}")
         server.set(*a(NAME, stays.name, leaves.name))
         await hosts.known(balancer, pods, "back")
-        states = await eventually(lambda: (now := hosts.states(balancer))[leaves.address] == "cold" and now)
+        states = await eventually(
+            lambda: (now := hosts.states(balancer))[leaves.address] == "cold" and now
+        )
         check(states, f"as a new one: {states or hosts.states(balancer)}")

@@ -35,6 +35,7 @@ async def show(server):
 
 async def troubled(balancer, said):
     """Waits for a line of the log behind `said` on a look-up that failed."""
+
     def lines():
         return [text for text in balancer.lines[said:] if f"{NAME}.test" in text]
 
@@ -71,11 +72,16 @@ async def show_kept(server, pods, service, name, begin, end, seen):
         server.set(*a(NAME, first.name, second.name))
         await hosts.known(balancer, pods, "it is over, and the zone has one more", 60)
         (lookup,) = balancer.metrics()["lookups"]
-        check(lookup["known"] == 2 and "error" not in lookup, f"/balancer-metrics is content: {lookup}")
+        check(
+            lookup["known"] == 2 and "error" not in lookup,
+            f"/balancer-metrics is content: {lookup}",
+        )
         later = await fleet.come(balancer, 10, lanes=1)
         check(fleet.spread(later).get(second.name) == 10, f"10 clients: {fleet.spread(later)}")
         await talk.undisturbed("afterwards")
-        say(f"         log: {lines + [text for text in balancer.lines[said:] if text not in lines]}")
+        say(
+            f"         log: {lines + [text for text in balancer.lines[said:] if text not in lines]}"
+        )
         told = [text for text in balancer.lines[said:] if f"{NAME}.test" in text]
         check(len(told) <= 5, f"{len(told)} lines on it, not one per look-up")
         await talk.stop()
@@ -100,7 +106,10 @@ async def show_denied_once(server, pods, service):
 
         await eventually(twice_more)
         kept = all(one.get(pods[0].address) not in (None, "draining") for one in states)
-        check(seen and kept, f"denied {server.count('NXDOMAIN') - denied} times, and kept all the while")
+        check(
+            seen and kept,
+            f"denied {server.count('NXDOMAIN') - denied} times, and kept all the while",
+        )
 
 
 async def show_denied(server, pods, service, name, records):
@@ -116,7 +125,10 @@ async def show_denied(server, pods, service, name, records):
         states = hosts.states(balancer)
         check(set(states.values()) == {"draining"} and len(states) == 2, f"they drain: {states}")
         refused = await arrive(balancer)
-        check(refused.status == 503, f"a new client: {refused.status} {refused.body.decode().strip()!r}")
+        check(
+            refused.status == 503,
+            f"a new client: {refused.status} {refused.body.decode().strip()!r}",
+        )
         await talk.undisturbed(f"during {name}")
         check(all([await client.talks() for client in clients[1:]]), "so do all the others")
         lines = [text for text in balancer.lines[said:] if f"{NAME}.test" in text]
@@ -161,7 +173,9 @@ async def show_misspelt(server, pods, service):
 
 
 async def show_half(server):
-    say("A records are found, AAAA records get SERVFAIL: what is not known is kept, the rest followed")
+    say(
+        "A records are found, AAAA records get SERVFAIL: what is not known is kept, the rest followed"
+    )
     relay = await zone.Relay(server).start()
     pods = await hosts.start("127.0.0.2", "::1", "127.0.0.3")
     four, six, other = pods
@@ -175,7 +189,10 @@ async def show_half(server):
         await hosts.known(balancer, [other, six], "another A record")
         failed = relay.failed
         await eventually(lambda: relay.failed > failed + 3)
-        check(hosts.taking(balancer) == {other.address, six.address}, f"it stays so: {hosts.states(balancer)}")
+        check(
+            hosts.taking(balancer) == {other.address, six.address},
+            f"it stays so: {hosts.states(balancer)}",
+        )
         lines = await troubled(balancer, said)
         check(bool(lines), f"the log says so: {lines}")
         relay.failing = set()

@@ -32,12 +32,16 @@ def port_of(pods):
 def service(server, target, kind="dns", before=()):
     """A service whose pods are found by DNS, at this name server only, or at others `before` it."""
     servers = json.dumps([*before, server.address])
-    return f'[services.chat]\ndiscovery = {{ {kind} = "http://{target}" }}\nnameservers = {servers}\n'
+    return (
+        f'[services.chat]\ndiscovery = {{ {kind} = "http://{target}" }}\nnameservers = {servers}\n'
+    )
 
 
 def told(balancer):
     """What podMetrics says of each address."""
-    return {pod["address"]: pod for pods in balancer.metrics()["podMetrics"].values() for pod in pods}
+    return {
+        pod["address"]: pod for pods in balancer.metrics()["podMetrics"].values() for pod in pods
+    }
 
 
 def states(balancer):
@@ -46,7 +50,11 @@ def states(balancer):
 
 def taking(balancer):
     """Addresses that new sessions may go to."""
-    return {address for address, state in states(balancer).items() if state not in ("draining", "ejected")}
+    return {
+        address
+        for address, state in states(balancer).items()
+        if state not in ("draining", "ejected")
+    }
 
 
 async def known(balancer, pods, what="", timeout=scripted.DEADLINE):
@@ -54,7 +62,9 @@ async def known(balancer, pods, what="", timeout=scripted.DEADLINE):
     wanted = {pod.address for pod in pods}
     found = await eventually(lambda: taking(balancer) == wanted, timeout)
     shown = sorted(pod.name for pod in pods) if len(pods) < 8 else f"{len(pods)} pods"
-    return check(found, f"{what or 'known'}: {shown}" + ("" if found else f" wanted, not {states(balancer)}"))
+    return check(
+        found, f"{what or 'known'}: {shown}" + ("" if found else f" wanted, not {states(balancer)}")
+    )
 
 
 async def gone(balancer, pod):
@@ -65,8 +75,14 @@ async def gone(balancer, pod):
 def even(clients, pods, what):
     """Checks that clients are on these pods only and evenly."""
     counts = fleet.spread(clients)
-    right = set(counts) == {pod.name for pod in pods} and max(counts.values()) - min(counts.values()) <= 1
-    check(right, f"{what}: {counts if len(counts) < 8 else f'{len(counts)} pods, {set(counts.values())} each'}")
+    right = (
+        set(counts) == {pod.name for pod in pods}
+        and max(counts.values()) - min(counts.values()) <= 1
+    )
+    check(
+        right,
+        f"{what}: {counts if len(counts) < 8 else f'{len(counts)} pods, {set(counts.values())} each'}",
+    )
 
 
 class Talk:

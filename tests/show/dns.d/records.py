@@ -56,7 +56,10 @@ async def show_families(server):
     server.set(*a(NAME, four.name, six.name))
     async with balancing(service, hosts.QUICK) as balancer:
         await hosts.known(balancer, pods, "both")
-        check(six.address in hosts.states(balancer), f"addresses as a URL has them: {sorted(hosts.states(balancer))}")
+        check(
+            six.address in hosts.states(balancer),
+            f"addresses as a URL has them: {sorted(hosts.states(balancer))}",
+        )
         clients = await fleet.come(balancer, 10, lanes=1)
         hosts.even(clients, pods, "10 clients")
         for left, gone in ((six, four), (four, six)):
@@ -64,7 +67,9 @@ async def show_families(server):
             await hosts.known(balancer, [left], f"{left.name} only")
             more = await fleet.come(balancer, 4, lanes=1)
             check(fleet.spread(more) == {left.name: 4}, f"4 clients: {fleet.spread(more)}")
-            check(all([await one.talks() for one in clients]), f"sessions on {gone.name} talk as well")
+            check(
+                all([await one.talks() for one in clients]), f"sessions on {gone.name} talk as well"
+            )
             server.set(*a(NAME, four.name, six.name))
             await hosts.known(balancer, pods, "both")
     fleet.stop(*pods)
@@ -89,9 +94,14 @@ async def show_alias(server):
 async def show_services(server):
     say("SRV: ports of their own, and priorities")
     # Two ports of one host, and a third at another host.
-    first, second, third = [await fleet.Pod(name).start(0, host) for name, host in (
-        ("one", "127.0.0.2"), ("two", "127.0.0.2"), ("spare", "127.0.0.3"),
-    )]
+    first, second, third = [
+        await fleet.Pod(name).start(0, host)
+        for name, host in (
+            ("one", "127.0.0.2"),
+            ("two", "127.0.0.2"),
+            ("spare", "127.0.0.3"),
+        )
+    ]
     ports = [pod.address.rpartition(":")[2] for pod in (first, second, third)]
     addresses = [*a("a", "127.0.0.2"), *a("b", "127.0.0.3")]
 
@@ -116,7 +126,9 @@ async def show_services(server):
         check(all([await one.talks() for one in clients + more]), "sessions on the others talk")
         srv(*both, spare)
         await hosts.known(balancer, [first, second], "the lowest priority is back")
-        server.set(*a("b", "127.0.0.3"), *(f"{SERVICE} 0 SRV {record}" for record in (both[0], spare)))
+        server.set(
+            *a("b", "127.0.0.3"), *(f"{SERVICE} 0 SRV {record}" for record in (both[0], spare))
+        )
         say(f"         a target without an address: {await settled(server, balancer)}")
     fleet.stop(first, second, third)
 

@@ -22,7 +22,9 @@ async def show(server):
         clients = await fleet.come(balancer, 4, lanes=1)
 
         async def counted(wanted, what):
-            found = await eventually(lambda: fleet.entry(balancer, pod)["connections"] == 4 * wanted)
+            found = await eventually(
+                lambda: fleet.entry(balancer, pod)["connections"] == 4 * wanted
+            )
             now = fleet.entry(balancer, pod)
             check(found, f"{what}: {now['connections']} connections by {now['own']} own sessions")
 
@@ -45,5 +47,7 @@ async def show(server):
         check(all([await client.talks() for client in clients]), "all the while sessions talk")
     async with balancing([pod], 'metric_path = "none"\nreplicas = 1\n') as balancer:
         await fleet.come(balancer, 4, lanes=1)
-        check(fleet.entry(balancer, pod)["connections"] == 4, "control, replicas = 1: 4 connections")
+        check(
+            fleet.entry(balancer, pod)["connections"] == 4, "control, replicas = 1: 4 connections"
+        )
     fleet.stop(pod)

@@ -40,14 +40,20 @@ async def show_rate(server, pods, service, ttl, least, most, expected, what):
     # One more than fit, because the first is due at any moment; 20 % are for jitter.
     fits = took / (0.8 * expected) + 1
     enough = asked >= min(1, int(took / (2 * expected)))
-    check(enough and asked <= fits, f"{what}: {asked} look-ups in {took:.1f} s, {expected:g} s apart")
+    check(
+        enough and asked <= fits, f"{what}: {asked} look-ups in {took:.1f} s, {expected:g} s apart"
+    )
 
 
 async def show_shortened(server, pods, service):
     """A TTL of the zone changes while the balancer runs."""
-    say("the zone's TTL changes: 1 h, then 0; discovery_max_ttl = 1s, so the first change is seen in time")
+    say(
+        "the zone's TTL changes: 1 h, then 0; discovery_max_ttl = 1s, so the first change is seen in time"
+    )
     server.set(*a(NAME, pods[0].name, ttl=3600))
-    async with balancing(service, 'discovery_min_ttl = "100ms"\ndiscovery_max_ttl = "1s"\n') as balancer:
+    async with balancing(
+        service, 'discovery_min_ttl = "100ms"\ndiscovery_max_ttl = "1s"\n'
+    ) as balancer:
         await hosts.known(balancer, pods[:1])
         server.set(*a(NAME, pods[1].name, ttl=0))
         await hosts.known(balancer, pods[1:], "a record with a TTL of 1 h is replaced")

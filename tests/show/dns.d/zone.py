@@ -72,7 +72,9 @@ class Server:
         self.start()
 
     def version(self):
-        return subprocess.run([self.knotd, "--version"], check=True, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(
+            [self.knotd, "--version"], check=True, capture_output=True, text=True
+        ).stdout.strip()
 
     def start(self):
         self.program = programs.Program(self.knotd, "--config", self.file)
@@ -95,7 +97,10 @@ class Server:
     def control(self, *command):
         done = subprocess.run(
             [self.knotc, "--config", self.file, "--blocking", "--force", *command],
-            check=True, capture_output=True, text=True, timeout=30,
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=30,
         )
         return done.stdout
 
@@ -144,7 +149,9 @@ class Relay(asyncio.DatagramProtocol):
         if kind in {self.KINDS[name] for name in self.failing}:
             self.failed += 1
             flags = bytes([query[2] | 0x80, 2])
-            self.transport.sendto(query[:2] + flags + query[4:6] + bytes(6) + query[12 : end + 5], client)
+            self.transport.sendto(
+                query[:2] + flags + query[4:6] + bytes(6) + query[12 : end + 5], client
+            )
         else:
             asyncio.get_running_loop().run_in_executor(None, self.forward, query, client)
 

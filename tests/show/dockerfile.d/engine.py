@@ -28,7 +28,9 @@ class Engine:
                 elif parts[-1] == "json" and parts[-2] in inspected:
                     self.answer(inspected[parts[-2]])
                 else:  # /_ping and /version
-                    self.answer({"Version": "28.0.0", "ApiVersion": "1.48", "MinAPIVersion": "1.24"})
+                    self.answer(
+                        {"Version": "28.0.0", "ApiVersion": "1.48", "MinAPIVersion": "1.24"}
+                    )
 
             do_HEAD = do_GET
 

@@ -22,7 +22,9 @@ class Stage:
 
     def pairs(self, instruction):
         """The `key=value` pairs of all ENV or LABEL lines."""
-        return dict(pair.split("=", 1) for rest in self.all(instruction) for pair in shlex.split(rest))
+        return dict(
+            pair.split("=", 1) for rest in self.all(instruction) for pair in shlex.split(rest)
+        )
 
     def argv(self, instruction):
         """The exec form (a JSON list) of ENTRYPOINT, CMD or HEALTHCHECK."""
@@ -30,7 +32,9 @@ class Stage:
 
 
 def stages(dockerfile):
-    lines = [line for line in dockerfile.read_text().splitlines() if not line.lstrip().startswith("#")]
+    lines = [
+        line for line in dockerfile.read_text().splitlines() if not line.lstrip().startswith("#")
+    ]
     text = re.sub(r"\\\n\s*", "", "\n".join(lines))
     found = []
     for line in filter(str.strip, text.splitlines()):
@@ -67,11 +71,17 @@ class Context:
         """COPY: a folder's contents, or files; times are kept, as Docker keeps them."""
         for source in sources:
             here = self.root / source
-            files = [path for path in here.rglob("*") if path.is_file()] if here.is_dir() else [here]
+            files = (
+                [path for path in here.rglob("*") if path.is_file()] if here.is_dir() else [here]
+            )
             for file in files:
                 if not self.has(file.relative_to(self.root)):
                     raise FileNotFoundError(f"COPY {source}: .dockerignore keeps {file} out")
-                below = file.relative_to(here) if here.is_dir() else Path(file.name if into_folder else "")
+                below = (
+                    file.relative_to(here)
+                    if here.is_dir()
+                    else Path(file.name if into_folder else "")
+                )
                 place = target / below
                 place.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(file, place)

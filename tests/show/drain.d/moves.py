@@ -60,8 +60,10 @@ async def operate(balancer, pod, what):
     wanted = state == [(pod.address, "draining", REASON)] if draining else state[0][1] != "draining"
     check(status == 200 and wanted, f"the pod is {state[0][1]}, and the answer says so of no other")
     shown = fleet.entry(balancer, pod)
-    check((shown["state"], shown.get("reason")) == state[0][1:],
-          f"/balancer-metrics says the same: {shown['state']}, {shown.get('reason')!r}")
+    check(
+        (shown["state"], shown.get("reason")) == state[0][1:],
+        f"/balancer-metrics says the same: {shown['state']}, {shown.get('reason')!r}",
+    )
 
 
 async def visit(balancer, pod, count=20):
@@ -92,22 +94,33 @@ async def moved_evenly(its, others, pod, seconds):
 
 async def stay(clients, whose):
     """Checks that nobody has told these anything, and that they echo."""
-    check(untouched(clients) and await all_talk(clients),
-          f"all {len(clients)} {whose} stay and echo: {sum(not untouched([one]) for one in clients)} have been closed")
+    check(
+        untouched(clients) and await all_talk(clients),
+        f"all {len(clients)} {whose} stay and echo: {sum(not untouched([one]) for one in clients)} have been closed",
+    )
 
 
 async def show_drain(count, seconds):
-    say(f"{count} sessions on {PODS} pods, an operator drains one of them over {seconds} s, and takes it back then")
+    say(
+        f"{count} sessions on {PODS} pods, an operator drains one of them over {seconds} s, and takes it back then"
+    )
     async with four(count) as (balancer, pods, its, others):
         pod = pods[0]
         status, listed = await admin(balancer, "GET", "/api/sessions")
         by_pod = collections.Counter(one["address"] for one in listed)
-        check(by_pod == {one.address: one.sessions() for one in pods}, f"GET /api/sessions lists as many: {status}")
+        check(
+            by_pod == {one.address: one.sessions() for one in pods},
+            f"GET /api/sessions lists as many: {status}",
+        )
         await operate(balancer, pod, f"drain?over={seconds}s")
         await nobody_new(balancer, pod)
         await moved_evenly(its, others, pod, seconds)
         await counted(balancer)
-        left = [one for one in (await admin(balancer, "GET", "/api/sessions"))[1] if one["address"] == pod.address]
+        left = [
+            one
+            for one in (await admin(balancer, "GET", "/api/sessions"))[1]
+            if one["address"] == pod.address
+        ]
         check(not left, f"GET /api/sessions lists {len(left)} of the pod")
         await nobody_new(balancer, pod)
         await operate(balancer, pod, "undrain")
@@ -142,7 +155,10 @@ async def ends_there(balancer, its, seconds):
     left = [client for client, talks in zip(its, talk) if talks]
     await asyncio.sleep(QUIET)
     more = QUIET / seconds * len(its)
-    check(left, f"{len(its) - len(left)} of {len(its)} have been moved, {more:.0f} more would have been in {QUIET} s")
+    check(
+        left,
+        f"{len(its) - len(left)} of {len(its)} have been moved, {more:.0f} more would have been in {QUIET} s",
+    )
     await stay(left, "clients of the pod")
 
 
@@ -181,7 +197,9 @@ async def take_back(balancer, pod):
 
 
 async def show_ejected(on_ejected):
-    say(f'a pod refuses connections and so fails its polls, its sessions go on; on_ejected = "{on_ejected}"')
+    say(
+        f'a pod refuses connections and so fails its polls, its sessions go on; on_ejected = "{on_ejected}"'
+    )
     async with four(40, f'on_ejected = "{on_ejected}"') as (balancer, pods, its, others):
         pods[0].refuse()
         shown = await fleet.shown(balancer, pods[0], "ejected")

@@ -49,7 +49,10 @@ async def show_one(count):
         all_told([chosen], CLOSED, "its client")
         closes = [close for pod in pods for close in pod.closes]
         check(closes == [(sessions.AWAY, CLOSED[1])], f"the pods get {closes}")
-        check(untouched(others) and await sessions.all_talk(others), f"the other {count} stay and echo")
+        check(
+            untouched(others) and await sessions.all_talk(others),
+            f"the other {count} stay and echo",
+        )
         await sessions.counted(balancer)
         status, told = await admin(balancer, "DELETE", path)
         check(status == 404, f"a second time: {status} {told}")
@@ -57,25 +60,38 @@ async def show_one(count):
 
 
 async def show_service():
-    say("two services of two pods and 40 sessions each; one is drained over its pod_drain_time = 1s, and taken back")
+    say(
+        "two services of two pods and 40 sessions each; one is drained over its pod_drain_time = 1s, and taken back"
+    )
     pods = await sessions.start(4)
     urls = [f'["{pods[at].url}", "{pods[at + 1].url}"]' for at in (0, 2)]
-    text = "\n".join([
-        f'[services.chat]\nbackends = {urls[0]}\npod_drain_time = "1s"\n[services.video]\nbackends = {urls[1]}',
-        '[[routes]]\npath_prefix = "/chat"\nservice = "chat"\n[[routes]]\nservice = "video"',
-    ])
+    text = "\n".join(
+        [
+            f'[services.chat]\nbackends = {urls[0]}\npod_drain_time = "1s"\n[services.video]\nbackends = {urls[1]}',
+            '[[routes]]\npath_prefix = "/chat"\nservice = "chat"\n[[routes]]\nservice = "video"',
+        ]
+    )
     async with fleet.balancing(text) as balancer:
         chat, video = await come(balancer, 40, path="/chat"), await come(balancer, 40)
         status, told = await admin(balancer, "POST", "/api/services/chat/drain")
         states = {one["address"]: one["state"] for one in told}
-        check(status == 200 and states == {pod.address: "draining" for pod in pods[:2]}, f"{status} {states}")
+        check(
+            status == 200 and states == {pod.address: "draining" for pod in pods[:2]},
+            f"{status} {states}",
+        )
         refused = await enter(balancer.address, "/chat")
         wait = refused.answer and refused.answer.get("retry-after")
-        check(refused.status == 503 and wait, f"a new client of it gets {refused.status} with Retry-After: {wait}")
+        check(
+            refused.status == 503 and wait,
+            f"a new client of it gets {refused.status} with Retry-After: {wait}",
+        )
         await come(balancer, 1)
         await all_ended(chat)
         all_told(chat, MOVED, "clients of the service")
-        check(untouched(video) and await sessions.all_talk(video), f"all {len(video)} of the other stay and echo")
+        check(
+            untouched(video) and await sessions.all_talk(video),
+            f"all {len(video)} of the other stay and echo",
+        )
         status, _ = await admin(balancer, "POST", "/api/services/chat/undrain")
         check(status == 200, f"undrain: {status}")
         await come(balancer, 4, path="/chat")
@@ -89,16 +105,29 @@ async def show_errors():
         [client] = await come(balancer, 1)
         drain = f"/api/backends/{pods[0].address}/drain"
         for method, path, wanted in [
-            ("POST", "/api/backends/127.0.0.1:1/drain", 404), ("POST", "/api/services/nobody/drain", 404),
-            ("DELETE", "/api/sessions/0", 404), ("DELETE", "/api/sessions/one", 404),
-            ("POST", f"{drain}?over=soon", 400), ("POST", f"{drain}?over=-1s", 400), ("POST", f"{drain}?over=", 400),
+            ("POST", "/api/backends/127.0.0.1:1/drain", 404),
+            ("POST", "/api/services/nobody/drain", 404),
+            ("DELETE", "/api/sessions/0", 404),
+            ("DELETE", "/api/sessions/one", 404),
+            ("POST", f"{drain}?over=soon", 400),
+            ("POST", f"{drain}?over=-1s", 400),
+            ("POST", f"{drain}?over=", 400),
         ]:
             status, told = await admin(balancer, method, path)
-            check(status == wanted and told.get("error"), f"{method} {path}: {status} {told.get('error')!r}")
+            check(
+                status == wanted and told.get("error"),
+                f"{method} {path}: {status} {told.get('error')!r}",
+            )
         status, *_ = await call(balancer.address, "POST", drain)
-        check(status == 200, f"on the traffic listener it is a request like any other, for a pod: {status}")
+        check(
+            status == 200,
+            f"on the traffic listener it is a request like any other, for a pod: {status}",
+        )
         state = fleet.entry(balancer, pods[0])["state"]
-        check(state != "draining" and await client.talks(), f"then the pod is {state}, and its session echoes")
+        check(
+            state != "draining" and await client.talks(),
+            f"then the pod is {state}, and its session echoes",
+        )
     fleet.stop(*pods)
 
 
@@ -117,16 +146,25 @@ async def show_access(balancer, pod, clients, token):
     _, listed = await admin(balancer, "GET", "/api/sessions")
     check(len(listed) == len(clients), f"GET /api/sessions needs no token, it lists {len(listed)}")
     calls = [
-        ("POST", f"/api/backends/{pod.address}/drain?over=1s"), ("POST", "/api/services/default/drain?over=1s"),
-        ("DELETE", f"/api/sessions/{listed[0]['id']}"), ("PUT", "/api/log-level"),
+        ("POST", f"/api/backends/{pod.address}/drain?over=1s"),
+        ("POST", "/api/services/default/drain?over=1s"),
+        ("DELETE", f"/api/sessions/{listed[0]['id']}"),
+        ("PUT", "/api/log-level"),
     ]
-    wrong = [[], [f"Authorization: Bearer {token}x"], [f"Authorization: Basic {token}"], [f"X-Token: {token}"]]
+    wrong = [
+        [],
+        [f"Authorization: Bearer {token}x"],
+        [f"Authorization: Basic {token}"],
+        [f"X-Token: {token}"],
+    ]
     for fields in wrong if token else [["Origin: https://elsewhere.example"]]:
         answers = {(await admin(balancer, *one, *fields, body=b"info"))[0] for one in calls}
         check(answers == {401 if token else 403}, f"every other call with {fields}: {answers}")
     state = fleet.entry(balancer, pod)["state"]
-    check(state != "draining" and untouched(clients) and await sessions.all_talk(clients),
-          f"nothing has come of them: the pod is {state}, all sessions echo")
+    check(
+        state != "draining" and untouched(clients) and await sessions.all_talk(clients),
+        f"nothing has come of them: the pod is {state}, all sessions echo",
+    )
     right = [f"Authorization: Bearer {token}"] if token else []
     answers = {(await admin(balancer, *one, *right, body=b"info"))[0] for one in reversed(calls)}
     check(answers == {200}, f"with {right}: {answers}")
@@ -135,13 +173,20 @@ async def show_access(balancer, pod, clients, token):
 
 async def show_outside():
     say(f"calls from {OUTSIDE}, which is no loopback address")
-    for token, fields, wanted in [("", [], 403), (TOKEN, [], 401), (TOKEN, [f"Authorization: Bearer {TOKEN}"], 200)]:
+    for token, fields, wanted in [
+        ("", [], 403),
+        (TOKEN, [], 401),
+        (TOKEN, [f"Authorization: Bearer {TOKEN}"], 200),
+    ]:
         with ThreadPoolExecutor(1) as thread:
             told = await asyncio.get_running_loop().run_in_executor(thread, outside, token, fields)
         if told is None:
             check(not os.environ.get("CI"), "skipped: needs the right to make network namespaces")
         else:
-            check(told == (200, wanted), f"token {token!r}, {fields}: GET and POST are answered {told}")
+            check(
+                told == (200, wanted),
+                f"token {token!r}, {fields}: GET and POST are answered {told}",
+            )
 
 
 def outside(token, fields):

@@ -28,14 +28,18 @@ class Router:
     async def watch(self):
         while self.looks:
             answers = [await ready(replica) for replica in self.replicas]
-            self.ready = [replica for replica, status in zip(self.replicas, answers) if status == 200] or self.ready
+            self.ready = [
+                replica for replica, status in zip(self.replicas, answers) if status == 200
+            ] or self.ready
             await asyncio.sleep(LOOK_EVERY)
 
 
 async def show(short):
     count, seconds = (1000, 4) if short else (5000, 20)
-    say(f"{count} clients that come back at once, two replicas, SIGTERM to one: drain_delay = {DELAY}s,"
-        f" drain_time = {seconds}s; who routes asks /readyz every {LOOK_EVERY} s")
+    say(
+        f"{count} clients that come back at once, two replicas, SIGTERM to one: drain_delay = {DELAY}s,"
+        f" drain_time = {seconds}s; who routes asks /readyz every {LOOK_EVERY} s"
+    )
     failures = await one_ends(count, seconds, True)
     check(max(failures) == 1, f"nobody fails twice, by the number of failures: {dict(failures)}")
     say("control: who routes does not ask")
@@ -46,7 +50,11 @@ async def show(short):
 async def one_ends(count, seconds, looks):
     """How many clients failed how often; checks everything else when they should not fail twice."""
     pods = await sessions.start(shutdown.PODS)
-    drain = {"DRAIN_DELAY": f"{DELAY}s", "DRAIN_TIME": f"{seconds}s", "SHUTDOWN_TIMEOUT": f"{seconds + 10}s"}
+    drain = {
+        "DRAIN_DELAY": f"{DELAY}s",
+        "DRAIN_TIME": f"{seconds}s",
+        "SHUTDOWN_TIMEOUT": f"{seconds + 10}s",
+    }
     one = fleet.balancing(pods, "replicas = 2", **shutdown.settings(**drain))
     other = fleet.balancing(pods, "replicas = 2", SERVER__SHUTDOWN_TIMEOUT="30s")
     async with one as leaving, other as staying:
@@ -54,11 +62,15 @@ async def one_ends(count, seconds, looks):
         watching = asyncio.create_task(router.watch())
         regulars = [Regular(router.address) for _ in range(count)]
         tasks = await gather_regulars(regulars)
-        await eventually(lambda: sum(one.metrics()["ownSessions"] for one in router.replicas) == count)
+        await eventually(
+            lambda: sum(one.metrics()["ownSessions"] for one in router.replicas) == count
+        )
         held = leaving.metrics()["ownSessions"]
         say(f"         the replica that ends has {held} of them")
         shutdown.tell(leaving)
-        await shutdown.ends_well(leaving, held, lambda cut: cut == 0) if looks else await gone(leaving)
+        await shutdown.ends_well(leaving, held, lambda cut: cut == 0) if looks else await gone(
+            leaving
+        )
         check(await all_inside(regulars), "all clients have a session again")
         if looks:
             await look_at(regulars, staying, held)
@@ -76,8 +88,10 @@ async def gone(balancer):
 
 async def look_at(regulars, staying, held):
     kinds = collections.Counter(failure for regular in regulars for failure in regular.failures)
-    check(dict(kinds) == {"Close {} {!r}".format(*sessions.SHUTDOWN): held},
-          f"what they have seen: {dict(kinds)}, one for each session of the replica that ended")
+    check(
+        dict(kinds) == {"Close {} {!r}".format(*sessions.SHUTDOWN): held},
+        f"what they have seen: {dict(kinds)}, one for each session of the replica that ended",
+    )
     check(await sessions.all_talk([regular.client for regular in regulars]), "every session echoes")
     await eventually(lambda: staying.metrics()["ownSessions"] == len(regulars))
     own = staying.metrics()["ownSessions"]

@@ -16,7 +16,9 @@ PERIOD = 1  # seconds from one message of a client to its next
 THINKS = 0.4  # seconds that a pod takes for an echo
 CHECK_EVERY, FALL = 0.2, 3  # of HAProxy; three failures are its own default
 DELAY = 2  # of a replica: longer than that takes
-OLD = 5  # seconds that a message may have been unanswered when the Close comes: no pod takes so long
+OLD = (
+    5  # seconds that a message may have been unanswered when the Close comes: no pod takes so long
+)
 QUIET = 1  # seconds of talk before, between and after the restarts
 SEED = 6
 UNHEARD = "crossed the Close on their way to the pod"
@@ -27,9 +29,13 @@ HOSTS = {"a": "127.0.0.2", "b": "127.0.0.3"}
 
 async def show(short):
     count, seconds = (300, 2) if short else (1000, 5)
-    say(f"{count} clients, a message every {PERIOD} s each, echoed after {THINKS} s; HAProxy in TCP mode, by turns;")
-    say(f"  it asks two replicas for /readyz every {CHECK_EVERY} s, {FALL} failures take one out;"
-        f" drain_delay = {DELAY}s, drain_time = {seconds}s, seed {SEED}")
+    say(
+        f"{count} clients, a message every {PERIOD} s each, echoed after {THINKS} s; HAProxy in TCP mode, by turns;"
+    )
+    say(
+        f"  it asks two replicas for /readyz every {CHECK_EVERY} s, {FALL} failures take one out;"
+        f" drain_delay = {DELAY}s, drain_time = {seconds}s, seed {SEED}"
+    )
     async with chain(seconds) as (replicas, haproxy, pods):
         async with talking(count, haproxy) as talkers:
             for replica in replicas:
@@ -37,9 +43,17 @@ async def show(short):
         check(not unexplained(talkers), f"zero unexplained{first_of(unexplained(talkers))}")
         account(talkers, pods)
         closes = collections.Counter(len(talker.failures) for talker in talkers)
-        check(max(closes) <= len(replicas), f"nobody is closed more than once by each replica: {dict(closes)}")
-    await control("drain_delay = 0s, drain_time = 1s: HAProxy does not hear of it in time", count // 3, 1,
-                  signal.SIGTERM, DRAIN_DELAY="0s")
+        check(
+            max(closes) <= len(replicas),
+            f"nobody is closed more than once by each replica: {dict(closes)}",
+        )
+    await control(
+        "drain_delay = 0s, drain_time = 1s: HAProxy does not hear of it in time",
+        count // 3,
+        1,
+        signal.SIGTERM,
+        DRAIN_DELAY="0s",
+    )
     if not short:
         await control("SIGKILL instead of SIGTERM", count // 3, 1, signal.SIGKILL)
 
@@ -99,7 +113,9 @@ listen traffic
         super().__init__(install.need("haproxy"), "-db", "-f", file)
 
     async def finds(self, replica, state):
-        found = await asyncio.to_thread(self.expect, f"Server traffic/{replica.name} is {state}.*?, code: [0-9]+")
+        found = await asyncio.to_thread(
+            self.expect, f"Server traffic/{replica.name} is {state}.*?, code: [0-9]+"
+        )
         say(f"         HAProxy: {found.group()}")
 
 
@@ -107,7 +123,12 @@ listen traffic
 async def chain(seconds, **server):
     """Two replicas behind HAProxy, before pods that take their time."""
     pods = await sessions.start(shutdown.PODS, thinks=THINKS)
-    drain = {"DRAIN_DELAY": f"{DELAY}s", "DRAIN_TIME": f"{seconds}s", "SHUTDOWN_TIMEOUT": f"{seconds + 10}s", **server}
+    drain = {
+        "DRAIN_DELAY": f"{DELAY}s",
+        "DRAIN_TIME": f"{seconds}s",
+        "SHUTDOWN_TIMEOUT": f"{seconds + 10}s",
+        **server,
+    }
     replicas = [Replica(name, pods, **drain) for name in HOSTS]
     haproxy = Haproxy(replicas)
     await sessions.until(lambda: listens(haproxy))
@@ -115,7 +136,9 @@ async def chain(seconds, **server):
     haproxy.stop()
     for replica in replicas:
         replica.balancer.stop(signal.SIGKILL)  # a drain would take its time
-        check("panic" not in replica.balancer.output, f"no panic in the log of replica {replica.name}")
+        check(
+            "panic" not in replica.balancer.output, f"no panic in the log of replica {replica.name}"
+        )
     fleet.stop(*pods)
 
 
@@ -210,7 +233,9 @@ class Talker(Regular):
 
     def unexplained(self):
         """Whatever does not follow from an announced Close."""
-        found = [failure for failure in self.failures if failure != "Close {} {!r}".format(*SHUTDOWN)]
+        found = [
+            failure for failure in self.failures if failure != "Close {} {!r}".format(*SHUTDOWN)
+        ]
         for talk in self.talks:
             found += talk.disorder
             if talk.client.behind:
@@ -219,7 +244,9 @@ class Talker(Regular):
                 found.append(f"{talk.client.told()}, but then {talk.client.error}")
             if talk.client.close not in (SHUTDOWN, (NORMAL, "")):
                 found += [f"lost, then {talk.client.told()}"] * len(talk.lost())
-            elif old := [number for number in talk.lost() if talk.client.closed_at - talk.sent[number] > OLD]:
+            elif old := [
+                number for number in talk.lost() if talk.client.closed_at - talk.sent[number] > OLD
+            ]:
                 found.append(f"{len(old)} unanswered for more than {OLD} s when the Close came")
             elif talk.client.close != SHUTDOWN and talk.lost():
                 found.append(f"{len(talk.lost())} lost without a Close 1012")
@@ -243,13 +270,17 @@ def account(talkers, pods):
     closed = [talk for talk in talks if talk.client.close == SHUTDOWN]
     ages = [talk.client.closed_at - talk.sent[number] for talk, number in lost]
     sent, echoed = sum(len(talk.sent) for talk in talks), sum(talk.echoed for talk in talks)
-    say(f"  {sent} messages in {len(talks)} sessions, {len(closed)} of them closed with 1012;"
-        f" {echoed} echoes in order, {len(lost)} lost, {len(lost) / len(closed):.2f} for each of these closes")
+    say(
+        f"  {sent} messages in {len(talks)} sessions, {len(closed)} of them closed with 1012;"
+        f" {echoed} echoes in order, {len(lost)} lost, {len(lost) / len(closed):.2f} for each of these closes"
+    )
     for what, number in sorted(where.items()):
         say(f"    {number}: {what}")
     say(f"    the Close came {min(ages):.2f} to {max(ages):.2f} s after they were sent")
-    check(len(heard) == sent - where[UNHEARD] and len(said) == echoed + where[UNSEEN],
-          f"the pods count the same: they heard {len(heard)} and answered {len(said)}")
+    check(
+        len(heard) == sent - where[UNHEARD] and len(said) == echoed + where[UNSEEN],
+        f"the pods count the same: they heard {len(heard)} and answered {len(said)}",
+    )
     check(lost, "there were messages on their way when sessions were closed")
 
 

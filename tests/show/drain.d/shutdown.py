@@ -49,7 +49,9 @@ def settings(**server):
 async def show_spread(count, seconds):
     say(f"{count} sessions, SIGTERM: drain_delay = {DELAY}s, drain_time = {seconds}s")
     pods = await sessions.start(PODS)
-    drain = settings(DRAIN_DELAY=f"{DELAY}s", DRAIN_TIME=f"{seconds}s", SHUTDOWN_TIMEOUT=f"{seconds + 10}s")
+    drain = settings(
+        DRAIN_DELAY=f"{DELAY}s", DRAIN_TIME=f"{seconds}s", SHUTDOWN_TIMEOUT=f"{seconds + 10}s"
+    )
     async with fleet.balancing(pods, **drain) as balancer:
         clients = await come(balancer, count)
         began = tell(balancer)
@@ -57,11 +59,16 @@ async def show_spread(count, seconds):
         await show_refusals(balancer)
         await all_ended(clients, seconds + sessions.LATE)
         first = min((client.closed_at for client in clients if client.close), default=began) - began
-        check(first >= DELAY, f"nobody is closed before drain_delay is over, the first after {first:.2f} s")
+        check(
+            first >= DELAY,
+            f"nobody is closed before drain_delay is over, the first after {first:.2f} s",
+        )
         all_told(clients, SHUTDOWN, "clients")
         told = [close for pod in pods for close in pod.closes]
-        check(told == [(sessions.AWAY, SHUTDOWN[1])] * len(clients),
-              f"pods: {len(told)} sessions get {({*told})}")
+        check(
+            told == [(sessions.AWAY, SHUTDOWN[1])] * len(clients),
+            f"pods: {len(told)} sessions get { ({*told}) }",
+        )
         worst = unevenness(clients, seconds)
         check(worst <= EVEN, f"closes per second stay within ±{EVEN:.0%} of even")
         await ends_well(balancer, len(clients), lambda cut: cut == 0)
@@ -71,9 +78,14 @@ async def show_spread(count, seconds):
 async def show_delay(balancer, began):
     """While it waits for whoever routes to it: the one client that still comes."""
     await sessions.until(lambda: says(balancer, 503))
-    say(f"         /readyz says {await ready(balancer)} {time.monotonic() - began:.3f} s after the signal")
+    say(
+        f"         /readyz says {await ready(balancer)} {time.monotonic() - began:.3f} s after the signal"
+    )
     late = await enter(balancer.address)
-    check(late.status == 101 and await late.talks(), f"a client that comes then is served: {late.status}, and an echo")
+    check(
+        late.status == 101 and await late.talks(),
+        f"a client that comes then is served: {late.status}, and an echo",
+    )
     status, *_ = await sessions.call(balancer.address, "GET", "/")
     check(status == 200, f"and so is a plain request: {status}")
     check(sessions.untouched(balancer.clients), "nobody has been closed so far")
@@ -89,18 +101,25 @@ async def show_refusals(balancer):
     await eventually(lambda: not sessions.untouched(balancer.clients), DELAY + sessions.LATE)
     refused = await enter(balancer.address)
     wait = refused.answer and refused.answer.get("retry-after")
-    check(refused.status == 503 and str(wait).isdigit(),
-          f"once they are closed, a new client gets {refused.status} with Retry-After: {wait}")
+    check(
+        refused.status == 503 and str(wait).isdigit(),
+        f"once they are closed, a new client gets {refused.status} with Retry-After: {wait}",
+    )
     status, head, _ = await sessions.call(balancer.address, "GET", "/")
     wait = head and head.get("retry-after")
-    check(status == 503 and str(wait).isdigit(), f"a plain request gets {status} with Retry-After: {wait}")
+    check(
+        status == 503 and str(wait).isdigit(),
+        f"a plain request gets {status} with Retry-After: {wait}",
+    )
     check(await ready(balancer) == 503, "/readyz still answers, 503")
 
 
 async def show_at_once(count):
     say(f"control: {count} sessions, drain_time = 0s")
     pods = await sessions.start(PODS)
-    async with fleet.balancing(pods, **settings(DRAIN_TIME="0s", SHUTDOWN_TIMEOUT="30s")) as balancer:
+    async with fleet.balancing(
+        pods, **settings(DRAIN_TIME="0s", SHUTDOWN_TIMEOUT="30s")
+    ) as balancer:
         clients = await come(balancer, count)
         tell(balancer)
         await all_ended(clients)
@@ -119,7 +138,10 @@ async def show_killed(count):
     clients = await come(balancer, count)
     tell(balancer, signal.SIGKILL)
     await all_ended(clients)
-    check(not any(client.close for client in clients), f"nobody sees a Close: {sessions.ends(clients)}")
+    check(
+        not any(client.close for client in clients),
+        f"nobody sees a Close: {sessions.ends(clients)}",
+    )
     fleet.stop(*pods)
 
 
@@ -137,7 +159,9 @@ async def few(count, mute=0, **server):
 
 
 async def show_stragglers():
-    say("20 sessions, 3 of whose clients answer no Close, SIGINT: drain_time = 1s, shutdown_timeout = 2s")
+    say(
+        "20 sessions, 3 of whose clients answer no Close, SIGINT: drain_time = 1s, shutdown_timeout = 2s"
+    )
     async with few(17, 3, DRAIN_TIME="1s", SHUTDOWN_TIMEOUT="2s") as balancer:
         tell(balancer, signal.SIGINT)
         await all_ended(balancer.clients[:17])
@@ -152,14 +176,22 @@ async def show_second_signal():
         await sessions.until(lambda: says(balancer, 503))
         check(sessions.untouched(balancer.clients), "/readyz says 503, nobody is closed")
         await show_hurry(balancer, lambda cut: cut == 40)
-        check(not any(client.close for client in balancer.clients), f"clients see {sessions.ends(balancer.clients)}")
+        check(
+            not any(client.close for client in balancer.clients),
+            f"clients see {sessions.ends(balancer.clients)}",
+        )
     say("40 sessions, a second SIGTERM after the first closes of drain_time = 20s")
     async with few(40, DRAIN_TIME="20s", SHUTDOWN_TIMEOUT="30s") as balancer:
         tell(balancer)
-        await eventually(lambda: sum(client.ended.done() for client in balancer.clients) >= 3, sessions.LATE)
+        await eventually(
+            lambda: sum(client.ended.done() for client in balancer.clients) >= 3, sessions.LATE
+        )
         cut = await show_hurry(balancer, lambda cut: 0 < cut <= 37)
         without = sum(not client.close for client in balancer.clients)
-        check(without <= cut, f"{without} of the clients see no Close: {sessions.ends(balancer.clients)}")
+        check(
+            without <= cut,
+            f"{without} of the clients see no Close: {sessions.ends(balancer.clients)}",
+        )
 
 
 async def show_hurry(balancer, cut):

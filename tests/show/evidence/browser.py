@@ -78,7 +78,9 @@ class Browser(programs.Program):
         number = next(self.numbers)
         self.calls[number] = asyncio.get_running_loop().create_future()
         message = {"id": number, "method": method, "params": parameters}
-        await self.connection.send(json.dumps({**message, "sessionId": session} if session else message))
+        await self.connection.send(
+            json.dumps({**message, "sessionId": session} if session else message)
+        )
         answer = await asyncio.wait_for(self.calls[number], DEADLINE)
         if "error" in answer:
             raise RuntimeError(f"{method}: {answer['error']['message']}")
@@ -87,7 +89,9 @@ class Browser(programs.Program):
     async def open(self, url):
         """A new tab that has loaded `url`."""
         target = (await self.call("Target.createTarget", url="about:blank"))["targetId"]
-        session = (await self.call("Target.attachToTarget", targetId=target, flatten=True))["sessionId"]
+        session = (await self.call("Target.attachToTarget", targetId=target, flatten=True))[
+            "sessionId"
+        ]
         tab = self.tabs[session] = Tab(self, target, session)
         for domain in ("Page", "Network", "Runtime"):
             await tab.call(f"{domain}.enable")
@@ -115,7 +119,9 @@ class Tab:
         """The first event of that name since `since`, seen or still to come."""
 
         def found():
-            return next((one for kind, one in self.events[since:] if kind == name and like(one)), None)
+            return next(
+                (one for kind, one in self.events[since:] if kind == name and like(one)), None
+            )
 
         async with self.news:
             await asyncio.wait_for(self.news.wait_for(found), DEADLINE)
@@ -128,12 +134,16 @@ class Tab:
         if "errorText" in went:
             raise RuntimeError(f"{url}: {went['errorText']}")
         await self.event("Page.loadEventFired", since)
-        answer = await self.event("Network.responseReceived", since, lambda one: one["requestId"] == went["loaderId"])
+        answer = await self.event(
+            "Network.responseReceived", since, lambda one: one["requestId"] == went["loaderId"]
+        )
         self.status = answer["response"]["status"]
 
     async def run(self, expression):
         """The value of JavaScript in the page, awaited where it is a promise."""
-        answer = await self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        answer = await self.call(
+            "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True
+        )
         if "exceptionDetails" in answer:
             raise RuntimeError(f"{expression}: {answer['exceptionDetails']}")
         return answer["result"].get("value")
@@ -158,7 +168,9 @@ class Tab:
         since = len(self.events)
         outcome = await self.run(SOCKET % json.dumps(url))
         if not outcome["opened"]:
-            outcome["why"] = (await self.event("Network.webSocketFrameError", since))["errorMessage"]
+            outcome["why"] = (await self.event("Network.webSocketFrameError", since))[
+                "errorMessage"
+            ]
         return outcome
 
     async def close(self):

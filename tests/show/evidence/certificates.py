@@ -39,7 +39,11 @@ class Pair:
 
     @property
     def serial(self):
-        return openssl("x509", "-in", self.certificate, "-noout", "-serial").strip().removeprefix("serial=")
+        return (
+            openssl("x509", "-in", self.certificate, "-noout", "-serial")
+            .strip()
+            .removeprefix("serial=")
+        )
 
 
 class Authority:
@@ -57,8 +61,22 @@ class Authority:
         else:
             self.file, self.key = self.folder / "ca.pem", self.folder / "ca.key"
             extensions = [part for line in authority.split() for part in ("-addext", line)]
-            openssl("req", "-x509", "-newkey", *KEYS["ec"], "-nodes", "-keyout", self.key, "-out", self.file,
-                    "-subj", f"/CN={name}", "-days", "2", *extensions)
+            openssl(
+                "req",
+                "-x509",
+                "-newkey",
+                *KEYS["ec"],
+                "-nodes",
+                "-keyout",
+                self.key,
+                "-out",
+                self.file,
+                "-subj",
+                f"/CN={name}",
+                "-days",
+                "2",
+                *extensions,
+            )
 
     def issue(self, name, *names, expired=False, usage="serverAuth", key="ec"):
         """A pair for `names`, as in `DNS:localhost` or `IP:127.0.0.1`."""
@@ -71,14 +89,47 @@ class Authority:
         return Pair(file, secret)
 
     def _sign(self, base, name, extensions, expired=False, key="ec"):
-        request, wanted, file, secret = (base.with_suffix(end) for end in (".csr", ".ext", ".pem", ".key"))
+        request, wanted, file, secret = (
+            base.with_suffix(end) for end in (".csr", ".ext", ".pem", ".key")
+        )
         wanted.write_text(extensions)
-        openssl("req", "-newkey", *KEYS[key], "-nodes", "-keyout", secret, "-out", request, "-subj", f"/CN={name}")
+        openssl(
+            "req",
+            "-newkey",
+            *KEYS[key],
+            "-nodes",
+            "-keyout",
+            secret,
+            "-out",
+            request,
+            "-subj",
+            f"/CN={name}",
+        )
         today = datetime.datetime.now(datetime.timezone.utc)
-        start, end = (today + datetime.timedelta(days=days) for days in ((-9, -1) if expired else (-1, 2)))
-        openssl("ca", "-batch", "-notext", "-config", self.folder / "ca.cnf", "-in", request, "-out", file,
-                "-cert", self.file, "-keyfile", self.key, "-extfile", wanted,
-                "-startdate", f"{start:%Y%m%d%H%M%SZ}", "-enddate", f"{end:%Y%m%d%H%M%SZ}")
+        start, end = (
+            today + datetime.timedelta(days=days) for days in ((-9, -1) if expired else (-1, 2))
+        )
+        openssl(
+            "ca",
+            "-batch",
+            "-notext",
+            "-config",
+            self.folder / "ca.cnf",
+            "-in",
+            request,
+            "-out",
+            file,
+            "-cert",
+            self.file,
+            "-keyfile",
+            self.key,
+            "-extfile",
+            wanted,
+            "-startdate",
+            f"{start:%Y%m%d%H%M%SZ}",
+            "-enddate",
+            f"{end:%Y%m%d%H%M%SZ}",
+        )
         return file, secret
 
 

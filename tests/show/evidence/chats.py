@@ -44,7 +44,9 @@ class Balancer(scripted.Configured):
 
     def reloads(self):
         """How many reloads it counts, by what came of them."""
-        found = re.findall(r'^wsbalancer_reloads_total\{result="([^"]+)"\} (\d+)', self.telemetry(), re.M)
+        found = re.findall(
+            r'^wsbalancer_reloads_total\{result="([^"]+)"\} (\d+)', self.telemetry(), re.M
+        )
         return {result: int(count) for result, count in found}
 
 
@@ -61,7 +63,9 @@ async def enter(address, client, context=None):
     name = sessions.HOST if context else None
     loop = asyncio.get_running_loop()
     try:
-        await loop.create_connection(lambda: client, host, int(port), ssl=context, server_hostname=name)
+        await loop.create_connection(
+            lambda: client, host, int(port), ssl=context, server_hostname=name
+        )
     except OSError as error:
         client.connection_lost(error)
     await asyncio.wait([client.answered], timeout=sessions.LATE)
@@ -117,7 +121,9 @@ class Crowd:
         await asyncio.gather(*(lane() for _ in range(min(sessions.LANES, count))))
         self.chats += came
         wrong = [chat.told() for chat in came if chat.status != 101]
-        check(not wrong, f"{count} sessions chat{f', but {len(wrong)}: {wrong[0]}' if wrong else ''}")
+        check(
+            not wrong, f"{count} sessions chat{f', but {len(wrong)}: {wrong[0]}' if wrong else ''}"
+        )
 
     def dropped(self):
         return [chat for chat in self.chats if chat.close or chat.ended.done()]
@@ -129,19 +135,28 @@ class Crowd:
     async def turn(self):
         """Waits until everybody has had an echo of what it says from now on; whether that came."""
         wanted = [(chat, chat.said + 1) for chat in self.chats]
-        return await eventually(lambda: all(chat.echoed >= count for chat, count in wanted), sessions.LATE)
+        return await eventually(
+            lambda: all(chat.echoed >= count for chat, count in wanted), sessions.LATE
+        )
 
     async def end(self):
         """Ends all talk and waits for what is still to come; checks that nothing is missing."""
         for chat in self.chats:
             chat.is_over = True
-        await eventually(lambda: all(chat.echoed >= chat.said or not chat.inside for chat in self.chats))
-        said, echoed = (sum(getattr(chat, name) for chat in self.chats) for name in ("said", "echoed"))
+        await eventually(
+            lambda: all(chat.echoed >= chat.said or not chat.inside for chat in self.chats)
+        )
+        said, echoed = (
+            sum(getattr(chat, name) for chat in self.chats) for name in ("said", "echoed")
+        )
         wrong = [what for chat in self.chats for what in chat.wrong]
         gone = self.dropped()
         told = f", but {len(gone)}: {sessions.ends(gone)}" if gone else ""
         check(not gone, f"no session of {len(self.chats)} is dropped{told}")
-        check(said == echoed and not wrong, f"{said} messages, {echoed} echoes, each in order{first(wrong)}")
+        check(
+            said == echoed and not wrong,
+            f"{said} messages, {echoed} echoes, each in order{first(wrong)}",
+        )
 
     async def leave(self):
         """All say goodbye."""

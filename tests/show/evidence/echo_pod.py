@@ -79,7 +79,12 @@ async def main():
         if request.path != "/metric":
             return None
         count = len(server.connections) if FROZEN is None else int(FROZEN)
-        report = {"agentsConnections": count, "podName": NAME, "held": len(server.connections), "flooded": flooded}
+        report = {
+            "agentsConnections": count,
+            "podName": NAME,
+            "held": len(server.connections),
+            "flooded": flooded,
+        }
         answer = connection.respond(HTTPStatus.OK, json.dumps(report))
         del answer.headers["Content-Type"]
         answer.headers["Content-Type"] = "application/json"

@@ -42,7 +42,11 @@ class Pod(scripted.Pod):
         if self.mute:
             await connection.ended(scripted.IDLE)
             return
-        report = {"agentsConnections": self.others + self.sessions, "podName": self.name, **self.told}
+        report = {
+            "agentsConnections": self.others + self.sessions,
+            "podName": self.name,
+            **self.told,
+        }
         await connection.send(scripted.answer(self.status, body=json.dumps(report).encode()))
 
     async def handshake(self, connection, head):
@@ -52,7 +56,6 @@ class Pod(scripted.Pod):
             await echo(connection)
         finally:
             self.sessions -= 1
-
 
     def stop(self):
         """Takes nobody any more."""
@@ -187,6 +190,7 @@ async def shown(balancer, pod, state, timeout=scripted.DEADLINE):
 
 def common_port(hosts):
     """A port that is free at all of them."""
+
     def bind(host, port=0):
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             probe.bind((host, port))

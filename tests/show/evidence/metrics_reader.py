@@ -18,7 +18,11 @@ FURTHER = {
     "reload": {"at": str, "result": str, "problems": list},
     "lookup": {"source": str, "service": str, "known": int, "error": str, "failingForMs": int},
     "service": {
-        "requests": int, "reason": str, "weight": float, "maxConnections": int, "ejectedForMs": int,
+        "requests": int,
+        "reason": str,
+        "weight": float,
+        "maxConnections": int,
+        "ejectedForMs": int,
     },
     "pod": {"error": str},
 }
@@ -96,12 +100,16 @@ def read(text):
             read_object(pod, pod_example, FURTHER["pod"], f"podMetrics[{url}][{number}]", OPTIONAL)
     total = sum(service["connections"] for service in whole["services"])
     if not whole["totalConnections"] == whole["agentsConnections"] == total:
-        raise Wrong(f"totals {whole['totalConnections']}, {whole['agentsConnections']}, the sum is {total}")
+        raise Wrong(
+            f"totals {whole['totalConnections']}, {whole['agentsConnections']}, the sum is {total}"
+        )
     return whole
 
 
 def text(balancer):
-    with urllib.request.urlopen(f"http://{balancer.admin}/balancer-metrics?format=json", timeout=10) as answer:
+    with urllib.request.urlopen(
+        f"http://{balancer.admin}/balancer-metrics?format=json", timeout=10
+    ) as answer:
         return answer.read().decode()
 
 
@@ -117,6 +125,7 @@ def valid(balancer, what):
 
 def spoiled(text):
     """Variants of a good answer, each with one fault."""
+
     def changed(change):
         whole = json.loads(text)
         change(whole)
@@ -127,10 +136,19 @@ def spoiled(text):
     yield "a count as true", changed(lambda whole: whole["services"][0].update(connections=True))
     yield "a negative count", changed(lambda whole: whole["services"][0].update(own=-1))
     yield "a count of 1.0", changed(lambda whole: whole.update(totalConnections=1.0))
-    yield "an optional field as null", changed(lambda whole: whole["services"][0].update(reported=None))
+    yield (
+        "an optional field as null",
+        changed(lambda whole: whole["services"][0].update(reported=None)),
+    )
     yield "no url", changed(lambda whole: whole["services"][0].pop("url"))
     yield "a pod as an object", changed(lambda whole: whole["podMetrics"].update({first: {}}))
-    yield "a field in snake case", changed(lambda whole: whole["services"][0].update(report_age_ms=1))
-    yield "a wrong total", changed(lambda whole: whole.update(totalConnections=whole["totalConnections"] + 1))
+    yield (
+        "a field in snake case",
+        changed(lambda whole: whole["services"][0].update(report_age_ms=1)),
+    )
+    yield (
+        "a wrong total",
+        changed(lambda whole: whole.update(totalConnections=whole["totalConnections"] + 1)),
+    )
     yield "another timestamp", changed(lambda whole: whole.update(timestamp="2026-11-20 20:02:59"))
     yield "a state nobody knows", changed(lambda whole: whole["services"][0].update(state="UP"))

@@ -39,7 +39,18 @@ class Link:
         self.near, self.far = f"10.99.{number}.1", f"10.99.{number}.2"
         ip("netns", "add", self.name)
         atexit.register(ip, "netns", "del", self.name)
-        ip("link", "add", f"near{number}", "type", "veth", "peer", "name", "far", "netns", self.name)
+        ip(
+            "link",
+            "add",
+            f"near{number}",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "far",
+            "netns",
+            self.name,
+        )
         ip("address", "add", f"{self.near}/24", "dev", f"near{number}")
         ip("link", "set", f"near{number}", "up")
         ip("-n", self.name, "address", "add", f"{self.far}/24", "dev", "far")
@@ -55,7 +66,8 @@ class Link:
         """One that stays in the namespace, whoever uses it."""
         with contextlib.ExitStack() as stack:
             here, there = (
-                stack.enter_context(open(file)) for file in ("/proc/thread-self/ns/net", f"/run/netns/{self.name}")
+                stack.enter_context(open(file))
+                for file in ("/proc/thread-self/ns/net", f"/run/netns/{self.name}")
             )
             _system(_libc.setns, there.fileno(), NEW_NETWORK)
             try:

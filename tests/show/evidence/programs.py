@@ -117,7 +117,9 @@ class Pod(Program):
     """A sample pod (`wsbalancer pod`): `/ws` echoes, `/metric` reports."""
 
     def __init__(self, name):
-        super().__init__(BINARY, "pod", "--listen", "127.0.0.1:0", env={"POD_NAME": name}, name=name)
+        super().__init__(
+            BINARY, "pod", "--listen", "127.0.0.1:0", env={"POD_NAME": name}, name=name
+        )
         self.address = self.expect(r"listening on (127\.0\.0\.1:\d+)").group(1)
         self.url = f"http://{self.address}"
 
@@ -127,7 +129,9 @@ class EchoPod(Program):
 
     def __init__(self, name, **env):
         env = {"POD_NAME": name, **env}
-        super().__init__(sys.executable, Path(__file__).with_name("echo_pod.py"), env=env, name=name)
+        super().__init__(
+            sys.executable, Path(__file__).with_name("echo_pod.py"), env=env, name=name
+        )
         self.address = self.expect(r"listening on (127\.0\.0\.1:\d+)").group(1)
         self.url = f"http://{self.address}"
 
@@ -154,7 +158,9 @@ class Balancer(Program):
         self.address, self.admin = found.groups()
 
     def metrics(self):
-        with urllib.request.urlopen(f"http://{self.admin}/balancer-metrics?format=json", timeout=10) as answer:
+        with urllib.request.urlopen(
+            f"http://{self.admin}/balancer-metrics?format=json", timeout=10
+        ) as answer:
             return json.load(answer)
 
 

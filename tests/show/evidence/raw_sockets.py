@@ -23,7 +23,9 @@ DEADLINE = 5.0
 TCHAR = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
 REQUEST_LINE = re.compile(TCHAR + rb"+ [\x21-\x7e\x80-\xff]+ HTTP/1\.1")
 STATUS_LINE = re.compile(rb"HTTP/(1\.[01]) (\d{3})(?: [^\r\n]*)?")
-FIELD = re.compile(rb"(" + TCHAR + rb"+):[ \t]*((?:[\x21-\x7e\x80-\xff]|[ \t]+(?=[\x21-\x7e\x80-\xff]))*)[ \t]*")
+FIELD = re.compile(
+    rb"(" + TCHAR + rb"+):[ \t]*((?:[\x21-\x7e\x80-\xff]|[ \t]+(?=[\x21-\x7e\x80-\xff]))*)[ \t]*"
+)
 
 MASKED_FRAME = re.compile(rb"[\x81\x88](?=[\x80-\xfd]\0\0\0\0)")  # as `frame` makes them
 
@@ -234,7 +236,9 @@ class Recorder:
                     seen.whole = stream.body(seen.framing, seen.grow)
                 except Broken as broken:
                     seen.broken = str(broken)
-                    stream.sock.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                    stream.sock.sendall(
+                        b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+                    )
                     return
                 if not seen.whole or not self._answer(stream, seen):
                     return
@@ -314,7 +318,11 @@ def framed(body, status=b"200 OK", *fields, head_only=False):
 
 def chunked(data, status=b"200 OK", *fields):
     """An answer in chunks, `data` being all that is behind its head."""
-    return b"\r\n".join([b"HTTP/1.1 " + status, *fields, b"Transfer-Encoding: chunked"]) + b"\r\n\r\n" + data
+    return (
+        b"\r\n".join([b"HTTP/1.1 " + status, *fields, b"Transfer-Encoding: chunked"])
+        + b"\r\n\r\n"
+        + data
+    )
 
 
 def switching(*fields, upgrade=b"websocket", connection=b"Upgrade", accept=b"{accept}"):

@@ -60,7 +60,9 @@ class Connection:
         self.reader, self.writer = reader, writer
 
     async def send(self, *parts):
-        self.writer.write(b"".join(part.encode() if isinstance(part, str) else part for part in parts))
+        self.writer.write(
+            b"".join(part.encode() if isinstance(part, str) else part for part in parts)
+        )
         await asyncio.wait_for(self.writer.drain(), DEADLINE)
 
     async def head(self, timeout=DEADLINE):
@@ -144,7 +146,11 @@ class Connection:
             if size > 125:
                 size = int.from_bytes(await self.reader.readexactly(2 if size == 126 else 8), "big")
             mask = await self.reader.readexactly(4) if second & 0x80 else bytes(4)
-            return bool(first & 0x80), first & 0x0F, masked(await self.reader.readexactly(size), mask)
+            return (
+                bool(first & 0x80),
+                first & 0x0F,
+                masked(await self.reader.readexactly(size), mask),
+            )
 
         return await asyncio.wait_for(read(), timeout)
 
@@ -165,7 +171,9 @@ async def dial(address, source=None):
         return Connection(*await asyncio.wait_for(opening, DEADLINE))
     host, _, port = address.rpartition(":")
     local = (source, 0) if source else None
-    opening = asyncio.open_connection(host.strip("[]"), int(port), local_addr=local, limit=LONGEST_HEAD)
+    opening = asyncio.open_connection(
+        host.strip("[]"), int(port), local_addr=local, limit=LONGEST_HEAD
+    )
     return Connection(*await asyncio.wait_for(opening, DEADLINE))
 
 
@@ -178,7 +186,9 @@ class Pod:
         self.open = 0
 
     async def start(self, port=0, host="127.0.0.1"):
-        self.server = await asyncio.start_server(self._one, host, port, limit=LONGEST_HEAD, backlog=1024)
+        self.server = await asyncio.start_server(
+            self._one, host, port, limit=LONGEST_HEAD, backlog=1024
+        )
         port = self.server.sockets[0].getsockname()[1]
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self.url = f"http://{self.address}"
@@ -208,7 +218,9 @@ class Balancer(programs.Balancer):
         file.write_text('[balancer]\nmetric_path = ""\n')
         os.environ["WSBALANCER_CONFIG"] = str(file)
         # While it is being stopped, nobody here answers its Close frames.
-        super().__init__([pod.url for pod in pods], **{"SERVER__SHUTDOWN_TIMEOUT": "1s", **settings})
+        super().__init__(
+            [pod.url for pod in pods], **{"SERVER__SHUTDOWN_TIMEOUT": "1s", **settings}
+        )
 
     def expect(self, _, timeout=30):
         return super().expect(r"traffic on (\S+:\d+), admin on (\S+:\d+)", timeout)
@@ -219,11 +231,19 @@ class Balancer(programs.Balancer):
 
     def refusals(self, before=None):
         """Refusals by reason; those that are new since `before`, when it is given."""
-        found = re.findall(r'^wsbalancer_refusals_total\{(?:.*,)?reason="([^"]+)".*\} (\d+)', self.telemetry(), re.M)
+        found = re.findall(
+            r'^wsbalancer_refusals_total\{(?:.*,)?reason="([^"]+)".*\} (\d+)',
+            self.telemetry(),
+            re.M,
+        )
         counts = collections.Counter({reason: int(count) for reason, count in found})
         if before is None:
             return counts
-        return {reason: count - before[reason] for reason, count in counts.items() if count != before[reason]}
+        return {
+            reason: count - before[reason]
+            for reason, count in counts.items()
+            if count != before[reason]
+        }
 
 
 class Configured(Balancer):
@@ -235,7 +255,9 @@ class Configured(Balancer):
             file.flush()
             os.environ["WSBALANCER_CONFIG"] = file.name
             try:
-                programs.Balancer.__init__(self, [], **{"SERVER__SHUTDOWN_TIMEOUT": "1s", **settings})
+                programs.Balancer.__init__(
+                    self, [], **{"SERVER__SHUTDOWN_TIMEOUT": "1s", **settings}
+                )
             finally:
                 del os.environ["WSBALANCER_CONFIG"]
 
@@ -257,12 +279,16 @@ def answer(status, *fields, body=b"", reason="Reason"):
 def handshake(target, host, *fields, key=None):
     key = key or base64.b64encode(os.urandom(16)).decode()
     upgrade = "Upgrade: websocket", "Connection: Upgrade"
-    return request(target, host, *upgrade, "Sec-WebSocket-Version: 13", f"Sec-WebSocket-Key: {key}", *fields)
+    return request(
+        target, host, *upgrade, "Sec-WebSocket-Version: 13", f"Sec-WebSocket-Key: {key}", *fields
+    )
 
 
 def switch(head, *fields):
     """The 101 that answers a handshake."""
-    accept = base64.b64encode(hashlib.sha1((head.get("sec-websocket-key") + GUID).encode()).digest()).decode()
+    accept = base64.b64encode(
+        hashlib.sha1((head.get("sec-websocket-key") + GUID).encode()).digest()
+    ).decode()
     lines = ["HTTP/1.1 101 Switching Protocols", "Upgrade: websocket", "Connection: Upgrade"]
     return "\r\n".join([*lines, f"Sec-WebSocket-Accept: {accept}", *fields, "", ""])
 
@@ -284,7 +310,11 @@ def frame(opcode, payload=b"", fin=True, mask=None):
         length = bytes([flag | 126]) + size.to_bytes(2, "big")
     else:
         length = bytes([flag | 127]) + size.to_bytes(8, "big")
-    return bytes([(0x80 if fin else 0) | opcode]) + length + (mask + masked(payload, mask) if mask else payload)
+    return (
+        bytes([(0x80 if fin else 0) | opcode])
+        + length
+        + (mask + masked(payload, mask) if mask else payload)
+    )
 
 
 async def eventually(probe, timeout=DEADLINE, pause=0.02):

@@ -145,7 +145,9 @@ async def enter(address, path="/", source=None, polite=True):
     client = Client(scripted.handshake(path, HOST).encode(), polite)
     local = (source, 0) if source else None
     try:
-        await asyncio.get_running_loop().create_connection(lambda: client, host, int(port), local_addr=local)
+        await asyncio.get_running_loop().create_connection(
+            lambda: client, host, int(port), local_addr=local
+        )
     except OSError as error:
         client.connection_lost(error)
     await asyncio.wait([client.answered], timeout=LATE)
@@ -172,7 +174,9 @@ async def counted(balancer):
     """Waits until the balancer has heard, a moment after us, of sessions that have begun and ended."""
 
     def agrees():
-        return balancer.metrics()["ownSessions"] == sum(client.inside for client in balancer.clients)
+        return balancer.metrics()["ownSessions"] == sum(
+            client.inside for client in balancer.clients
+        )
 
     await scripted.eventually(agrees, LATE)
 
@@ -201,7 +205,10 @@ def all_told(clients, close, what):
     """Checks that each got this Close and then the end, nothing else."""
     wrong = [client for client in clients if client.close != close or client.error or client.behind]
     told = f", but {len(wrong)}: {ends(wrong)}" if wrong else ""
-    return check(clients and not wrong, f"{what}: all {len(clients)} get Close {close[0]} {close[1]!r}, then FIN{told}")
+    return check(
+        clients and not wrong,
+        f"{what}: all {len(clients)} get Close {close[0]} {close[1]!r}, then FIN{told}",
+    )
 
 
 class AtPod(Peer):
@@ -257,7 +264,9 @@ class Pod:
 
     async def start(self):
         loop = asyncio.get_running_loop()
-        self.server = await loop.create_server(lambda: self.protocol(self), "127.0.0.1", 0, backlog=4096)
+        self.server = await loop.create_server(
+            lambda: self.protocol(self), "127.0.0.1", 0, backlog=4096
+        )
         self.address = "{}:{}".format(*self.server.sockets[0].getsockname())
         self.url = f"http://{self.address}"
         return self

@@ -29,7 +29,9 @@ async def show():
     await show_doubling(healthy, "4s")
     await show_doubling(healthy, "500ms", is_control=True)
     fleet.stop(*healthy)
-    say(f"a pod that heals, beside {HEALTHY} that report {HELD} each; {COLD_RATE} clients/s, fair share {FAIR:.0%}")
+    say(
+        f"a pod that heals, beside {HEALTHY} that report {HELD} each; {COLD_RATE} clients/s, fair share {FAIR:.0%}"
+    )
     await show_healed("5s")
     await show_healed("0s", is_control=True)
     await show_all_failed()
@@ -74,12 +76,17 @@ async def show_doubling(healthy, longest, is_control=False):
     found = rounds(pod.attempts)
     gaps = [later[0] - earlier[1] for earlier, later in itertools.pairwise(found)]
     ratios = [later / earlier for earlier, later in itertools.pairwise(gaps)]
-    say(f"         attempts per round {[count for _, _, count in found]}, of {len(clients)} clients")
+    say(
+        f"         attempts per round {[count for _, _, count in found]}, of {len(clients)} clients"
+    )
     say(f"         seconds between rounds {[round(gap, 2) for gap in gaps]}")
     say(f"         each by the one before {[round(one, 2) for one in ratios]}")
     grows = len(ratios) >= 3 and all(GROWING[0] <= one <= GROWING[1] for one in ratios[:3])
     grows = grows and len(found) == ROUNDS
-    check(grows != is_control, f"{name}: the time {'does not double' if is_control else 'doubles up to it'}")
+    check(
+        grows != is_control,
+        f"{name}: the time {'does not double' if is_control else 'doubles up to it'}",
+    )
     check(found[0][2] == 3, f"{name}: the first time it takes {found[0][2]} failures in a row")
     check(all(count == 1 for *_, count in found[1:]), f"{name}: then one probe at a time")
     fleet.stop(pod)
@@ -101,7 +108,10 @@ async def show_healed(cold, is_control=False):
         began = []
         while not pod.sessions and len(began) < 1000:
             began += await fleet.paced(balancer, 2, COLD_RATE)
-        check(pod.sessions > 0, f"{name}: it is used again, attempts since it has healed: {len(pod.attempts) - tried}")
+        check(
+            pod.sessions > 0,
+            f"{name}: it is used again, attempts since it has healed: {len(pod.attempts) - tried}",
+        )
         state = entry(balancer, pod)["state"]
         clients = await fleet.paced(balancer, MEASURED, COLD_RATE)
         unharmed(began + clients, name)
@@ -126,7 +136,10 @@ async def show_all_failed():
         check(answers == {(503, b"not now\n")}, f"clients get the last pod's own answer: {answers}")
         states = [entry(balancer, pod) for pod in pods]
         say(f"         {states[0]}")
-        check({one["state"] for one in states} == {"ejected"}, f"all are ejected: {[one['state'] for one in states]}")
+        check(
+            {one["state"] for one in states} == {"ejected"},
+            f"all are ejected: {[one['state'] for one in states]}",
+        )
         before = [len(pod.attempts) for pod in pods]
         await fleet.come(balancer, 40, lanes=4)
         more = sum(len(pod.attempts) for pod in pods) - sum(before)
@@ -142,6 +155,11 @@ async def show_all_failed():
         check(not errors(found[-1:]), f"one of them heals: client {len(found)} is served")
         later = await fleet.come(balancer, 60, lanes=4)
         unharmed(later, "then, long before the ejections end")
-        state = await eventually(lambda: (now := entry(balancer, pods[1]))["state"] != "ejected" and now, 2)
-        check(bool(state), f"it is {state['state'] if state else 'still ejected, with sessions on it'}")
+        state = await eventually(
+            lambda: (now := entry(balancer, pods[1]))["state"] != "ejected" and now, 2
+        )
+        check(
+            bool(state),
+            f"it is {state['state'] if state else 'still ejected, with sessions on it'}",
+        )
     fleet.stop(*pods)

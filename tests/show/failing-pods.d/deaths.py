@@ -13,7 +13,9 @@ ARRIVALS = 1000
 RATE = 150
 EJECT_AFTER = 3
 MOMENT = 0.005
-QUIET = 0.7  # arrivals at a pod that are further apart have an ejection between them, 0.8 s at least
+QUIET = (
+    0.7  # arrivals at a pod that are further apart have an ejection between them, 0.8 s at least
+)
 POLLED = 'poll_interval = "200ms"\n'
 
 
@@ -73,7 +75,9 @@ class Watch:
 
     async def over(self, pod):
         """Waits until every session of a pod has ended for its client."""
-        return await eventually(lambda: sum(name == pod.name for name, _ in self.ended) == len(pod.attempts))
+        return await eventually(
+            lambda: sum(name == pod.name for name, _ in self.ended) == len(pod.attempts)
+        )
 
     def stop(self):
         for task in self.tasks:
@@ -101,14 +105,19 @@ async def arrivals(balancer, count, watch, rate=RATE):
 
 
 async def show():
-    say(f"a pod that answers 101, reports 0 and dies after {1000 * MOMENT:.0f} ms, beside {HEALTHY} healthy ones")
+    say(
+        f"a pod that answers 101, reports 0 and dies after {1000 * MOMENT:.0f} ms, beside {HEALTHY} healthy ones"
+    )
     say(f"  {ARRIVALS} clients that stay, {RATE}/s, eject_after = {EJECT_AFTER}")
     healthy = [await fleet.Pod(f"healthy-{number}").start() for number in range(HEALTHY)]
     for end in (ends, resets, closes):
         guarded = await show_one(healthy, end, EJECT_AFTER)
         if end is ends:
             unguarded = await show_one(healthy, end, 0)
-            check(unguarded >= 3 * guarded, f"control, eject_after = 0: {unguarded} see it, not {guarded}")
+            check(
+                unguarded >= 3 * guarded,
+                f"control, eject_after = 0: {unguarded} see it, not {guarded}",
+            )
     await show_storm(healthy)
     await show_turned_away(healthy)
     await show_back(healthy)
@@ -139,7 +148,10 @@ async def show_one(healthy, end, eject_after):
         if eject_after:
             under_way = seen_early - eject_after
             say(f"         {under_way} more than eject_after were under way")
-            check(seen <= 0.02 * ARRIVALS, f"{name}: {seen / ARRIVALS:.1%} of the arrivals, at most 2 %")
+            check(
+                seen <= 0.02 * ARRIVALS,
+                f"{name}: {seen / ARRIVALS:.1%} of the arrivals, at most 2 %",
+            )
             told = f"{state['state']}, {state.get('reason')!r}, {state.get('ejectedForMs')} ms left"
             check(state["state"] == "ejected", f"{name}: it is {told}")
             check(seen == seen_early, f"{name}: none after its ejection")
@@ -161,7 +173,9 @@ async def show_storm(healthy):
         unharmed(await arrivals(balancer, 300, watch, 1e6), "before the 101")
         await watch.over(pod)
         seen = len(pod.attempts)
-        say(f"         {seen} see it, eject_after is {EJECT_AFTER}, the fair share {300 / (HEALTHY + 1):g}")
+        say(
+            f"         {seen} see it, eject_after is {EJECT_AFTER}, the fair share {300 / (HEALTHY + 1):g}"
+        )
         unharmed(await arrivals(balancer, 300, watch), "before the 101")
         check(len(pod.attempts) == seen, f"{len(pod.attempts) - seen} of the next 300 see it")
         watch.stop()
@@ -179,7 +193,10 @@ async def show_turned_away(healthy):
         share, fair = len(pod.attempts) / (ARRIVALS // 2), 1 / (HEALTHY + 1)
         state = entry(balancer, pod)["state"]
         check(state == "up", f"it is {state}")
-        check(share <= 2 * fair, f"it gets {share:.1%} of them, {share / fair:.1f} times its fair share")
+        check(
+            share <= 2 * fair,
+            f"it gets {share:.1%} of them, {share / fair:.1f} times its fair share",
+        )
         watch.stop()
     fleet.stop(pod)
 
@@ -195,8 +212,13 @@ async def show_back(healthy):
             await arrivals(balancer, 10, watch, 60)
         # The third has just begun.
         counts = [count for *_, count in rounds(pod.attempts, QUIET)][:2]
-        check(len(counts) == 2 and max(counts) <= 2 * EJECT_AFTER, f"{counts} see it before each of two ejections")
-        state = await eventually(lambda: (now := entry(balancer, pod))["state"] == "ejected" and now)
+        check(
+            len(counts) == 2 and max(counts) <= 2 * EJECT_AFTER,
+            f"{counts} see it before each of two ejections",
+        )
+        state = await eventually(
+            lambda: (now := entry(balancer, pod))["state"] == "ejected" and now
+        )
         check(bool(state), f"and it is ejected again: {state and state['reason']!r}")
         watch.stop()
     fleet.stop(pod)
@@ -204,7 +226,9 @@ async def show_back(healthy):
 
 async def show_leaving(healthy):
     """Clients that leave early are no fault of the pod."""
-    say("300 clients that come and leave at once, eject_after = 3: with a Close, without, with a reset")
+    say(
+        "300 clients that come and leave at once, eject_after = 3: with a Close, without, with a reset"
+    )
     async with balancing(healthy[:3], POLLED) as balancer:
         clients = []
         for number in range(300):
@@ -221,4 +245,7 @@ async def show_leaving(healthy):
         unharmed(clients, "all of them")
         await eventually(lambda: balancer.metrics()["ownSessions"] == 0)
         states = [one["state"] for one in balancer.metrics()["services"]]
-        check("ejected" not in states and "eject" not in balancer.output, f"no pod is ejected for it: {states}")
+        check(
+            "ejected" not in states and "eject" not in balancer.output,
+            f"no pod is ejected for it: {states}",
+        )

@@ -12,13 +12,21 @@ from evidence.checks import check, say
 from evidence.fleet import arrive, balancing, entry, errors, latencies, line, unharmed
 
 CLIENTS = 200
-WARM_UP = 60  # behind them the failing pod looks emptiest even with a handshake of each lane under way
+WARM_UP = (
+    60  # behind them the failing pod looks emptiest even with a handshake of each lane under way
+)
 LANES = 2  # few, so that clients wait for the balancer and not for each other
 WAITING = 16  # where most of the time is a time-out
 EJECT_AFTER = 3
 SETTINGS = 'metric_path = "none"\nread_timeout = "500ms"\nconnect_timeout = "500ms"\n'
 KINDS = (
-    kinds.Silent, kinds.Unavailable, kinds.Closing, kinds.Garbage, kinds.Refused, kinds.WrongAccept, kinds.Unreached,
+    kinds.Silent,
+    kinds.Unavailable,
+    kinds.Closing,
+    kinds.Garbage,
+    kinds.Refused,
+    kinds.WrongAccept,
+    kinds.Unreached,
 )
 
 
@@ -79,14 +87,20 @@ async def show_ejected(pod, healthy):
         say(f"         {told}")
         check(told.get("reason"), f"/balancer-metrics has its reason: {told.get('reason')}")
         left = told.get("ejectedForMs", -1)
-        check(0 < left <= 1200 * fleet.LONG, f"and the time left, {left} ms of {fleet.LONG} s and up to 20 %")
+        check(
+            0 < left <= 1200 * fleet.LONG,
+            f"and the time left, {left} ms of {fleet.LONG} s and up to 20 %",
+        )
         check(bool(said := logged(balancer, pod)), f"the log has it: {said}")
         rest = await fleet.come(balancer, CLIENTS)
         unharmed(rest, "afterwards")
         more = await attempts(balancer, pod) - tried
         check(more == 0, f"attempts at it meanwhile: {more}")
         counts = fleet.spread(first + rest)
-        check(max(counts.values()) - min(counts.values()) <= 1 and len(counts) == 2, f"spread: {counts}")
+        check(
+            max(counts.values()) - min(counts.values()) <= 1 and len(counts) == 2,
+            f"spread: {counts}",
+        )
 
 
 def logged(balancer, pod):
@@ -101,9 +115,15 @@ async def show_never_ejected(pod, healthy):
         clients = await fleet.come(balancer, CLIENTS, WAITING if pod.waits else LANES)
         unharmed(clients, "control, eject_after = 0")
         tried = await attempts(balancer, pod) - before
-        check(tried == CLIENTS, f"control, eject_after = 0: each of them is offered to it: {tried} attempts")
+        check(
+            tried == CLIENTS,
+            f"control, eject_after = 0: each of them is offered to it: {tried} attempts",
+        )
         state = entry(balancer, pod)["state"]
-        check(state != "ejected" and not logged(balancer, pod), f"control, eject_after = 0: it is {state}")
+        check(
+            state != "ejected" and not logged(balancer, pod),
+            f"control, eject_after = 0: it is {state}",
+        )
     return f"a pod that {pod.__doc__.partition(':')[0]}", [client.took for client in clients]
 
 
@@ -112,7 +132,10 @@ async def show_no_retries(pod, healthy):
         clients = await fleet.come(balancer, WARM_UP)
         wrong = errors(clients)
         statuses = sorted({client.status for client in wrong})
-        check(len(wrong) >= WARM_UP // 3, f"control, retries = 0: {len(wrong)} of {len(clients)} see {statuses}")
+        check(
+            len(wrong) >= WARM_UP // 3,
+            f"control, retries = 0: {len(wrong)} of {len(clients)} see {statuses}",
+        )
         say(f"         {wrong[-1].body.decode(errors='replace').strip() if wrong else ''}")
 
 
@@ -132,7 +155,9 @@ async def show_storm(healthy):
 async def show_deadline():
     """The time for a handshake is one for all tries."""
     pods = [await kinds.Silent(f"silent-{number}").start() for number in range(3)]
-    say("three pods that never answer, read_timeout = 500ms, handshake_timeout = 1200ms, retries = 2")
+    say(
+        "three pods that never answer, read_timeout = 500ms, handshake_timeout = 1200ms, retries = 2"
+    )
     settings = f'{SETTINGS}handshake_timeout = "1200ms"\n'
     async with balancing(pods, settings) as balancer:
         client = await arrive(balancer)

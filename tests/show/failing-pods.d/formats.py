@@ -27,6 +27,7 @@ async def pods_of(*names, kind=fleet.Pod):
 
 async def known(balancer, pods, **wanted):
     """Waits until the metrics have `wanted` of the first pod. A weight of 1 is not mentioned."""
+
     def right():
         told = {"weight": 1, **entry(balancer, pods[0])}
         return "reported" in told and all(told.get(key) == value for key, value in wanted.items())
@@ -67,9 +68,16 @@ class Nested(fleet.Pod):
 
     async def metric(self, connection, _):
         report = {
-            "agentsConnections": 9999, "weight": 50, "draining": True, "maxConnections": 0,
-            "stats": {"a/b": [{"open": self.others + self.sessions}, {"open": 5555}], "a": {"b": 7777}},
-            "weights": {"mine": self.weight}, "podName": self.name,
+            "agentsConnections": 9999,
+            "weight": 50,
+            "draining": True,
+            "maxConnections": 0,
+            "stats": {
+                "a/b": [{"open": self.others + self.sessions}, {"open": 5555}],
+                "a": {"b": 7777},
+            },
+            "weights": {"mine": self.weight},
+            "podName": self.name,
             "limits": {"m~n": self.told.get("maxConnections", 1000)},
             "state": {"leaving": self.told.get("draining", False)},
         }
@@ -91,7 +99,9 @@ chat_connections_total{{app="chat",kind="websocket"}} 9999
 latency_bucket{{app="chat",kind="websocket",le="+Inf"}} 3
 process_start_time_seconds 1.7e+09
 """
-        await connection.send(scripted.answer(200, "Content-Type: text/plain; version=0.0.4", body=text.encode()))
+        await connection.send(
+            scripted.answer(200, "Content-Type: text/plain; version=0.0.4", body=text.encode())
+        )
 
 
 async def show_steering(name, kind, settings):
@@ -115,7 +125,10 @@ async def show_steering(name, kind, settings):
         pods[0].told = {"maxConnections": 35}
         await known(balancer, pods, maxConnections=35)
         counts = fleet.spread(await fleet.come(balancer, 20, lanes=1))
-        check(counts.get("pod-1") == 5, f"it reports room for 35, and holds 30: 20 clients go {counts}")
+        check(
+            counts.get("pod-1") == 5,
+            f"it reports room for 35, and holds 30: 20 clients go {counts}",
+        )
     pods[0].told, pods[0].others, pods[0].weight = {}, 0, 3
     async with balancing(pods, POLLED + settings) as balancer:
         await known(balancer, pods, weight=3)
@@ -133,7 +146,9 @@ async def show_unreadable():
         ('metric_format = "agent"\n', ""),
     ):
         async with balancing(pods, POLLED + settings) as balancer:
-            error = await eventually(lambda: balancer.metrics()["podMetrics"][pod.url][0].get("error"))
+            error = await eventually(
+                lambda: balancer.metrics()["podMetrics"][pod.url][0].get("error")
+            )
             told = entry(balancer, pod)
             right = "reported" not in told and told["connections"] == 0
             check(right, f"{settings.strip()!r}: {told['state']}, no count")

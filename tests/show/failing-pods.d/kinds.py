@@ -61,7 +61,9 @@ class WrongAccept(Failing):
 
     async def fail(self, connection, head):
         lines = scripted.switch(head).split("\r\n")
-        wrong = [WRONG_ACCEPT if line.startswith("Sec-WebSocket-Accept") else line for line in lines]
+        wrong = [
+            WRONG_ACCEPT if line.startswith("Sec-WebSocket-Accept") else line for line in lines
+        ]
         await connection.send("\r\n".join(wrong))
         await connection.ended(scripted.IDLE)
 

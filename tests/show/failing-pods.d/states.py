@@ -16,7 +16,9 @@ def tell(told):
 
 def why(balancer, pod):
     """What is said of a pod that is not simply up: of its state, or of its last poll."""
-    return entry(balancer, pod).get("reason") or balancer.metrics()["podMetrics"][pod.url][0].get("error")
+    return entry(balancer, pod).get("reason") or balancer.metrics()["podMetrics"][pod.url][0].get(
+        "error"
+    )
 
 
 async def show():
@@ -65,25 +67,34 @@ async def show_unreachable():
 
 
 async def show_stale():
-    say("a pod whose metric route falls silent, handshakes still work; cache_ttl = 0s, so stale after three polls")
+    say(
+        "a pod whose metric route falls silent, handshakes still work; cache_ttl = 0s, so stale after three polls"
+    )
     pods = [await fleet.Pod(f"pod-{number}").start() for number in (1, 2)]
     silent, healthy = pods
     silent.others = 70
     for eject_after in (0, 3):
         silent.mute = False
-        async with balancing(pods, f'{POLLED}cache_ttl = "0s"\neject_after = {eject_after}\n') as balancer:
+        async with balancing(
+            pods, f'{POLLED}cache_ttl = "0s"\neject_after = {eject_after}\n'
+        ) as balancer:
             await eventually(lambda: entry(balancer, silent).get("reported") == 70)
             silent.mute = True
             wanted = "ejected" if eject_after else "stale"
             told = await shown(balancer, silent, wanted)
             tell(told)
-            check(told["state"] == wanted, f"eject_after = {eject_after}: it becomes {told['state']}")
+            check(
+                told["state"] == wanted, f"eject_after = {eject_after}: it becomes {told['state']}"
+            )
             if eject_after == 0:
                 await eventually(lambda: why(balancer, silent))
                 age = told.get("reportAgeMs", -1)
                 check(age > 300, f"the age of its report: {age} ms")
                 check("500ms" in str(why(balancer, silent)), f"its reason: {why(balancer, silent)}")
-                check(told["connections"] == 0, f"its 70 are no longer believed: {told['connections']}")
+                check(
+                    told["connections"] == 0,
+                    f"its 70 are no longer believed: {told['connections']}",
+                )
                 counts = fleet.spread(await fleet.come(balancer, 20, lanes=1))
                 check(counts == {"pod-1": 10, "pod-2": 10}, f"own counts decide: {counts}")
             else:
@@ -122,20 +133,30 @@ async def show_draining():
         check(bool(told.get("reason")), f"its reason: {told.get('reason')}")
         clients = await fleet.come(balancer, 20, lanes=1)
         unharmed(clients, "while it drains")
-        check(fleet.spread(clients) == {other.name: 20}, f"no new sessions: {fleet.spread(clients)}")
+        check(
+            fleet.spread(clients) == {other.name: 20}, f"no new sessions: {fleet.spread(clients)}"
+        )
         live = [client for client in before if client.pod == draining.name]
-        check(len(live) == 5 and all([await client.talks() for client in live]), f"its {len(live)} old ones live")
+        check(
+            len(live) == 5 and all([await client.talks() for client in live]),
+            f"its {len(live)} old ones live",
+        )
         valid(balancer, "a draining pod")
         other.told = {"draining": True}
         await shown(balancer, other, "draining")
         refused = await arrive(balancer)
         say(f"         all drain: {refused.status} {refused.body.decode().strip()!r}")
         check(refused.status == 503, "when all of them drain, new clients get 503")
-        check(all([await client.talks() for client in before + clients]), "and the old sessions live")
+        check(
+            all([await client.talks() for client in before + clients]), "and the old sessions live"
+        )
         draining.told = {"draining": False}
         await eventually(lambda: entry(balancer, draining)["state"] != "draining")
         back = await fleet.come(balancer, 10, lanes=1)
-        check(fleet.spread(back) == {draining.name: 10}, f"draining: false takes it back: {fleet.spread(back)}")
+        check(
+            fleet.spread(back) == {draining.name: 10},
+            f"draining: false takes it back: {fleet.spread(back)}",
+        )
     fleet.stop(*pods)
     say("  control: draining is text, which is no report")
     pods = [await fleet.Pod(f"pod-{number}").start() for number in (1, 2)]
@@ -157,17 +178,26 @@ async def show_full():
         await eventually(lambda: all("maxConnections" in entry(balancer, pod) for pod in pods))
         clients = await fleet.come(balancer, 8, lanes=1)
         unharmed(clients, "up to the last place")
-        check(fleet.spread(clients) == {"pod-1": 3, "pod-2": 5}, f"each is filled: {fleet.spread(clients)}")
+        check(
+            fleet.spread(clients) == {"pod-1": 3, "pod-2": 5},
+            f"each is filled: {fleet.spread(clients)}",
+        )
         told = entry(balancer, pods[0])
         tell(told)
         check(told["state"] == "full" and told.get("maxConnections") == 3, f"it is {told['state']}")
         valid(balancer, "full pods")
         refused = await arrive(balancer)
-        check(refused.status == 503, f"the next one: {refused.status} {refused.body.decode().strip()!r}")
+        check(
+            refused.status == 503,
+            f"the next one: {refused.status} {refused.body.decode().strip()!r}",
+        )
         next(client for client in clients if client.pod == "pod-1").leave()
         await eventually(lambda: entry(balancer, pods[0])["connections"] < 3)
         again = await arrive(balancer)
-        check((again.status, again.pod) == (101, "pod-1"), f"one leaves, one comes in: {again.status} at {again.pod}")
+        check(
+            (again.status, again.pod) == (101, "pod-1"),
+            f"one leaves, one comes in: {again.status} at {again.pod}",
+        )
     for pod in pods:
         pod.told = {}
     async with balancing(pods, POLLED) as balancer:
@@ -180,7 +210,9 @@ class Checked(fleet.Pod):
 
     async def metric(self, connection, head):
         status = 404 if head.target != "/health" else 204 if self.status == 200 else self.status
-        await connection.send(f"HTTP/1.1 {status} Reason\r\n\r\n" if status == 204 else scripted.answer(status))
+        await connection.send(
+            f"HTTP/1.1 {status} Reason\r\n\r\n" if status == 204 else scripted.answer(status)
+        )
 
 
 async def show_health():
@@ -192,9 +224,15 @@ async def show_health():
     async with balancing(pods, f'{without}health_path = "/health"\n') as balancer:
         told = await shown(balancer, sick, "ejected")
         tell(told)
-        check(told["state"] == "ejected" and "500" in str(told.get("reason")), "500 ejects it before any client comes")
+        check(
+            told["state"] == "ejected" and "500" in str(told.get("reason")),
+            "500 ejects it before any client comes",
+        )
         clients = await fleet.come(balancer, 10, lanes=1)
-        check(fleet.spread(clients) == {"pod-2": 10}, f"nobody is offered to it: {fleet.spread(clients)}")
+        check(
+            fleet.spread(clients) == {"pod-2": 10},
+            f"nobody is offered to it: {fleet.spread(clients)}",
+        )
         sick.status = 200
         await eventually(lambda: entry(balancer, sick)["state"] != "ejected")
         back = await fleet.come(balancer, 10, lanes=1)
@@ -209,6 +247,9 @@ async def show_health():
     async with balancing([dead, healthy], f"{without}health_tcp = true\n") as balancer:
         told = await shown(balancer, dead, "ejected")
         tell(told)
-        check(told["state"] == "ejected" and "refused" in str(told.get("reason")), "health_tcp ejects one that refuses")
+        check(
+            told["state"] == "ejected" and "refused" in str(told.get("reason")),
+            "health_tcp ejects one that refuses",
+        )
         check(entry(balancer, healthy)["state"] != "ejected", "and the other is not")
     fleet.stop(dead, *pods)

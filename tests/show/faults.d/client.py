@@ -33,7 +33,9 @@ def main(url):
             message = connection.recv()
         except ConnectionClosed as closed:
             ended = {"code": connection.close_code, "reason": connection.close_reason}
-            print(json.dumps({**ended, "clean": None not in (closed.rcvd, closed.sent)}), flush=True)
+            print(
+                json.dumps({**ended, "clean": None not in (closed.rcvd, closed.sent)}), flush=True
+            )
             return
         print(f"message {len(message)}", flush=True)
 

@@ -47,28 +47,49 @@ def show_comparison(outcomes, cells):
     say("control: the comparison refuses")
     by_name = {str(cell): cell for cell in cells}
     taken = [
-        (seen, other) for seen in OTHERS for other in OTHERS
-        if isinstance(outcomes[seen], Exception) or (seen != other) != bool(outcomes[seen].differs(by_name[other]))
+        (seen, other)
+        for seen in OTHERS
+        for other in OTHERS
+        if isinstance(outcomes[seen], Exception)
+        or (seen != other) != bool(outcomes[seen].differs(by_name[other]))
     ]
     what = f"what was seen in each of {len(OTHERS)} cells for all of the others, and only for those"
     check(not taken, f"{what} {taken or ''}")
-    doctor(outcomes["the pod dies by FIN, within a frame"], by_name["the pod dies by FIN, within a frame"], {
-        "a Close within a frame": {"more": close(1012, "the pod is gone")},
-    })
-    doctor(outcomes["the pod dies by FIN, after a message"], by_name["the pod dies by FIN, after a message"], {
-        "an RST for a FIN": {"end": "RST"},
-        "an RST behind a FIN": {"end": "FIN, RST"},
-        "no end": {"end": "open"},
-        "one byte more": {"more": b"\0"},
-        "one byte less": {"cut": 1},
-        "another code": {"cut": len(close(1012, "the pod is gone")), "more": close(1011, "the pod is gone")},
-        "a second Close": {"more": close(1012, "the pod is gone")},
-    })
+    doctor(
+        outcomes["the pod dies by FIN, within a frame"],
+        by_name["the pod dies by FIN, within a frame"],
+        {
+            "a Close within a frame": {"more": close(1012, "the pod is gone")},
+        },
+    )
+    doctor(
+        outcomes["the pod dies by FIN, after a message"],
+        by_name["the pod dies by FIN, after a message"],
+        {
+            "an RST for a FIN": {"end": "RST"},
+            "an RST behind a FIN": {"end": "FIN, RST"},
+            "no end": {"end": "open"},
+            "one byte more": {"more": b"\0"},
+            "one byte less": {"cut": 1},
+            "another code": {
+                "cut": len(close(1012, "the pod is gone")),
+                "more": close(1011, "the pod is gone"),
+            },
+            "a second Close": {"more": close(1012, "the pod is gone")},
+        },
+    )
     flooded = "the pod dies by FIN, the other does not read"
-    doctor(outcomes[flooded], by_name[flooded], {
-        "a flood that lacks its last frame": {"cut": 8196 + 19, "more": close(1012, "the pod is gone")},
-        "a Close within a flood": {"cut": 100 + 19, "more": close(1012, "the pod is gone")},
-    })
+    doctor(
+        outcomes[flooded],
+        by_name[flooded],
+        {
+            "a flood that lacks its last frame": {
+                "cut": 8196 + 19,
+                "more": close(1012, "the pod is gone"),
+            },
+            "a Close within a flood": {"cut": 100 + 19, "more": close(1012, "the pod is gone")},
+        },
+    )
 
 
 def doctor(outcome, cell, wounds):
@@ -84,11 +105,20 @@ def doctor(outcome, cell, wounds):
 async def show_guards(pods):
     """Cells whose guard is off."""
     say(f"control: the same cells with their guard off, {PATIENCE} s each")
-    cells = [dataclasses.replace(cell, service="calm") for cell in table.cells() if str(cell) in GUARDS]
+    cells = [
+        dataclasses.replace(cell, service="calm") for cell in table.cells() if str(cell) in GUARDS
+    ]
     assert len(cells) == len(GUARDS), "a row has another name"
     balancer = play.balance(pods, {"calm": CALM})
-    plays = [play.play(cell, number, balancer, pods, patience=PATIENCE) for number, cell in enumerate(cells)]
+    plays = [
+        play.play(cell, number, balancer, pods, patience=PATIENCE)
+        for number, cell in enumerate(cells)
+    ]
     for cell, outcome in zip(cells, await asyncio.gather(*plays)):
-        refused = isinstance(outcome, RuntimeError) or isinstance(outcome, play.Outcome) and outcome.differs(cell)
+        refused = (
+            isinstance(outcome, RuntimeError)
+            or isinstance(outcome, play.Outcome)
+            and outcome.differs(cell)
+        )
         check(refused, f"without {GUARDS[str(cell)]}, not so: {cell}; {outcome}")
     await asyncio.to_thread(balancer.stop)

@@ -40,7 +40,14 @@ def walk(raw):
         key, start = bytes(raw[start : start + masked]), start + masked
         if start + size > len(raw):
             return
-        yield Frame(at, bool(raw[at] & 0x80), raw[at] & 0x0F, key, bytes(raw[start : start + size]), start + size)
+        yield Frame(
+            at,
+            bool(raw[at] & 0x80),
+            raw[at] & 0x0F,
+            key,
+            bytes(raw[start : start + size]),
+            start + size,
+        )
         at = start + size
 
 
@@ -52,7 +59,11 @@ def boundary(raw):
 
 def heard(raw, opcode):
     """The payload of the first frame of this kind, unmasked; None without."""
-    found = (scripted.masked(one.payload, one.key or OPEN_MASK) for one in walk(raw) if one.opcode == opcode)
+    found = (
+        scripted.masked(one.payload, one.key or OPEN_MASK)
+        for one in walk(raw)
+        if one.opcode == opcode
+    )
     return next(found, None)
 
 
@@ -137,7 +148,9 @@ class End:
 
     async def send(self, data):
         self.said += data
-        await asyncio.wait_for(asyncio.get_running_loop().sock_sendall(self.sock, data), scripted.DEADLINE)
+        await asyncio.wait_for(
+            asyncio.get_running_loop().sock_sendall(self.sock, data), scripted.DEADLINE
+        )
 
     async def fill(self):
         """Sends whole frames until nobody takes any more, or until the other side has ended."""

@@ -55,7 +55,9 @@ class Report:
     messages: object = ()  # ALL or ANY of a flood
 
     def __str__(self):
-        count = self.messages if isinstance(self.messages, str) else f"{len(self.messages)} messages"
+        count = (
+            self.messages if isinstance(self.messages, str) else f"{len(self.messages)} messages"
+        )
         told = f"Close {self.code} {self.reason!r}" if self.code != "none" else "no Close"
         return f"{count}, {told}, {'clean' if self.clean else 'not clean'}"
 
@@ -71,7 +73,13 @@ class Client:
     async def connect(self, url):
         pipe = asyncio.subprocess.PIPE
         self.process = await asyncio.create_subprocess_exec(
-            *map(str, self.command), url, cwd=self.cwd, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.STDOUT)
+            *map(str, self.command),
+            url,
+            cwd=self.cwd,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=asyncio.subprocess.STDOUT,
+        )
 
     async def connected(self):
         """Waits for its first word: that it is connected, or why it is not."""
@@ -100,7 +108,10 @@ class Client:
         told = json.loads(self.lines[-1])
         if "error" in told:
             return re.search(r"\b\d{3}\b", told["error"])[0]
-        return Report(*NO_CLOSE if told["code"] == 1006 else (told["code"], told["reason"], told["clean"]), sizes)
+        return Report(
+            *NO_CLOSE if told["code"] == 1006 else (told["code"], told["reason"], told["clean"]),
+            sizes,
+        )
 
     async def end(self):
         if self.process and self.process.returncode is None:
@@ -116,7 +127,9 @@ class OwnClient(Client):
         closed = re.fullmatch(r"closed(?:: (\d+) ?(.*))?", last)
         found = (int(closed[1] or 1005), closed[2] or "", True) if closed else NO_CLOSE
         binary = [re.fullmatch(r"\((\d+) binary bytes\)", text) for text in texts]
-        return Report(*found, tuple(int(size[1]) if size else len(text) for size, text in zip(binary, texts)))
+        return Report(
+            *found, tuple(int(size[1]) if size else len(text) for size, text in zip(binary, texts))
+        )
 
 
 class LibraryPlay(play.Play):
@@ -181,18 +194,29 @@ class Told:
 
     def fits(self, cell):
         pod = cell.pod
-        is_pod_right = self.end == GONE if pod == GONE else (self.got, self.end) == (b"".join(pod.parts), pod.end)
+        is_pod_right = (
+            self.end == GONE
+            if pod == GONE
+            else (self.got, self.end) == (b"".join(pod.parts), pod.end)
+        )
         return is_pod_right and self._is(cell.client)
 
     def _is(self, expected):
         if isinstance(expected, list):
             return any(map(self._is, expected))
-        if not isinstance(self.report, Report) or not isinstance(getattr(expected, "messages", None), str):
+        if not isinstance(self.report, Report) or not isinstance(
+            getattr(expected, "messages", None), str
+        ):
             return self.report == expected
         count, most = len(self.report.messages), self.flood // FLOOD_FRAME_WHOLE
         is_enough = count == most if expected.messages == ALL else count < most
         is_whole = {*self.report.messages} <= {FLOOD_FRAME}
-        return is_enough and is_whole and dataclasses.replace(self.report, messages=expected.messages) == expected
+        return (
+            is_enough
+            and is_whole
+            and dataclasses.replace(self.report, messages=expected.messages) == expected
+        )
+
 
 def cells():
     """As the cells by hand; `client` is what the library reports."""
@@ -218,7 +242,9 @@ def deaths():
             yield Cell(row, variant, "calm", (("passes", data), end), client=report, pod=GONE)
     row = "the pod dies by FIN"
     steps = ("passes", LONG["pod"] * 4), ("leaves", "pod")
-    yield Cell(row, "with 1.2 MB in flight", "calm", steps, client=Report(*lost, (307_200,) * 4), pod=GONE)
+    yield Cell(
+        row, "with 1.2 MB in flight", "calm", steps, client=Report(*lost, (307_200,) * 4), pod=GONE
+    )
     steps = ("pauses",), ("floods", "pod"), ("leaves", "pod"), ("resumes",)
     yield Cell(row, "the client does not read", "calm", steps, client=Report(*lost, ALL), pod=GONE)
     steps = (("leaves", "pod"),)
@@ -237,21 +263,33 @@ def handshakes():
         yield Cell(row, f"by {name}", "calm", steps, begun=False, client="502", pod=GONE)
     steps = *begin, ("replies", 0.5), ("refused",)
     row = "the pod falls silent during the handshake"
-    yield Cell(row, "half of the 101 is there", "handshakes", steps, begun=False, client="504", pod=gets())
+    yield Cell(
+        row, "half of the 101 is there", "handshakes", steps, begun=False, client="504", pod=gets()
+    )
     for name, data, report in (
         ("nothing said", b"", Report(1012, "the pod is gone", True)),
         ("between two fragments", FIRST["pod"], Report(1012, "the pod is gone", True)),
         ("within a frame", WORD["pod"][:5], Report(*NO_CLOSE)),
     ):
         steps = *begin, ("replies", 1, data), ("leaves", "pod"), ("switched",)
-        yield Cell("the pod dies right behind its 101", name, "calm", steps, begun=False, client=report, pod=GONE)
+        yield Cell(
+            "the pod dies right behind its 101",
+            name,
+            "calm",
+            steps,
+            begun=False,
+            client=report,
+            pod=GONE,
+        )
 
 
 def closes():
     """Those of peers, and ours when it is time."""
     for name, payload, code, reason in (
-        ("no code", b"", 1005, ""), ("1000", b"\x03\xe8", 1000, ""),
-        ("1001 with a reason", b"\x03\xe9bye", 1001, "bye"), ("4999", b"\x13\x87own", 4999, "own"),
+        ("no code", b"", 1005, ""),
+        ("1000", b"\x03\xe8", 1000, ""),
+        ("1001 with a reason", b"\x03\xe9bye", 1001, "bye"),
+        ("4999", b"\x13\x87own", 4999, "own"),
     ):
         goodbye = scripted.frame(8, payload)
         report, answer = Report(code, reason, True), scripted.frame(8, payload, mask=OPEN_MASK)
@@ -259,21 +297,36 @@ def closes():
         yield Cell(row, name, "calm", (("passes", goodbye),), client=report, pod=gets(answer))
         steps = ("passes", goodbye), ("leaves", "pod")
         yield Cell(row, f"{name}, and dies by FIN at once", "calm", steps, client=report, pod=GONE)
-    yield Cell("the client says Close", "1000", "calm", (("closes",),), client=Report(1000, "", True),
-               pod=gets(scripted.frame(8, b"\x03\xe8", mask=OPEN_MASK)))
+    yield Cell(
+        "the client says Close",
+        "1000",
+        "calm",
+        (("closes",),),
+        client=Report(1000, "", True),
+        pod=gets(scripted.frame(8, b"\x03\xe8", mask=OPEN_MASK)),
+    )
     for row, service, code, reason in (
-        ("idle time-out", "idle", 1001, "idle for long"), ("greatest age", "old", 1012, "lived for long"),
+        ("idle time-out", "idle", 1001, "idle for long"),
+        ("greatest age", "old", 1012, "lived for long"),
     ):
         told = close(code, reason, to="pod")
         for name, data, sizes in (
-            ("nothing said", b"", ()), ("after a message", WORD["pod"], (15,)),
+            ("nothing said", b"", ()),
+            ("after a message", WORD["pod"], (15,)),
             ("between two fragments", FIRST["pod"], ()),
         ):
             report = Report(code, reason, True, sizes)
             yield Cell(row, name, service, (("passes", data),), client=report, pod=gets(told))
         steps = (("passes", WORD["pod"][:5]),)
         report = Report(*NO_CLOSE)
-        yield Cell(row, "within a frame, which never ends", f"{service}-brief", steps, client=report, pod=gets(told))
+        yield Cell(
+            row,
+            "within a frame, which never ends",
+            f"{service}-brief",
+            steps,
+            client=report,
+            pod=gets(told),
+        )
 
 
 def given_up():
@@ -281,8 +334,14 @@ def given_up():
     goodbye = scripted.frame(8, b"\x03\xe8")
     answer = gets(scripted.frame(8, b"\x03\xe8", mask=OPEN_MASK))
     steps = ("quiet", "pod"), ("quiet", "pod"), ("passes", WORD["pod"] + goodbye)
-    yield Cell("our Pings", "are answered: it stays, and the pod hears nothing", "asks-client", steps,
-               client=Report(1000, "", True, (15,)), pod=answer)
+    yield Cell(
+        "our Pings",
+        "are answered: it stays, and the pod hears nothing",
+        "asks-client",
+        steps,
+        client=Report(1000, "", True, (15,)),
+        pod=answer,
+    )
     steps = ("pauses",), ("ended", "pod"), ("resumes",)
     told = gets(FAREWELLS["client"])
     # Its answer to the Close may come in time, but nobody waits for it.
@@ -290,7 +349,9 @@ def given_up():
     yield Cell("our Pings", "are not answered", "asks-client", steps, client=report, pod=told)
     steps = ("pauses",), ("floods", "pod"), ("ended", "pod"), ("resumes",)
     report = Report(*NO_CLOSE, ANY)
-    yield Cell("the client takes nothing", "the pod floods it", "stalls", steps, client=report, pod=told)
+    yield Cell(
+        "the client takes nothing", "the pod floods it", "stalls", steps, client=report, pod=told
+    )
 
 
 def limits():
@@ -298,10 +359,18 @@ def limits():
         ("a frame over the limit", "frames", "a frame of 1001 bytes is too large"),
         ("a message over the limit", "messages", "a message of 1001 bytes or more is too large"),
     ):
-        both = {"client": Report(1009, reason, True), "pod": gets(said(TEXT), close(1001, reason, to="pod"))}
-        yield Cell(row, "after a message", service, (("sends", TEXT), ("sends", "x" * 1001)), **both)
+        both = {
+            "client": Report(1009, reason, True),
+            "pod": gets(said(TEXT), close(1001, reason, to="pod")),
+        }
+        yield Cell(
+            row, "after a message", service, (("sends", TEXT), ("sends", "x" * 1001)), **both
+        )
     reason = "too many messages"
-    both = {"client": Report(1008, reason, True), "pod": gets(said(TEXT) * 3, close(1001, reason, to="pod"))}
+    both = {
+        "client": Report(1008, reason, True),
+        "pod": gets(said(TEXT) * 3, close(1001, reason, to="pod")),
+    }
     yield Cell("messages over the rate", "five at once", "rate", (("sends", TEXT),) * 5, **both)
 
 
@@ -313,9 +382,13 @@ def said(text):
 async def show(pods):
     npm = install.npm("ws", "ws@8")
     node = json.loads((npm / "node_modules/ws/package.json").read_text())["version"]
-    subprocess.run(["cargo", "build", "--quiet", "--example", TUNGSTENITE], cwd=programs.ROOT, check=True)
+    subprocess.run(
+        ["cargo", "build", "--quiet", "--example", TUNGSTENITE], cwd=programs.ROOT, check=True
+    )
     makers = {
-        "tokio-tungstenite": lambda: Client([programs.ROOT / "target/debug/examples" / TUNGSTENITE]),
+        "tokio-tungstenite": lambda: Client(
+            [programs.ROOT / "target/debug/examples" / TUNGSTENITE]
+        ),
         f"websockets {version('websockets')}": lambda: Client([sys.executable, HERE / "client.py"]),
         f"npm ws {node}": lambda: Client([install.need("node"), HERE / "client.mjs"], npm),
         "wsbalancer client (awc)": lambda: OwnClient([programs.BINARY, "client"]),
@@ -340,8 +413,14 @@ async def show(pods):
 async def show_shutdown(balancer, pods, makers):
     reason = "balancer is shutting down"
     told = close(DRAIN_CODES["pod"], reason, to="pod")
-    cell = Cell("SIGTERM", "after a message", "calm", (("passes", WORD["pod"]), ("together",)),
-                client=Report(DRAIN_CODES["client"], reason, True, (15,)), pod=gets(told))
+    cell = Cell(
+        "SIGTERM",
+        "after a message",
+        "calm",
+        (("passes", WORD["pod"]), ("together",)),
+        client=Report(DRAIN_CODES["client"], reason, True, (15,)),
+        pod=gets(told),
+    )
 
     async def terminate():
         balancer.process.terminate()

@@ -44,7 +44,10 @@ class Outcome:
         if expected == GONE or self.ends[side] == GONE:
             return expected == self.ends[side]
         ways = expected if isinstance(expected, list) else [expected]
-        return any(self.ends[side] == way.end and fits(self.got[side], way.parts, self.floods[side]) for way in ways)
+        return any(
+            self.ends[side] == way.end and fits(self.got[side], way.parts, self.floods[side])
+            for way in ways
+        )
 
 
 def fits(got, parts, flood):
@@ -57,7 +60,9 @@ def fits(got, parts, flood):
     middle = got[len(before) : len(before) + size]
     if size < 0 or got != before + middle + after or not flood.startswith(middle):
         return False
-    return {ALL: size == len(flood), ANY: True, WHOLE: boundary(middle), CUT: not boundary(middle)}[parts[at]]
+    return {ALL: size == len(flood), ANY: True, WHOLE: boundary(middle), CUT: not boundary(middle)}[
+        parts[at]
+    ]
 
 
 class Pods:
@@ -90,7 +95,9 @@ class Pods:
 async def take_head(end):
     """The head that an end gets; what is behind it stays with it. None when it ends before."""
     while HEAD_END not in end.got:
-        piece = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(end.sock, 1 << 16), scripted.DEADLINE)
+        piece = await asyncio.wait_for(
+            asyncio.get_running_loop().sock_recv(end.sock, 1 << 16), scripted.DEADLINE
+        )
         if not piece:
             return None
         end.got += piece
@@ -104,11 +111,16 @@ def balance(pods, names, **settings):
     """A balancer with a service per name, each below its own path."""
     lines = []
     for name in names:
-        lines += [f"[services.{name}]", f"backends = {json.dumps(pods.urls[: 1 + (name in TWO_PODS)])}"]
+        lines += [
+            f"[services.{name}]",
+            f"backends = {json.dumps(pods.urls[: 1 + (name in TWO_PODS)])}",
+        ]
         lines += [f"{key} = {json.dumps(value)}" for key, value in SERVICES[name].items()]
         lines += ["[[routes]]", f'path_prefix = "/{name}"', f'service = "{name}"']
     rules = '[balancer]\nmetric_path = "none"\neject_after = 0\n'
-    return scripted.Configured(rules + "\n".join(lines) + "\n", **{"SERVER__SHUTDOWN_TIMEOUT": "30s", **settings})
+    return scripted.Configured(
+        rules + "\n".join(lines) + "\n", **{"SERVER__SHUTDOWN_TIMEOUT": "30s", **settings}
+    )
 
 
 class Together:
@@ -168,25 +180,38 @@ class Play:
             await getattr(self, name)(*rest)
 
     async def _outcome(self):
-        sides = [self.side[name] for name in SIDES if name in self.side and not self.side[name].gone]
+        sides = [
+            self.side[name] for name in SIDES if name in self.side and not self.side[name].gone
+        ]
         await asyncio.gather(*(self._see_off(end) for end in sides))
         for end in sides:
             end.shut()
         ends = {end.side: await end.last() for end in sides}
-        got = {name: readable(bytes(self.side[name].got)) if name in ends else b"" for name in SIDES}
-        floods = {name: bytes(self.side[OTHER[name]].flood) if OTHER[name] in self.side else b"" for name in SIDES}
+        got = {
+            name: readable(bytes(self.side[name].got)) if name in ends else b"" for name in SIDES
+        }
+        floods = {
+            name: bytes(self.side[OTHER[name]].flood) if OTHER[name] in self.side else b""
+            for name in SIDES
+        }
         return Outcome(got, {name: ends.get(name, GONE) for name in SIDES}, floods)
 
     async def _see_off(self, end):
         """Answers a Close as libraries do, and waits for the end of the connection."""
         end.read()
         if end.side not in self.cell.mute:
-            if not await end.until(lambda: end.end or heard(end.got, CLOSE) is not None, self.patience):
+            if not await end.until(
+                lambda: end.end or heard(end.got, CLOSE) is not None, self.patience
+            ):
                 return
             payload = heard(end.got, CLOSE)
             if payload is not None and heard(end.said, CLOSE) is None and boundary(end.said):
-                with contextlib.suppress(ConnectionError):  # it is closed already: that is seen by its end
-                    await end.send(scripted.frame(CLOSE, payload, mask=MASK if end.side == "client" else None))
+                with contextlib.suppress(
+                    ConnectionError
+                ):  # it is closed already: that is seen by its end
+                    await end.send(
+                        scripted.frame(CLOSE, payload, mask=MASK if end.side == "client" else None)
+                    )
             if end.side == "pod" and payload is not None:
                 end.shut()  # servers close first (RFC 6455 §7.1.1)
         await end.until(lambda: end.end, self.patience)
@@ -201,7 +226,9 @@ class Play:
         client.said = bytearray(early)
 
     async def asked(self):
-        end, self.request = await asyncio.wait_for(self.pods.asked[self.path].get(), scripted.DEADLINE)
+        end, self.request = await asyncio.wait_for(
+            self.pods.asked[self.path].get(), scripted.DEADLINE
+        )
         self.side["pod"] = end
         self._listen(end)
 
@@ -227,7 +254,9 @@ class Play:
         known = len(other.got)
         await end.send(data)
         if not await other.until(lambda: data in other.got[known:]):
-            raise RuntimeError(f"the {side}'s words do not arrive: {bytes(other.got)!r}, {other.end}")
+            raise RuntimeError(
+                f"the {side}'s words do not arrive: {bytes(other.got)!r}, {other.end}"
+            )
 
     async def blurts(self, side, data):
         await self.side[side].send(data)
@@ -254,7 +283,9 @@ class Play:
     async def hears(self, side, opcode):
         end = self.side[side]
         if not await end.until(lambda: heard(end.got, opcode) is not None, self.patience):
-            raise RuntimeError(f"the {side} hears no frame {opcode}: {bytes(end.got[-200:])!r}, {end.end}")
+            raise RuntimeError(
+                f"the {side} hears no frame {opcode}: {bytes(end.got[-200:])!r}, {end.end}"
+            )
 
     async def ended(self, side):
         end = self.side[side]
@@ -269,14 +300,18 @@ class Play:
     async def pongs(self, side):
         """Answers the balancer's Ping."""
         end = self.side[side]
-        await end.send(scripted.frame(PONG, heard(end.got, PING), mask=MASK if side == "client" else None))
+        await end.send(
+            scripted.frame(PONG, heard(end.got, PING), mask=MASK if side == "client" else None)
+        )
 
     async def forgotten(self):
         """Waits until the balancer has given up the only session of this service."""
         name = self.cell.service
 
         def own():
-            return next(one["own"] for one in self.balancer.metrics()["services"] if one["name"] == name)
+            return next(
+                one["own"] for one in self.balancer.metrics()["services"] if one["name"] == name
+            )
 
         if not await scripted.eventually(lambda: own() == 0, SETTLE):
             raise RuntimeError("the session does not end")

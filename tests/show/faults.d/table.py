@@ -24,7 +24,12 @@ CUT = "a part of the flood that ends within a frame"
 
 # Settings of [services.NAME] whose names are the first segment of their paths; nothing ends by
 # itself but what the name says.
-CALM = {"idle_timeout": "0s", "write_timeout": "0s", "half_closed_timeout": "30s", "close_timeout": "10s"}
+CALM = {
+    "idle_timeout": "0s",
+    "write_timeout": "0s",
+    "half_closed_timeout": "30s",
+    "close_timeout": "10s",
+}
 BRIEF = {**CALM, "half_closed_timeout": "1s", "close_timeout": "1s"}
 SERVICES = {
     "calm": CALM,
@@ -40,7 +45,12 @@ SERVICES = {
     "asks-client": {**CALM, "client_ping_interval": "500ms", "ping_timeout": "1s"},
     "asks-pod": {**CALM, "pod_ping_interval": "500ms", "ping_timeout": "1s"},
     "stalls": {**CALM, "write_timeout": "1s"},
-    "stalls-asks": {**CALM, "write_timeout": "2s", "client_ping_interval": "300ms", "ping_timeout": "500ms"},
+    "stalls-asks": {
+        **CALM,
+        "write_timeout": "2s",
+        "client_ping_interval": "300ms",
+        "ping_timeout": "500ms",
+    },
     "frames": {**CALM, "max_frame_size": 1000},
     "frames-brief": {**BRIEF, "max_frame_size": 1000},
     "messages": {**CALM, "max_message_size": 1000},
@@ -50,7 +60,9 @@ SERVICES = {
     "pair": {**CALM, "read_timeout": "1s"},
 }
 SERVICES |= {
-    f"cut-{act}-{side}": {**BRIEF, "write_timeout": "2s"} for act in ("leaves", "resets") for side in ("client", "pod")
+    f"cut-{act}-{side}": {**BRIEF, "write_timeout": "2s"}
+    for act in ("leaves", "resets")
+    for side in ("client", "pod")
 }
 TWO_PODS = {"pair"}
 
@@ -97,7 +109,9 @@ def gets(*parts, end="FIN"):
 
 def close(code, reason="", to="client"):
     """One that the balancer makes."""
-    return frame(CLOSE, code.to_bytes(2, "big") + reason.encode(), mask=OPEN_MASK if to == "pod" else None)
+    return frame(
+        CLOSE, code.to_bytes(2, "big") + reason.encode(), mask=OPEN_MASK if to == "pod" else None
+    )
 
 
 def own_close(side, payload=b"\x03\xe8"):
@@ -121,7 +135,11 @@ def word(one):
     """A frame in few words."""
     payload = scripted.masked(one.payload, one.key or OPEN_MASK)
     if one.opcode == CLOSE:
-        return f"Close {int.from_bytes(payload[:2], 'big')} '{payload[2:42].decode()}'" if payload else "Close"
+        return (
+            f"Close {int.from_bytes(payload[:2], 'big')} '{payload[2:42].decode()}'"
+            if payload
+            else "Close"
+        )
     if one.opcode == PING:
         return "our Ping" if payload == PING_PAYLOAD else "Ping"
     return "last fragment" if one.opcode == 0 and one.fin else "message" if one.fin else "fragment"
@@ -154,7 +172,10 @@ AT_BOUNDARY = {
     "after a Ping between fragments": lambda side: FIRST[side] + PEER_PING[side],
 }
 WITHIN = {
-    "within a frame": lambda side: (WORD[side] + MESSAGE_300[side][: THIRD[side]], MESSAGE_300[side][THIRD[side] :]),
+    "within a frame": lambda side: (
+        WORD[side] + MESSAGE_300[side][: THIRD[side]],
+        MESSAGE_300[side][THIRD[side] :],
+    ),
     "within a continued frame": lambda side: (FIRST[side] + LAST[side][:-1], LAST[side][-1:]),
     "within a header": lambda side: (WORD[side] + MESSAGE_300[side][:3], MESSAGE_300[side][3:]),
     "within the first byte pair": lambda side: (WORD[side][:1], WORD[side][1:]),
@@ -168,8 +189,14 @@ def says(side, data):
     return (("says", side, data),) if data else ()
 
 
-UNANSWERED = {"client": close(1001, "no answer to a Ping"), "pod": close(1001, "no answer to a Ping", to="pod")}
-FAREWELLS = {"pod": close(1012, "the pod is gone"), "client": close(1001, "the client is gone", to="pod")}
+UNANSWERED = {
+    "client": close(1001, "no answer to a Ping"),
+    "pod": close(1001, "no answer to a Ping", to="pod"),
+}
+FAREWELLS = {
+    "pod": close(1012, "the pod is gone"),
+    "client": close(1001, "the client is gone", to="pod"),
+}
 
 
 def cell(row, variant, service, steps, **more):
@@ -191,25 +218,51 @@ def deaths():
             end = (act, side)
             for name, said in AT_BOUNDARY.items():
                 expected = gets(said(side), told)
-                yield cell(row, name, "calm", [*says(side, said(side)), end], **sided(side, expected))
+                yield cell(
+                    row, name, "calm", [*says(side, said(side)), end], **sided(side, expected)
+                )
             for name, said in WITHIN.items():
                 cut, _ = said(side)
                 yield cell(row, name, "calm", [*says(side, cut), end], **sided(side, gets(cut)))
             for name, said in WITHIN_SHORT.items():
                 cut, _ = said(other)
                 steps = [*says(other, cut), *says(side, WORD[side]), end]
-                yield cell(row, f"the other {name}", "calm", steps, **sided(side, gets(WORD[side], told)))
+                yield cell(
+                    row, f"the other {name}", "calm", steps, **sided(side, gets(WORD[side], told))
+                )
             yield from in_flight(row, side, act)
             yield from not_reading(row, side, act)
-            steps = [("floods", side), *says(other, WORD[other]), end, ("forgotten",), ("reads", other)]
-            yield cell(row, "the other never reads", f"cut-{act}-{side}", steps, deaf=(other,), mute=(other,),
-                       **sided(side, gets(ANY)))
-        yield cell(f"the {side} dies by FIN", "with a limit set, within a header", "frames",
-                   [("blurts", side, WORD[side] + MESSAGE_300[side][:3]), ("leaves", side)],
-                   **sided(side, gets(WORD[side] + MESSAGE_300[side][:3])))
-    yield cell("the pod dies by FIN", "close_code_pod_lost = 4321", "custom",
-               [*says("pod", WORD["pod"]), ("leaves", "pod")],
-               client=gets(WORD["pod"], close(4321, "the pod is gone")), pod=GONE)
+            steps = [
+                ("floods", side),
+                *says(other, WORD[other]),
+                end,
+                ("forgotten",),
+                ("reads", other),
+            ]
+            yield cell(
+                row,
+                "the other never reads",
+                f"cut-{act}-{side}",
+                steps,
+                deaf=(other,),
+                mute=(other,),
+                **sided(side, gets(ANY)),
+            )
+        yield cell(
+            f"the {side} dies by FIN",
+            "with a limit set, within a header",
+            "frames",
+            [("blurts", side, WORD[side] + MESSAGE_300[side][:3]), ("leaves", side)],
+            **sided(side, gets(WORD[side] + MESSAGE_300[side][:3])),
+        )
+    yield cell(
+        "the pod dies by FIN",
+        "close_code_pod_lost = 4321",
+        "custom",
+        [*says("pod", WORD["pod"]), ("leaves", "pod")],
+        client=gets(WORD["pod"], close(4321, "the pod is gone")),
+        pod=GONE,
+    )
 
 
 def in_flight(row, side, act):
@@ -217,15 +270,31 @@ def in_flight(row, side, act):
     end = (act, side)
     told = FAREWELLS[side]
     steps = [("blurts", side, WORD[side] + FIRST[side]), end]
-    yield cell(row, "with bytes in flight", "calm", steps, **sided(side, gets(WORD[side] + FIRST[side], told)))
+    yield cell(
+        row,
+        "with bytes in flight",
+        "calm",
+        steps,
+        **sided(side, gets(WORD[side] + FIRST[side], told)),
+    )
     cut, _ = WITHIN["within a frame"](side)
-    yield cell(row, "with a cut frame in flight", "calm", [("blurts", side, cut), end], **sided(side, gets(cut)))
+    yield cell(
+        row,
+        "with a cut frame in flight",
+        "calm",
+        [("blurts", side, cut), end],
+        **sided(side, gets(cut)),
+    )
     if act == "leaves":
         steps = [("blurts", side, LONG[side] * 4), end]
-        yield cell(row, "with 1.2 MB in flight", "calm", steps, **sided(side, gets(LONG[side] * 4, told)))
+        yield cell(
+            row, "with 1.2 MB in flight", "calm", steps, **sided(side, gets(LONG[side] * 4, told))
+        )
         steps = [("blurts", side, LONG[side] * 4 + FIRST[side][:-1]), end]
         expected = gets(LONG[side] * 4 + FIRST[side][:-1])
-        yield cell(row, "with 1.2 MB and a cut frame in flight", "calm", steps, **sided(side, expected))
+        yield cell(
+            row, "with 1.2 MB and a cut frame in flight", "calm", steps, **sided(side, expected)
+        )
 
 
 def not_reading(row, side, act):
@@ -237,7 +306,14 @@ def not_reading(row, side, act):
     steps = [("floods", side), end, ("reads", other)]
     yield cell(row, "the other does not read", "calm", steps, deaf=(other,), **sided(side, whole))
     steps = [("floods", side), ("blurts", side, FIRST[side][:-1]), end, ("reads", other)]
-    yield cell(row, "the other does not read, a frame is cut", "calm", steps, deaf=(other,), **sided(side, broken))
+    yield cell(
+        row,
+        "the other does not read, a frame is cut",
+        "calm",
+        steps,
+        deaf=(other,),
+        **sided(side, broken),
+    )
 
 
 def half_closes():
@@ -247,26 +323,49 @@ def half_closes():
         row, end = f"the {side} half-closes", ("shuts", side)
         payload = heard(told, CLOSE)
         for name, said in AT_BOUNDARY.items():
-            steps = [*says(side, said(side)), end, ("hears", other, CLOSE), *says(other, WORD[other])]
-            both = {other: gets(said(side), told), side: gets(WORD[other], own_close(other, payload))}
+            steps = [
+                *says(side, said(side)),
+                end,
+                ("hears", other, CLOSE),
+                *says(other, WORD[other]),
+            ]
+            both = {
+                other: gets(said(side), told),
+                side: gets(WORD[other], own_close(other, payload)),
+            }
             yield cell(row, name, "calm", steps, **both)
         for name, said in WITHIN.items():
             cut, _ = said(side)
             steps = [*says(side, cut), end, *says(other, WORD[other])]
             yield cell(row, name, "calm", steps, **{other: gets(cut), side: gets(WORD[other])})
-        steps = [("blurts", side, LONG[side]), end, ("hears", other, CLOSE), *says(other, WORD[other])]
+        steps = [
+            ("blurts", side, LONG[side]),
+            end,
+            ("hears", other, CLOSE),
+            *says(other, WORD[other]),
+        ]
         both = {other: gets(LONG[side], told), side: gets(WORD[other], own_close(other, payload))}
         yield cell(row, "with bytes in flight", "calm", steps, **both)
         steps = [("floods", side), end, ("reads", other)]
         both = {other: gets(ALL, told), side: gets(own_close(other, payload))}
         yield cell(row, "the other does not read", "calm", steps, deaf=(other,), **both)
-        yield cell(row, "and nobody says any more", "brief", [end], mute=SIDES, **{other: gets(told), side: gets()})
+        yield cell(
+            row,
+            "and nobody says any more",
+            "brief",
+            [end],
+            mute=SIDES,
+            **{other: gets(told), side: gets()},
+        )
 
 
 def own_closes():
     """One side says Close; what happens then is no reason for another."""
     payloads = {
-        "no code": b"", "1000": b"\x03\xe8", "1001 with a reason": b"\x03\xe9bye", "3456": b"\x0d\x80",
+        "no code": b"",
+        "1000": b"\x03\xe8",
+        "1001 with a reason": b"\x03\xe9bye",
+        "3456": b"\x0d\x80",
         "4999 with the longest reason": b"\x13\x87" + b"r" * 123,
     }
     for side in SIDES:
@@ -292,22 +391,45 @@ def own_closes():
             steps = [*says(side, goodbye), (act, other)]
             yield cell(row, f"the other dies by {word}", "calm", steps, **sided(other, gets()))
         steps = [("blurts", side, own_close(side, b"")), ("leaves", side)]
-        yield cell(row, "no code, and dies by FIN at once", "calm", steps, **sided(side, gets(own_close(side, b""))))
+        yield cell(
+            row,
+            "no code, and dies by FIN at once",
+            "calm",
+            steps,
+            **sided(side, gets(own_close(side, b""))),
+        )
         steps = [("blurts", side, LONG[side] + goodbye), ("leaves", side)]
-        yield cell(row, "with bytes in flight", "calm", steps, **sided(side, gets(LONG[side], goodbye)))
+        yield cell(
+            row, "with bytes in flight", "calm", steps, **sided(side, gets(LONG[side], goodbye))
+        )
         steps = [("floods", side), ("blurts", side, goodbye), ("leaves", side), ("reads", other)]
-        yield cell(row, "the other does not read", "calm", steps, deaf=(other,), **sided(side, gets(ALL, goodbye)))
+        yield cell(
+            row,
+            "the other does not read",
+            "calm",
+            steps,
+            deaf=(other,),
+            **sided(side, gets(ALL, goodbye)),
+        )
         both = {other: gets(goodbye), side: gets()}
-        yield cell(row, "and gets no answer", "brief", [*says(side, goodbye)], mute=(other,), **both)
+        yield cell(
+            row, "and gets no answer", "brief", [*says(side, goodbye)], mute=(other,), **both
+        )
     both = {"client": gets(own_close("pod", b"\x03\xe9")), "pod": gets(CLOSE_1000["client"])}
-    steps = [("blurts", "client", CLOSE_1000["client"]), ("blurts", "pod", own_close("pod", b"\x03\xe9"))]
+    steps = [
+        ("blurts", "client", CLOSE_1000["client"]),
+        ("blurts", "pod", own_close("pod", b"\x03\xe9")),
+    ]
     yield cell("both say Close", "at once", "calm", steps, **both)
 
 
 def our_closes(row, service, trigger, codes, reason):
     """We close: each side is told where a frame of the other ends."""
     told = {side: close(codes[side], reason, to=side) for side in SIDES}
-    steps_of = {name: [step for side in SIDES for step in says(side, said(side))] for name, said in AT_BOUNDARY.items()}
+    steps_of = {
+        name: [step for side in SIDES for step in says(side, said(side))]
+        for name, said in AT_BOUNDARY.items()
+    }
     for name, said in AT_BOUNDARY.items():
         both = {side: gets(said(OTHER[side]), told[side]) for side in SIDES}
         yield cell(row, name, service, [*steps_of[name], *trigger], **both)
@@ -319,20 +441,44 @@ def our_closes(row, service, trigger, codes, reason):
             # A Close that was begun before ours is the only one.
             last = b"" if name == "within a Close" else told[other]
             both = {side: gets(told[side]), other: gets(cut, rest, last)}
-            yield cell(row, f"the {side} {name}, which it ends", service, [*hears, ("blurts", side, rest)], **both)
+            yield cell(
+                row,
+                f"the {side} {name}, which it ends",
+                service,
+                [*hears, ("blurts", side, rest)],
+                **both,
+            )
         cut, rest = WITHIN["within a frame"](side)
         hears = [*says(side, cut), *trigger, ("hears", side, CLOSE)]
         both = {side: gets(told[side]), other: gets(cut, rest, told[other])}
         steps = [*hears, ("blurts", side, rest + CLOSE_1000[side])]
-        yield cell(row, f"the {side} within a frame, whose end comes with its Close", service, steps, **both)
+        yield cell(
+            row,
+            f"the {side} within a frame, whose end comes with its Close",
+            service,
+            steps,
+            **both,
+        )
         both = {side: gets(told[side]), other: gets(cut)}
         steps = [*says(side, cut), *trigger]
-        yield cell(row, f"the {side} within a frame, which it never ends", f"{service}-brief", steps, **both)
+        yield cell(
+            row,
+            f"the {side} within a frame, which it never ends",
+            f"{service}-brief",
+            steps,
+            **both,
+        )
         both = {side: gets(told[side]), other: gets(WHOLE, told[other])}
         steps = [("floods", side), *trigger, ("hears", side, CLOSE), ("reads", other)]
         yield cell(row, f"the {other} does not read", service, steps, deaf=(other,), **both)
-    yield cell(row, "nobody answers", f"{service}-brief", [*trigger], mute=SIDES,
-               **{side: gets(told[side]) for side in SIDES})
+    yield cell(
+        row,
+        "nobody answers",
+        f"{service}-brief",
+        [*trigger],
+        mute=SIDES,
+        **{side: gets(told[side]) for side in SIDES},
+    )
 
 
 def pings():
@@ -343,17 +489,40 @@ def pings():
         ours = frame(PING, PING_PAYLOAD, mask=OPEN_MASK if side == "pod" else None)
         for name, said in AT_BOUNDARY.items():
             both = {side: gets(said(other), ours, UNANSWERED[side]), other: gets(said(side), told)}
-            yield cell(row, name, service, [*says(other, said(other)), *says(side, said(side))], mute=(side,), **both)
+            yield cell(
+                row,
+                name,
+                service,
+                [*says(other, said(other)), *says(side, said(side))],
+                mute=(side,),
+                **both,
+            )
         for name, said in WITHIN.items():
             cut, _ = said(side)
             both = {side: gets(ours, UNANSWERED[side]), other: gets(cut)}
             yield cell(row, f"it is {name}", service, says(side, cut), **both)
         for name, said in WITHIN_SHORT.items():
             cut, rest = said(other)
-            steps = [*says(other, cut), ("quiet", side), *says(other, rest), ("hears", side, PING), ("pongs", side),
-                     *says(side, WORD[side]), *says(side, CLOSE_1000[side])]
-            both = {side: gets(cut, rest, ours, CLOSE_1000[other]), other: gets(WORD[side], CLOSE_1000[side])}
-            yield cell(row, f"the other {name}: it is asked only behind it, and answers", service, steps, **both)
+            steps = [
+                *says(other, cut),
+                ("quiet", side),
+                *says(other, rest),
+                ("hears", side, PING),
+                ("pongs", side),
+                *says(side, WORD[side]),
+                *says(side, CLOSE_1000[side]),
+            ]
+            both = {
+                side: gets(cut, rest, ours, CLOSE_1000[other]),
+                other: gets(WORD[side], CLOSE_1000[side]),
+            }
+            yield cell(
+                row,
+                f"the other {name}: it is asked only behind it, and answers",
+                service,
+                steps,
+                **both,
+            )
         steps = [("hears", side, PING), *says(side, WORD[side]), *says(side, CLOSE_1000[side])]
         both = {side: gets(ours, CLOSE_1000[other]), other: gets(WORD[side], CLOSE_1000[side])}
         yield cell(row, "but says something", service, steps, **both)
@@ -372,7 +541,14 @@ def stalls():
             yield cell(row, name, "stalls", steps, deaf=(side,), **both)
     steps = [("floods", "client"), ("ended", "client"), ("reads", "pod")]
     both = {"pod": gets(ANY), "client": gets(FAREWELLS["pod"])}
-    yield cell("the pod takes nothing", "the client is asked by Pings", "stalls-asks", steps, deaf=("pod",), **both)
+    yield cell(
+        "the pod takes nothing",
+        "the client is asked by Pings",
+        "stalls-asks",
+        steps,
+        deaf=("pod",),
+        **both,
+    )
 
 
 def limits():
@@ -380,28 +556,90 @@ def limits():
     for name, said in AT_BOUNDARY.items():
         opcode = 0 if "fragments" in name else 2
         header, payload = split(frame(opcode, bytes(1001), mask=MASK))
-        steps = [*says("client", said("client")), *says("pod", said("pod")), ("blurts", "client", header),
-                 ("hears", "client", CLOSE), ("blurts", "client", payload)]
-        yield violation("a frame over the limit", name, "frames", steps, FRAME_REASON, said("client"), said("pod"))
+        steps = [
+            *says("client", said("client")),
+            *says("pod", said("pod")),
+            ("blurts", "client", header),
+            ("hears", "client", CLOSE),
+            ("blurts", "client", payload),
+        ]
+        yield violation(
+            "a frame over the limit",
+            name,
+            "frames",
+            steps,
+            FRAME_REASON,
+            said("client"),
+            said("pod"),
+        )
     header, payload = split(frame(2, bytes(1001), mask=MASK))
     steps = [("blurts", "client", header[:3]), ("blurts", "client", header[3:])]
-    yield violation("a frame over the limit", "its header alone, in two pieces", "frames-brief", steps, FRAME_REASON)
+    yield violation(
+        "a frame over the limit",
+        "its header alone, in two pieces",
+        "frames-brief",
+        steps,
+        FRAME_REASON,
+    )
     steps = [("blurts", "client", WORD["client"] + header + payload + WORD["client"])]
-    yield violation("a frame over the limit", "with bytes in flight", "frames", steps, FRAME_REASON, WORD["client"])
+    yield violation(
+        "a frame over the limit",
+        "with bytes in flight",
+        "frames",
+        steps,
+        FRAME_REASON,
+        WORD["client"],
+    )
     for name, said in WITHIN_SHORT.items():
         cut, rest = said("pod")
         steps = [*says("pod", cut), ("blurts", "client", header + payload), ("hears", "pod", CLOSE)]
         ends = [*steps, ("blurts", "pod", rest)]
-        yield violation("a frame over the limit", f"the pod {name}, which it ends", "frames", ends, FRAME_REASON,
-                        down=cut + rest)
-        yield cell("a frame over the limit", f"the pod {name}, which it never ends", "frames-brief", steps,
-                   client=gets(cut), pod=gets(close(1001, FRAME_REASON, to="pod")))
-    steps = [("floods", "pod"), ("blurts", "client", header + payload), ("hears", "pod", CLOSE), ("reads", "client")]
-    yield violation("a frame over the limit", "the client does not read", "frames", steps, FRAME_REASON,
-                    down=WHOLE, deaf=("client",))
-    steps = [("floods", "client"), ("blurts", "client", frame(2, bytes(8193), mask=MASK)), ("reads", "pod")]
+        yield violation(
+            "a frame over the limit",
+            f"the pod {name}, which it ends",
+            "frames",
+            ends,
+            FRAME_REASON,
+            down=cut + rest,
+        )
+        yield cell(
+            "a frame over the limit",
+            f"the pod {name}, which it never ends",
+            "frames-brief",
+            steps,
+            client=gets(cut),
+            pod=gets(close(1001, FRAME_REASON, to="pod")),
+        )
+    steps = [
+        ("floods", "pod"),
+        ("blurts", "client", header + payload),
+        ("hears", "pod", CLOSE),
+        ("reads", "client"),
+    ]
+    yield violation(
+        "a frame over the limit",
+        "the client does not read",
+        "frames",
+        steps,
+        FRAME_REASON,
+        down=WHOLE,
+        deaf=("client",),
+    )
+    steps = [
+        ("floods", "client"),
+        ("blurts", "client", frame(2, bytes(8193), mask=MASK)),
+        ("reads", "pod"),
+    ]
     reason = "a frame of 8193 bytes is too large"
-    yield violation("a frame over the limit", "the pod does not read", "floods", steps, reason, ALL, deaf=("pod",))
+    yield violation(
+        "a frame over the limit",
+        "the pod does not read",
+        "floods",
+        steps,
+        reason,
+        ALL,
+        deaf=("pod",),
+    )
     yield from message_limits()
 
 
@@ -409,23 +647,47 @@ def message_limits():
     first = frame(1, bytes(600), fin=False, mask=MASK)
     reason = "a message of 1001 bytes or more is too large"
     pinged = first + PEER_PING["client"]
-    for name, said in (("between two fragments", first), ("after a Ping between fragments", pinged)):
+    for name, said in (
+        ("between two fragments", first),
+        ("after a Ping between fragments", pinged),
+    ):
         steps = [*says("client", said), ("blurts", "client", frame(0, bytes(401), mask=MASK))]
         yield violation("a message over the limit", name, "messages", steps, reason, said)
-    steps = [*says("client", WORD["client"]), ("blurts", "client", frame(1, bytes(1001), mask=MASK))]
-    yield violation("a message over the limit", "in one frame", "messages", steps, reason, WORD["client"])
+    steps = [
+        *says("client", WORD["client"]),
+        ("blurts", "client", frame(1, bytes(1001), mask=MASK)),
+    ]
+    yield violation(
+        "a message over the limit", "in one frame", "messages", steps, reason, WORD["client"]
+    )
     row, three = "messages over the rate", WORD["client"] * 3
     steps = [("blurts", "client", three + WORD["client"] * 2)]
-    yield violation(row, "with bytes in flight", "rate", steps, "too many messages", three, code=1008)
+    yield violation(
+        row, "with bytes in flight", "rate", steps, "too many messages", three, code=1008
+    )
     parts = FIRST["client"] + LAST["client"]
     steps = [("blurts", "client", WORD["client"] * 2 + parts + parts)]
     passed = WORD["client"] * 2 + parts + FIRST["client"]
-    yield violation(row, "between two fragments", "rate", steps, "too many messages", passed, code=1008)
+    yield violation(
+        row, "between two fragments", "rate", steps, "too many messages", passed, code=1008
+    )
     cut, rest = WITHIN["within a frame"]("pod")
-    steps = [*says("pod", cut), ("blurts", "client", three + WORD["client"]), ("hears", "pod", CLOSE),
-             ("blurts", "pod", rest)]
-    yield violation(row, "the pod within a frame, which it ends", "rate", steps, "too many messages", three,
-                    down=cut + rest, code=1008)
+    steps = [
+        *says("pod", cut),
+        ("blurts", "client", three + WORD["client"]),
+        ("hears", "pod", CLOSE),
+        ("blurts", "pod", rest),
+    ]
+    yield violation(
+        row,
+        "the pod within a frame, which it ends",
+        "rate",
+        steps,
+        "too many messages",
+        three,
+        down=cut + rest,
+        code=1008,
+    )
 
 
 FRAME_REASON = "a frame of 1001 bytes is too large"
@@ -438,7 +700,10 @@ def split(whole):
 
 def violation(row, variant, service, steps, reason, up=b"", down=b"", code=1009, **more):
     """Client and pod are told, behind what has passed."""
-    both = {"client": gets(down, close(code, reason)), "pod": gets(up, close(1001, reason, to="pod"))}
+    both = {
+        "client": gets(down, close(code, reason)),
+        "pod": gets(up, close(1001, reason, to="pod")),
+    }
     return cell(row, variant, service, steps, **both, **more)
 
 
@@ -455,7 +720,9 @@ DRAIN_CODES = {"client": 1012, "pod": 1001}
 
 def deleted():
     """An operator closes one session."""
-    yield from our_closes("DELETE of the session", "calm", [("deleted",)], DRAIN_CODES, "closed by an operator")
+    yield from our_closes(
+        "DELETE of the session", "calm", [("deleted",)], DRAIN_CODES, "closed by an operator"
+    )
 
 
 def moved():
@@ -469,8 +736,15 @@ def shutdown():
     yield from our_closes("SIGTERM", "calm", [("together",)], DRAIN_CODES, reason)
     told = {side: close(code, reason, to=side) for side, code in DRAIN_CODES.items()}
     steps = [("asks",), ("asked",), ("together",), ("replies",), ("switched",)]
-    yield cell("SIGTERM", "during the handshake", "calm", steps, begun=False,
-               client=gets(told["client"]), pod=gets(told["pod"]))
+    yield cell(
+        "SIGTERM",
+        "during the handshake",
+        "calm",
+        steps,
+        begun=False,
+        client=gets(told["client"]),
+        pod=gets(told["pod"]),
+    )
 
 
 def in_handshakes():
@@ -482,46 +756,119 @@ def in_handshakes():
         ("by FIN", [*begin, ("leaves", "client")]),
         ("by RST", [*begin, ("resets", "client")]),
         ("by FIN, with bytes in flight", [("asks", early), ("asked",), ("leaves", "client")]),
-        ("by FIN, half of the 101 is there", [*begin, ("replies", 0.5), ("taken", "pod"), ("leaves", "client")]),
-        ("by RST, half of the 101 is there", [*begin, ("replies", 0.5), ("taken", "pod"), ("resets", "client")]),
+        (
+            "by FIN, half of the 101 is there",
+            [*begin, ("replies", 0.5), ("taken", "pod"), ("leaves", "client")],
+        ),
+        (
+            "by RST, half of the 101 is there",
+            [*begin, ("replies", 0.5), ("taken", "pod"), ("resets", "client")],
+        ),
     ):
         yield cell(row, name, "calm", steps, begun=False, client=GONE, pod=gets())
-    yield cell(row, "by a half-close", "calm", [*begin, ("shuts", "client")], begun=False, client=gets(), pod=gets())
+    yield cell(
+        row,
+        "by a half-close",
+        "calm",
+        [*begin, ("shuts", "client")],
+        begun=False,
+        client=gets(),
+        pod=gets(),
+    )
     row = "the pod dies during the handshake"
     for act, word in (("leaves", "FIN"), ("resets", "RST")):
         for share, when in ((0, "nothing said"), (0.5, "half of the 101 is there")):
             dies = [("replies", share), (act, "pod")]
             expected = gets(refusal("502 Bad Gateway", "the pod could not be reached"))
-            yield cell(row, f"by {word}, {when}", "calm", [*begin, *dies], begun=False, client=expected, pod=GONE)
-            steps = [*begin, *dies, ("asked",), ("replies",), ("switched",), *says("pod", WORD["pod"]),
-                     *says("client", CLOSE_1000["client"])]
-            both = {"client": gets(WORD["pod"], CLOSE_1000["pod"]), "pod": gets(CLOSE_1000["client"])}
-            yield cell(row, f"by {word}, {when}, and another takes over", "pair", steps, begun=False, **both)
+            yield cell(
+                row,
+                f"by {word}, {when}",
+                "calm",
+                [*begin, *dies],
+                begun=False,
+                client=expected,
+                pod=GONE,
+            )
+            steps = [
+                *begin,
+                *dies,
+                ("asked",),
+                ("replies",),
+                ("switched",),
+                *says("pod", WORD["pod"]),
+                *says("client", CLOSE_1000["client"]),
+            ]
+            both = {
+                "client": gets(WORD["pod"], CLOSE_1000["pod"]),
+                "pod": gets(CLOSE_1000["client"]),
+            }
+            yield cell(
+                row,
+                f"by {word}, {when}, and another takes over",
+                "pair",
+                steps,
+                begun=False,
+                **both,
+            )
     steps = [*begin, ("replies", 0.5)]
-    yield cell("the pod falls silent during the handshake", "half of the 101 is there", "handshakes", steps,
-               begun=False, client=gets(refusal("504 Gateway Timeout", "the pod did not answer in time")), pod=gets())
+    yield cell(
+        "the pod falls silent during the handshake",
+        "half of the 101 is there",
+        "handshakes",
+        steps,
+        begun=False,
+        client=gets(refusal("504 Gateway Timeout", "the pod did not answer in time")),
+        pod=gets(),
+    )
     row = "the pod dies right behind its 101"
     for act, word in (("leaves", "FIN"), ("resets", "RST")):
         for name, said, last in (
-            ("nothing said", b"", FAREWELLS["pod"]), ("with bytes in flight", WORD["pod"], FAREWELLS["pod"]),
-            ("between two fragments", FIRST["pod"], FAREWELLS["pod"]), ("within a frame", WORD["pod"][:5], b""),
+            ("nothing said", b"", FAREWELLS["pod"]),
+            ("with bytes in flight", WORD["pod"], FAREWELLS["pod"]),
+            ("between two fragments", FIRST["pod"], FAREWELLS["pod"]),
+            ("within a frame", WORD["pod"][:5], b""),
             ("behind its Close", CLOSE_1000["pod"], b""),
         ):
             steps = [*begin, ("replies", 1, said), (act, "pod"), ("switched",)]
-            yield cell(row, f"by {word}, {name}", "calm", steps, begun=False, client=gets(said, last), pod=GONE)
+            yield cell(
+                row,
+                f"by {word}, {name}",
+                "calm",
+                steps,
+                begun=False,
+                client=gets(said, last),
+                pod=GONE,
+            )
     row = "the client sends before its 101 and leaves behind it"
     cut = WORD["client"] + FIRST["client"][:5]
-    for name, said, last in (("within a frame", cut, b""), ("after a message", early, FAREWELLS["client"])):
+    for name, said, last in (
+        ("within a frame", cut, b""),
+        ("after a message", early, FAREWELLS["client"]),
+    ):
         steps = [("asks", said), ("asked",), ("replies",), ("switched",), ("leaves", "client")]
         yield cell(row, name, "calm", steps, begun=False, client=GONE, pod=gets(said, last))
 
 
 def refusal(status, sentence):
     """An answer of the balancer's own, its date apart."""
-    fields = f"content-length: {len(sentence) + 1}", "connection: close", "content-type: text/plain; charset=utf-8"
+    fields = (
+        f"content-length: {len(sentence) + 1}",
+        "connection: close",
+        "content-type: text/plain; charset=utf-8",
+    )
     return "\r\n".join([f"HTTP/1.1 {status}", *fields, "date: NOW", "", f"{sentence}\n"]).encode()
 
 
 def cells():
-    rows = (in_handshakes, deaths, half_closes, own_closes, timed_out, deleted, pings, stalls, limits)
+    rows = (
+        in_handshakes,
+        deaths,
+        half_closes,
+        own_closes,
+        timed_out,
+        deleted,
+        pings,
+        stalls,
+        limits,
+    )
     return [one for row in rows for one in row()]

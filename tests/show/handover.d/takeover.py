@@ -34,11 +34,17 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 async def show_beside(short):
     seconds, turns = (6, 2) if short else (10, 3)
-    say(f"{RATE} connects a second for {seconds} s; a new process starts beside the old one, which then gets SIGTERM,")
-    say(f"  {turns} times, drain_time = {DRAIN}s; every second client stays and comes back when it is closed")
+    say(
+        f"{RATE} connects a second for {seconds} s; a new process starts beside the old one, which then gets SIGTERM,"
+    )
+    say(
+        f"  {turns} times, drain_time = {DRAIN}s; every second client stays and comes back when it is closed"
+    )
     async with ground() as host, visitors(host, seconds) as came:
         for turn in range(turns):
-            await asyncio.sleep(max(0.0, came.began + (turn + 0.5) * seconds / turns - time.monotonic()))
+            await asyncio.sleep(
+                max(0.0, came.began + (turn + 0.5) * seconds / turns - time.monotonic())
+            )
             old = host.current
             await host.start()
             await leaves(old, came)
@@ -47,10 +53,14 @@ async def show_beside(short):
 
 async def show_restart(short):
     seconds, turns = (5, 1) if short else (10, 2)
-    say(f"the same with a restart, {turns} times: the old process ends first, then the new one starts")
+    say(
+        f"the same with a restart, {turns} times: the old process ends first, then the new one starts"
+    )
     async with ground() as host, visitors(host, seconds) as came:
         for turn in range(turns):
-            await asyncio.sleep(max(0.0, came.began + (turn + 0.3) * seconds / turns - time.monotonic()))
+            await asyncio.sleep(
+                max(0.0, came.began + (turn + 0.3) * seconds / turns - time.monotonic())
+            )
             await leaves(host.current, came)
             gap = time.monotonic()
             await host.start()
@@ -60,7 +70,9 @@ async def show_restart(short):
 
 async def show_behind(short):
     seconds, turns = (6, 1) if short else (10, 3)
-    say(f"the same behind Traefik, which keeps connections: {BEHIND} connects and {ASKED} plain requests a second")
+    say(
+        f"the same behind Traefik, which keeps connections: {BEHIND} connects and {ASKED} plain requests a second"
+    )
     async with ground() as host:
         traefik = Traefik(host)
         host.front = traefik.address
@@ -68,7 +80,9 @@ async def show_behind(short):
         asking = asyncio.create_task(ask(traefik.address, seconds))
         async with visitors(host, seconds, BEHIND) as came:
             for turn in range(turns):
-                await asyncio.sleep(max(0.0, came.began + (turn + 0.5) * seconds / turns - time.monotonic()))
+                await asyncio.sleep(
+                    max(0.0, came.began + (turn + 0.5) * seconds / turns - time.monotonic())
+                )
                 old = host.current
                 await host.start()
                 await leaves(old, came)
@@ -83,13 +97,20 @@ class Traefik(programs.Program):
 
     def __init__(self, host):
         server = {"loadBalancer": {"servers": [{"url": f"http://{host.address}"}]}}
-        rules = {"routers": {"all": {"rule": "PathPrefix(`/`)", "service": "all"}}, "services": {"all": server}}
+        rules = {
+            "routers": {"all": {"rule": "PathPrefix(`/`)", "service": "all"}},
+            "services": {"all": server},
+        }
         file = host.file.with_name("rules.yml")
         file.write_text(json.dumps({"http": rules}))  # JSON is YAML
         self.address = f"127.0.0.1:{programs.free_port()}"
         super().__init__(
-            Path(sys.executable).with_name("traefik"), f"--entrypoints.web.address={self.address}",
-            f"--providers.file.filename={file}", "--global.checknewversion=false", "--global.sendanonymoususage=false")
+            Path(sys.executable).with_name("traefik"),
+            f"--entrypoints.web.address={self.address}",
+            f"--providers.file.filename={file}",
+            "--global.checknewversion=false",
+            "--global.sendanonymoususage=false",
+        )
 
     async def ready(self):
         """Waits until it routes: it says nothing when it does."""
@@ -121,7 +142,9 @@ async def status(address):
 
 
 async def show_control(_):
-    say(f"control: each process opens the socket itself, {RATE} connects a second for {CONTROL} s, one restart")
+    say(
+        f"control: each process opens the socket itself, {RATE} connects a second for {CONTROL} s, one restart"
+    )
     async with ground(hands_over=False) as host, visitors(host, CONTROL) as came:
         await asyncio.sleep(CONTROL / 4)
         host.current.process.send_signal(signal.SIGTERM)
@@ -142,12 +165,20 @@ class Host:
         if not hands_over:
             self.socket.close()
         self.file = programs.scratch("handover") / "balancer.toml"
-        self.file.write_text(chats.toml({
-            "server": {"listen": self.address, "drain_delay": "0s", "drain_time": f"{DRAIN}s"},
-            "admin": {"listen": "127.0.0.1:0"},
-            "balancer": {"poll_interval": "200ms", "cold_time": "0s", "replicas": 2},
-            "services.default": {"backends": [pod.url for pod in pods]},
-        }))
+        self.file.write_text(
+            chats.toml(
+                {
+                    "server": {
+                        "listen": self.address,
+                        "drain_delay": "0s",
+                        "drain_time": f"{DRAIN}s",
+                    },
+                    "admin": {"listen": "127.0.0.1:0"},
+                    "balancer": {"poll_interval": "200ms", "cold_time": "0s", "replicas": 2},
+                    "services.default": {"backends": [pod.url for pod in pods]},
+                }
+            )
+        )
         self.current = None
         self.started = 0
 
@@ -161,8 +192,10 @@ class Host:
         self.current.number = self.started
         handed = "the socket was handed over" in self.current.output
         told = ", which it has been handed" if handed else ""
-        check(handed == self.hands_over and self.current.address == self.address,
-              f"process {self.started} serves on {self.current.address}{told}")
+        check(
+            handed == self.hands_over and self.current.address == self.address,
+            f"process {self.started} serves on {self.current.address}{told}",
+        )
 
 
 @contextlib.asynccontextmanager
@@ -233,7 +266,9 @@ class Came:
             await asyncio.sleep(max(0.0, self.began + number / rate - time.monotonic()))
             self.visitors.append(Visitor(address, stays=number % 2 == 0))
             self.tasks.append(asyncio.create_task(self.visitors[-1].live()))
-        say(f"         {len(self.visitors)} clients came within {time.monotonic() - self.began:.1f} s")
+        say(
+            f"         {len(self.visitors)} clients came within {time.monotonic() - self.began:.1f} s"
+        )
 
     def stayers(self):
         return [visitor for visitor in self.visitors if visitor.stays]
@@ -241,7 +276,9 @@ class Came:
     def closed(self, since):
         """The connections that have heard of a shutdown since then."""
         clients = [client for visitor in self.visitors for client in visitor.clients]
-        return [client for client in clients if client.close == SHUTDOWN and client.closed_at >= since]
+        return [
+            client for client in clients if client.close == SHUTDOWN and client.closed_at >= since
+        ]
 
     def visits(self):
         return collections.Counter(visit for visitor in self.visitors for visit in visitor.visits)
@@ -259,9 +296,13 @@ async def visitors(host, seconds, rate=RATE):
     await coming
     stayers = came.stayers()
     if host.hands_over:
-        inside = await eventually(lambda: all(visitor.is_inside() for visitor in stayers), sessions.LATE)
+        inside = await eventually(
+            lambda: all(visitor.is_inside() for visitor in stayers), sessions.LATE
+        )
         check(inside, f"all {len(stayers)} who stay have a session")
-        counted = await eventually(lambda: sum(host.current.own().values()) == len(stayers), sessions.LATE)
+        counted = await eventually(
+            lambda: sum(host.current.own().values()) == len(stayers), sessions.LATE
+        )
         check(counted, f"the last process has just these: {host.current.own()}")
     for visitor in stayers:
         visitor.leave()
@@ -278,11 +319,16 @@ async def leaves(old, came):
     found = await asyncio.to_thread(programs.Program.expect, old, STOPPED)
     opened, cut = map(int, found.groups())
     closed = came.closed(signalled)
-    check(code == 0 and cut == 0 and opened == len(closed) > 0 and "panic" not in old.output,
-          f"process {old.number} ends {took:.1f} s after SIGTERM, exit code {code}: {found.group()};"
-          f" {len(closed)} clients have heard Close {SHUTDOWN[0]} {SHUTDOWN[1]!r}")
+    check(
+        code == 0 and cut == 0 and opened == len(closed) > 0 and "panic" not in old.output,
+        f"process {old.number} ends {took:.1f} s after SIGTERM, exit code {code}: {found.group()};"
+        f" {len(closed)} clients have heard Close {SHUTDOWN[0]} {SHUTDOWN[1]!r}",
+    )
     worst = unevenness(closed, DRAIN)
-    check(worst <= SPREAD, f"each second of drain_time has its share of them, give or take {SPREAD:.0%}")
+    check(
+        worst <= SPREAD,
+        f"each second of drain_time has its share of them, give or take {SPREAD:.0%}",
+    )
 
 
 def account(came):
@@ -290,11 +336,23 @@ def account(came):
     visits, harmed = came.visits(), came.harmed()
     waits = [wait for visitor in came.visitors for wait in visitor.waits]
     clients = [client for visitor in came.visitors for client in visitor.clients]
-    say(f"         {len(waits)} connects, those of clients that came back included; milliseconds until the 101,")
+    say(
+        f"         {len(waits)} connects, those of clients that came back included; milliseconds until the 101,"
+    )
     say(f"         median, p99 and longest: {', '.join(fleet.latencies(waits))}")
     statuses = collections.Counter(client.status for client in clients)
-    check(not harmed and set(statuses) == {101}, f"none is refused or reset: {dict(statuses)} {harmed or ''}")
-    check(visits[ECHO] + visits[CROSSED] == len(clients),
-          f"{visits[ECHO]} have their echo; {visits[CROSSED]} were told of the shutdown while it was under way")
-    without = [client for client in clients if client.ended.done() and (client.error or not client.close)]
-    check(not without, f"every session ended with a Close{chats.first([client.told() for client in without])}")
+    check(
+        not harmed and set(statuses) == {101},
+        f"none is refused or reset: {dict(statuses)} {harmed or ''}",
+    )
+    check(
+        visits[ECHO] + visits[CROSSED] == len(clients),
+        f"{visits[ECHO]} have their echo; {visits[CROSSED]} were told of the shutdown while it was under way",
+    )
+    without = [
+        client for client in clients if client.ended.done() and (client.error or not client.close)
+    ]
+    check(
+        not without,
+        f"every session ended with a Close{chats.first([client.told() for client in without])}",
+    )

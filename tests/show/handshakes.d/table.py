@@ -92,7 +92,11 @@ def ask(
 
 # --- good ones ---
 
-case("as-in-rfc-6455", ask(b"Origin: http://pods.example", b"Sec-WebSocket-Protocol: chat, superchat"), 101)
+case(
+    "as-in-rfc-6455",
+    ask(b"Origin: http://pods.example", b"Sec-WebSocket-Protocol: chat, superchat"),
+    101,
+)
 case("as-firefox", ask(b"Accept: */*", b"Pragma: no-cache", connection=b"keep-alive, Upgrade"), 101)
 case("upgrade-WebSocket", ask(upgrade=b"WebSocket"), 101)
 case("upgrade-WEBSOCKET", ask(upgrade=b"WEBSOCKET"), 101)
@@ -138,7 +142,9 @@ case(
     "extension-taken",
     ask(b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits"),
     101,
-    pod=[Says(switching(b"Sec-WebSocket-Extensions: permessage-deflate; server_max_window_bits=10"))],
+    pod=[
+        Says(switching(b"Sec-WebSocket-Extensions: permessage-deflate; server_max_window_bits=10"))
+    ],
     fields={"sec-websocket-extensions": "permessage-deflate; server_max_window_bits=10"},
 )
 case(
@@ -148,8 +154,17 @@ case(
     pod=[Says(switching(b"Sec-WebSocket-Extensions: permessage-deflate, bar"))],
     fields={"sec-websocket-extensions": "permessage-deflate, bar"},
 )
-case("cookies-and-authorization", ask(b"Cookie: a=1", b"Cookie: b=2", b"Authorization: Bearer x"), 101)
-case("target-query", ask(line=b"GET /case?token=a%2Fb&x=1 HTTP/1.1"), 101, target=b"/case?token=a%2Fb&x=1")
+case(
+    "cookies-and-authorization",
+    ask(b"Cookie: a=1", b"Cookie: b=2", b"Authorization: Bearer x"),
+    101,
+)
+case(
+    "target-query",
+    ask(line=b"GET /case?token=a%2Fb&x=1 HTTP/1.1"),
+    101,
+    target=b"/case?token=a%2Fb&x=1",
+)
 case(
     "target-percent-encoded",
     ask(line=b"GET /case/%2e%2E/%c3%a9%00%0d%0a HTTP/1.1"),
@@ -173,37 +188,86 @@ case(
     "upgrade-missing",
     ask(upgrade=None),
     426,
-    pod=[Says(framed(b"use it\n", b"426 Upgrade Required", b"Upgrade: websocket", b"Sec-WebSocket-Version: 13"))],
+    pod=[
+        Says(
+            framed(
+                b"use it\n",
+                b"426 Upgrade Required",
+                b"Upgrade: websocket",
+                b"Sec-WebSocket-Version: 13",
+            )
+        )
+    ],
     body=b"use it\n",
 )
-case("upgrade-empty", ask(upgrade=b""), 200, body=b"GET /case HTTP/1.1", pod=[Says(framed(b"GET /case HTTP/1.1"))])
+case(
+    "upgrade-empty",
+    ask(upgrade=b""),
+    200,
+    body=b"GET /case HTTP/1.1",
+    pod=[Says(framed(b"GET /case HTTP/1.1"))],
+)
 case("upgrade-h2c", ask(upgrade=b"h2c"), 200, pod=[Says(framed(b"plain"))], body=b"plain")
-case("upgrade-websockets", ask(upgrade=b"websockets"), 200, pod=[Says(framed(b"plain"))], body=b"plain")
+case(
+    "upgrade-websockets",
+    ask(upgrade=b"websockets"),
+    200,
+    pod=[Says(framed(b"plain"))],
+    body=b"plain",
+)
 case("connection-missing", ask(connection=None), 400, says=("Connection",))
 case("connection-close", ask(connection=b"close"), 400, says=("Connection", "close"))
 case("connection-keep-alive", ask(connection=b"keep-alive"), 400, says=("Connection", "keep-alive"))
 case("connection-upgraded", ask(connection=b"upgraded"), 400, says=("Connection", "upgraded"))
 case("key-missing", ask(key=None), 400, says=("Sec-WebSocket-Key",))
 case("key-empty", ask(key=b""), 400, says=("Sec-WebSocket-Key",))
-case("key-twice-equal", ask(b"Sec-WebSocket-Key: " + NONCE), 400, says=("Sec-WebSocket-Key", NONCE.decode()))
+case(
+    "key-twice-equal",
+    ask(b"Sec-WebSocket-Key: " + NONCE),
+    400,
+    says=("Sec-WebSocket-Key", NONCE.decode()),
+)
 case(
     "key-twice",
     ask(b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="),
     400,
     says=("Sec-WebSocket-Key", "AAAAAAAAAAAAAAAAAAAAAA=="),
 )
-case("key-15-bytes", ask(key=b"AAAAAAAAAAAAAAAAAAAA"), 400, says=("Sec-WebSocket-Key", "AAAAAAAAAAAAAAAAAAAA"))
-case("key-17-bytes", ask(key=b"AAAAAAAAAAAAAAAAAAAAAAA="), 400, says=("Sec-WebSocket-Key", "AAAAAAAAAAAAAAAAAAAAAAA="))
-case("key-unpadded", ask(key=b"AAAAAAAAAAAAAAAAAAAAAA"), 400, says=("Sec-WebSocket-Key", "AAAAAAAAAAAAAAAAAAAAAA"))
+case(
+    "key-15-bytes",
+    ask(key=b"AAAAAAAAAAAAAAAAAAAA"),
+    400,
+    says=("Sec-WebSocket-Key", "AAAAAAAAAAAAAAAAAAAA"),
+)
+case(
+    "key-17-bytes",
+    ask(key=b"AAAAAAAAAAAAAAAAAAAAAAA="),
+    400,
+    says=("Sec-WebSocket-Key", "AAAAAAAAAAAAAAAAAAAAAAA="),
+)
+case(
+    "key-unpadded",
+    ask(key=b"AAAAAAAAAAAAAAAAAAAAAA"),
+    400,
+    says=("Sec-WebSocket-Key", "AAAAAAAAAAAAAAAAAAAAAA"),
+)
 case(
     "key-url-alphabet",
     ask(key=b"-_AAAAAAAAAAAAAAAAAAAA=="),
     400,
     says=("Sec-WebSocket-Key", "-_AAAAAAAAAAAAAAAAAAAA=="),
 )
-case("key-no-base64", ask(key=b"!!!!!!!!!!!!!!!!!!!!!!=="), 400, says=("Sec-WebSocket-Key", "!!!!!!!!!!!!!!!!!!!!!!=="))
 case(
-    "key-inner-blank", ask(key=b"AAAAAAAAAA AAAAAAAAAAA=="), 400, says=("Sec-WebSocket-Key", "AAAAAAAAAA AAAAAAAAAAA==")
+    "key-no-base64",
+    ask(key=b"!!!!!!!!!!!!!!!!!!!!!!=="),
+    400,
+    says=("Sec-WebSocket-Key", "!!!!!!!!!!!!!!!!!!!!!!=="),
+)
+case(
+    "key-inner-blank",
+    ask(key=b"AAAAAAAAAA AAAAAAAAAAA=="),
+    400,
+    says=("Sec-WebSocket-Key", "AAAAAAAAAA AAAAAAAAAAA=="),
 )
 case("version-missing", ask(version=None), 426, says=("Sec-WebSocket-Version",))
 case("version-empty", ask(version=b""), 426, says=("Sec-WebSocket-Version",))
@@ -211,8 +275,15 @@ case("version-8", ask(version=b"8"), 426, says=("Sec-WebSocket-Version", "8"))
 case("version-14", ask(version=b"14"), 426, says=("Sec-WebSocket-Version", "14"))
 case("version-013", ask(version=b"013"), 426, says=("Sec-WebSocket-Version", "013"))
 case("version-list", ask(version=b"13, 8"), 426, says=("Sec-WebSocket-Version", "13, 8"))
-case("version-twice-equal", ask(b"Sec-WebSocket-Version: 13"), 426, says=("Sec-WebSocket-Version", "13, 13"))
-case("version-twice", ask(b"Sec-WebSocket-Version: 8"), 426, says=("Sec-WebSocket-Version", "13, 8"))
+case(
+    "version-twice-equal",
+    ask(b"Sec-WebSocket-Version: 13"),
+    426,
+    says=("Sec-WebSocket-Version", "13, 13"),
+)
+case(
+    "version-twice", ask(b"Sec-WebSocket-Version: 8"), 426, says=("Sec-WebSocket-Version", "13, 8")
+)
 case("method-POST", ask(line=b"POST /case HTTP/1.1"), 405, says=("POST",))
 case("method-HEAD", ask(line=b"HEAD /case HTTP/1.1"), 405)
 case("method-OPTIONS", ask(line=b"OPTIONS /case HTTP/1.1"), 405, says=("OPTIONS",))
@@ -229,7 +300,9 @@ case("host-twice", ask(b"Host: other.example"), 400)
 case("host-empty", ask(host=b""), 400)
 case("target-asterisk", ask(line=b"GET * HTTP/1.1"), 400)
 case("target-authority", ask(line=b"GET pods.example:80 HTTP/1.1"), 400)
-case("target-utf-8", ask(line=b"GET /case/\xc3\xa9?q=\xe2\x82\xac HTTP/1.1"), 400)  # RFC 3986 has ASCII only
+case(
+    "target-utf-8", ask(line=b"GET /case/\xc3\xa9?q=\xe2\x82\xac HTTP/1.1"), 400
+)  # RFC 3986 has ASCII only
 case("target-relative", ask(line=b"GET case HTTP/1.1"), 400)
 case("target-missing", ask(line=b"GET HTTP/1.1"), 400)
 case("target-blank", ask(line=b"GET /case /x HTTP/1.1"), 400)
@@ -241,7 +314,9 @@ case(
     400,
     says=("Transfer-Encoding", "chunked"),
 )
-case("body-both", ask(b"Content-Length: 5", b"Transfer-Encoding: chunked", behind=b"0\r\n\r\n"), 400)
+case(
+    "body-both", ask(b"Content-Length: 5", b"Transfer-Encoding: chunked", behind=b"0\r\n\r\n"), 400
+)
 case("120-fields", ask(*(b"X-%d: %d" % (n, n) for n in range(115))), 431)
 case("70-kB-field", ask(b"X-Large: " + b"x" * 70_000), 431)
 case("70-kB-of-fields", ask(*(b"X-%d: %s" % (n, b"x" * 1_000) for n in range(70))), 431)
@@ -302,14 +377,23 @@ case(
 case("pod-hangs-up", ask(), 502, says=(), tries=2, pod=[Says(b"", SHUT)])
 case("pod-hangs-up-then-right", ask(), 101, tries=2, pod=[Says(b"", SHUT), Says(switching())])
 case("pod-hangs-up-in-its-head", ask(), 502, says=(), tries=2, pod=[Says(switching()[:40], SHUT)])
-case("pod-talks-nonsense", ask(), 502, says=(), tries=2, pod=[Says(b"SSH-2.0-OpenSSH_9.2\r\n\r\n", SHUT)])
+case(
+    "pod-talks-nonsense",
+    ask(),
+    502,
+    says=(),
+    tries=2,
+    pod=[Says(b"SSH-2.0-OpenSSH_9.2\r\n\r\n", SHUT)],
+)
 case(
     "pod-two-lengths",
     ask(),
     502,
     says=(),
     tries=2,
-    pod=[Says(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 3\r\nContent-Length: 5\r\n\r\nhello", SHUT)],
+    pod=[
+        Says(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 3\r\nContent-Length: 5\r\n\r\nhello", SHUT)
+    ],
 )
 
 # --- what a pod may do ---
@@ -335,8 +419,19 @@ case(
     pod=[Says(switching().replace(b"Switching Protocols", b"Web Socket Protocol Handshake"))],
 )
 case("pod-101-of-http-1.0", ask(), 101, pod=[Says(switching().replace(b"HTTP/1.1", b"HTTP/1.0"))])
-case("pod-101-and-a-frame", ask(), 101, pod=[Says(switching() + frame(1, b"early"))], early=frame(1, b"early"))
-case("pod-103-before-101", ask(), 101, pod=[Says(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + switching())])
+case(
+    "pod-101-and-a-frame",
+    ask(),
+    101,
+    pod=[Says(switching() + frame(1, b"early"))],
+    early=frame(1, b"early"),
+)
+case(
+    "pod-103-before-101",
+    ask(),
+    101,
+    pod=[Says(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + switching())],
+)
 case("pod-100-before-101", ask(), 101, pod=[Says(b"HTTP/1.1 100 Continue\r\n\r\n" + switching())])
 case(
     "pod-103-before-404",
@@ -352,10 +447,26 @@ case(
     200,
     body=b"hello world",
     fields={"content-type": "text/plain"},
-    pod=[Says(chunked(b"5\r\nhello\r\n6;x=1\r\n world\r\n0\r\n\r\n", b"200 OK", b"Content-Type: text/plain"))],
+    pod=[
+        Says(
+            chunked(
+                b"5\r\nhello\r\n6;x=1\r\n world\r\n0\r\n\r\n",
+                b"200 OK",
+                b"Content-Type: text/plain",
+            )
+        )
+    ],
 )
-case("pod-200-to-its-end", ask(), 200, body=b"to the end", pod=[Says(b"HTTP/1.1 200 OK\r\n\r\nto the end", SHUT)])
-case("pod-200-of-http-1.0", ask(), 200, body=b"old", pod=[Says(b"HTTP/1.0 200 OK\r\n\r\nold", SHUT)])
+case(
+    "pod-200-to-its-end",
+    ask(),
+    200,
+    body=b"to the end",
+    pod=[Says(b"HTTP/1.1 200 OK\r\n\r\nto the end", SHUT)],
+)
+case(
+    "pod-200-of-http-1.0", ask(), 200, body=b"old", pod=[Says(b"HTTP/1.0 200 OK\r\n\r\nold", SHUT)]
+)
 case(
     "pod-200-cut",
     ask(),
@@ -373,7 +484,14 @@ case(
     pod=[Says(chunked(b"5\r\nhello\r\n"), SHUT)],
 )
 case("pod-200-100-kB", ask(), 200, body=b"x" * 100_000, pod=[Says(framed(b"x" * 100_000))])
-case("pod-204", ask(), 204, body=b"", pod=[Says(b"HTTP/1.1 204 No Content\r\nX-Own: 1\r\n\r\n")], fields={"x-own": "1"})
+case(
+    "pod-204",
+    ask(),
+    204,
+    body=b"",
+    pod=[Says(b"HTTP/1.1 204 No Content\r\nX-Own: 1\r\n\r\n")],
+    fields={"x-own": "1"},
+)
 case(
     "pod-301",
     ask(),
@@ -397,7 +515,14 @@ case(
     body=b"who?",
     fields={"www-authenticate": 'Basic realm="pods", Bearer'},
     pod=[
-        Says(framed(b"who?", b"401 Unauthorized", b'WWW-Authenticate: Basic realm="pods"', b"WWW-Authenticate: Bearer"))
+        Says(
+            framed(
+                b"who?",
+                b"401 Unauthorized",
+                b'WWW-Authenticate: Basic realm="pods"',
+                b"WWW-Authenticate: Bearer",
+            )
+        )
     ],
 )
 case("pod-403", ask(), 403, body=b"", pod=[Says(framed(b"", b"403 Forbidden"))])
@@ -415,7 +540,13 @@ case(
     426,
     body=b"",
     fields={"sec-websocket-version": "25"},
-    pod=[Says(framed(b"", b"426 Upgrade Required", b"Upgrade: websocket", b"Sec-WebSocket-Version: 25"))],
+    pod=[
+        Says(
+            framed(
+                b"", b"426 Upgrade Required", b"Upgrade: websocket", b"Sec-WebSocket-Version: 25"
+            )
+        )
+    ],
 )
 case(
     "pod-429",
@@ -436,9 +567,18 @@ for status in (b"502 Bad Gateway", b"503 Service Unavailable", b"504 Gateway Tim
         tries=2,
         body=b"second",
         fields={"x-own": "2"},
-        pod=[Says(framed(b"first", status, b"X-Own: 1")), Says(framed(b"second", status, b"X-Own: 2"))],
+        pod=[
+            Says(framed(b"first", status, b"X-Own: 1")),
+            Says(framed(b"second", status, b"X-Own: 2")),
+        ],
     )
-    case(f"pod-{number}-then-right", ask(), 101, tries=2, pod=[Says(framed(b"first", status)), Says(switching())])
+    case(
+        f"pod-{number}-then-right",
+        ask(),
+        101,
+        tries=2,
+        pod=[Says(framed(b"first", status)), Says(switching())],
+    )
 case(
     "pod-503-chunked-all",
     ask(),
@@ -493,7 +633,12 @@ differs(
     "key-inner-blank",
 )
 differs("haproxy", 101, "looks at one of two keys only", "key-twice", "key-twice-equal")
-differs("haproxy", 502, "passes Upgrade on without Connection, and takes the pod's 101 for an error", *CONNECTIONS)
+differs(
+    "haproxy",
+    502,
+    "passes Upgrade on without Connection, and takes the pod's 101 for an error",
+    *CONNECTIONS,
+)
 differs("haproxy", 101, "takes two equal Host fields for one", "host-twice-equal")
 differs("haproxy", 101, "takes an empty Host", "host-empty")
 differs("haproxy", 101, "leaves the target to the pod", "target-asterisk")
@@ -528,18 +673,37 @@ differs(
 
 differs("nginx", 101, "leaves the key to the pod", *KEYS)
 differs("nginx", 101, "leaves the version to the pod", *VERSIONS)
-differs("nginx", 101, "leaves the method to the pod", "method-POST", "method-HEAD", "method-OPTIONS", "method-unknown")
+differs(
+    "nginx",
+    101,
+    "leaves the method to the pod",
+    "method-POST",
+    "method-HEAD",
+    "method-OPTIONS",
+    "method-unknown",
+)
 differs("nginx", 400, "knows methods in capitals only", "method-lower-case")
 differs("nginx", 400, "says 400 to CONNECT, not 405", "method-CONNECT")
-differs("nginx", 101, "makes up Connection from Upgrade, as its manual has it configured", *CONNECTIONS)
+differs(
+    "nginx", 101, "makes up Connection from Upgrade, as its manual has it configured", *CONNECTIONS
+)
 differs("nginx", 101, "speaks HTTP/1.1 to the pod, whatever the client does", "http-1.0")
 differs("nginx", 505, "has the other status that RFC 9110 allows", "http-2.0")
 differs("nginx", 101, "passes bytes on that are no ASCII", "target-utf-8")
 differs("nginx", 400, "refuses %00", "target-percent-encoded")
-differs("nginx", 101, "sends the body, then the tunnel", "body-length", "body-length-0", "body-chunked")
+differs(
+    "nginx", 101, "sends the body, then the tunnel", "body-length", "body-length-0", "body-chunked"
+)
 differs("nginx", 101, "drops lines that are no field, and goes on", "field-without-colon")
 differs("nginx", 101, "does not count fields", "120-fields")
-differs("nginx", 400, "has 8 KiB for a field, 32 KiB for all", "60-kB-field", "70-kB-field", "70-kB-of-fields")
+differs(
+    "nginx",
+    400,
+    "has 8 KiB for a field, 32 KiB for all",
+    "60-kB-field",
+    "70-kB-field",
+    "70-kB-of-fields",
+)
 differs("nginx", 414, "has the status for targets that RFC 9110 has", "70-kB-target")
 
 # Neither reads what a pod says with its 101, beside the little that its own parser needs.
@@ -561,12 +725,24 @@ for name in ("subprotocol-other", "subprotocol-other-case", "subprotocol-two", "
 for name in ("accept-missing", "connection-missing", "connection-close"):
     differs("haproxy", 502, "refuses it too, but tries no other pod", f"pod-101-{name}-then-right")
 differs("nginx", 101, BLIND, "pod-101-accept-missing", "pod-101-accept-missing-then-right")
-differs("nginx", 101, "makes up its own Connection", "pod-101-connection-missing", "pod-101-connection-close")
+differs(
+    "nginx",
+    101,
+    "makes up its own Connection",
+    "pod-101-connection-missing",
+    "pod-101-connection-close",
+)
 differs("nginx", 101, "relays a length that a 101 must not have", "pod-101-length-0")
 differs("nginx", -2, "takes what is no HTTP for an answer of HTTP/0.9", "pod-talks-nonsense")
 differs("nginx", 403, "believes the second of two lengths", "pod-two-lengths")
 differs("haproxy", 502, "tries another pod only when it cannot connect", "pod-hangs-up-then-right")
-differs("haproxy", 502, "takes a 101 behind an interim answer for an error", "pod-103-before-101", "pod-100-before-101")
+differs(
+    "haproxy",
+    502,
+    "takes a 101 behind an interim answer for an error",
+    "pod-103-before-101",
+    "pod-100-before-101",
+)
 differs(
     "nginx",
     -1,
@@ -585,4 +761,9 @@ for number in (502, 503, 504):
             f"pod-{number}-then-right",
         )
 for peer in ("haproxy", "nginx"):
-    differs(peer, 503, "relays the first answer and tries no other pod, unless told to", "pod-503-then-404")
+    differs(
+        peer,
+        503,
+        "relays the first answer and tries no other pod, unless told to",
+        "pod-503-then-404",
+    )

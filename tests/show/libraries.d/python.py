@@ -33,7 +33,9 @@ DEADLINE = 15
 def lasting(headers):
     """Fields that must be the same on both sides of a proxy, repeated ones in their order."""
     fields = [[name.lower(), value] for name, value in headers.raw_items()]
-    return sorted((field for field in fields if not ONE_HOP.match(field[0])), key=lambda field: field[0])
+    return sorted(
+        (field for field in fields if not ONE_HOP.match(field[0])), key=lambda field: field[0]
+    )
 
 
 def digest(message):
@@ -62,7 +64,9 @@ class Server:
 
     async def decide(self, connection, request):
         url = urlsplit(request.path)
-        query = {name: values[0] for name, values in parse_qs(url.query, keep_blank_values=True).items()}
+        query = {
+            name: values[0] for name, values in parse_qs(url.query, keep_blank_values=True).items()
+        }
         connection.path, connection.query = url.path, query
         if url.path == "/seen":
             return connection.respond(HTTPStatus.OK, json.dumps(self.records.get(query["id"], {})))
@@ -71,11 +75,18 @@ class Server:
         record["requests"].append([request.path, lasting(request.headers)])
         if url.path in ("/redirect", "/refuse"):
             body = f"pod says {query['status']}\n".encode()
-            fields = [("Connection", "close"), ("Content-Type", "text/plain"), ("Content-Length", str(len(body)))]
+            fields = [
+                ("Connection", "close"),
+                ("Content-Type", "text/plain"),
+                ("Content-Length", str(len(body))),
+            ]
             if url.path == "/redirect":
                 fields.append(("Location", query["to"]))
             else:
-                challenges = [("WWW-Authenticate", 'Basic realm="pods"'), ("WWW-Authenticate", "Bearer")]
+                challenges = [
+                    ("WWW-Authenticate", 'Basic realm="pods"'),
+                    ("WWW-Authenticate", "Bearer"),
+                ]
                 fields += [*challenges, ("X-Why", "because")]
             return Response(int(query["status"]), "Reason", Headers(fields), body)
         if url.path == "/think":
@@ -90,8 +101,10 @@ class Server:
         if connection.path == "/headers" and response.status_code == 101:
             del response.headers["Server"]
             for name, value in (
-                ("Set-Cookie", "a=1; Path=/"), ("Set-Cookie", "b=2; HttpOnly"),
-                ("X-Pod", "one, two"), ("Server", "pods/1.0"),
+                ("Set-Cookie", "a=1; Path=/"),
+                ("Set-Cookie", "b=2; HttpOnly"),
+                ("X-Pod", "one, two"),
+                ("Server", "pods/1.0"),
             ):
                 response.headers[name] = value
 
@@ -103,7 +116,11 @@ class Server:
                 for text in ("one", "two", "x" * 1000):
                     await connection.send(text)
             if connection.path == "/close":
-                await close(connection, int(query["code"]) if "code" in query else None, query.get("reason", ""))
+                await close(
+                    connection,
+                    int(query["code"]) if "code" in query else None,
+                    query.get("reason", ""),
+                )
             if connection.path == "/ping":
                 await (await connection.ping("from the pod"))
                 record["pongs"].append("from the pod")
@@ -126,7 +143,9 @@ class Server:
             "127.0.0.1",
             0,
             select_subprotocol=lambda connection, offered: (
-                connection.query.get("select") if connection.query.get("select") in offered else None
+                connection.query.get("select")
+                if connection.query.get("select") in offered
+                else None
             ),
             compression="deflate",
             process_request=self.decide,
@@ -161,7 +180,9 @@ async def talk(test, connection, outcome):
     outcome["chosen"] = chosen(connection)
     outcome["headers"] = lasting(connection.response.headers)
     for parts in test.get("send", []):
-        await connection.send(b"0123456789abcdef" * (parts // 16) if isinstance(parts, int) else parts)
+        await connection.send(
+            b"0123456789abcdef" * (parts // 16) if isinstance(parts, int) else parts
+        )
     if "ping" in test:
         await (await connection.ping(test["ping"]))
         outcome["pong"] = test["ping"]
@@ -195,6 +216,7 @@ async def play(test, base, server, identity):
         max_size=None,
     )
     if test.get("abort"):
+
         async def attempt():
             await opening
 
@@ -215,7 +237,10 @@ async def play(test, base, server, identity):
         outcome["error"] = f"{type(error).__name__}: {error}"
     # A client may have failed a session that its server saw open.
     outcome["server"] = await record(
-        server, identity, lambda seen: "closed" in seen or not ("chosen" in outcome or "chosen" in seen))
+        server,
+        identity,
+        lambda seen: "closed" in seen or not ("chosen" in outcome or "chosen" in seen),
+    )
     return outcome
 
 

@@ -23,7 +23,9 @@ EXIT = 30  # seconds that a process has to end
 
 async def show_lives(short):
     count, rounds = (200, 1) if short else (1000, 2)
-    say(f"{count} sessions chat on {PODS} pods; {', '.join(ACTORS)} panic, {'twice' if rounds == 2 else 'once'} each,")
+    say(
+        f"{count} sessions chat on {PODS} pods; {', '.join(ACTORS)} panic, {'twice' if rounds == 2 else 'once'} each,"
+    )
     say(f"  while {RESTLESS} clients come and leave all the time")
     async with ground(count) as (balancer, chatting):
         before = await state(balancer)
@@ -37,9 +39,15 @@ async def show_lives(short):
             for hook, actor in ACTORS.items():
                 say(f"  {actor} panics: {hook}")
                 await show_panic(balancer, hook)
-                check(await same(balancer, before), "own counts, estimates and the sessions' ids are those before")
+                check(
+                    await same(balancer, before),
+                    "own counts, estimates and the sessions' ids are those before",
+                )
                 await show_spread(balancer, before)
-                check(await chatting.turn() and chatting.stay(), "everybody has had an echo since then")
+                check(
+                    await chatting.turn() and chatting.stay(),
+                    "everybody has had an echo since then",
+                )
         await chatting.end()
         await show_difference(balancer, before)
         await chatting.leave()
@@ -54,11 +62,15 @@ async def show_ends(short):
         say(f"{count} sessions chat, {actor} panics three times within a minute: {hook}")
         async with ground(count) as (balancer, chatting):
             for number in range(3):
-                check(balancer.process.poll() is None and await chatting.turn() and chatting.stay(),
-                      f"after {number} panics it lives, and everybody has had an echo")
+                check(
+                    balancer.process.poll() is None and await chatting.turn() and chatting.stay(),
+                    f"after {number} panics it lives, and everybody has had an echo",
+                )
                 await panic(balancer, hook)
                 await felt(balancer, number)
-            await show_end(balancer, f"{actor} panicked 3 times within 1m, the last time: as it was told to")
+            await show_end(
+                balancer, f"{actor} panicked 3 times within 1m, the last time: as it was told to"
+            )
             await sessions.all_ended(chatting.chats)
             say(f"         its sessions have seen: {sessions.ends(chatting.chats)}")
 
@@ -91,7 +103,16 @@ def faulty():
     if named := os.environ.get("WSBALANCER_FAULTS_BIN"):
         return Path(named)
     target = programs.WORK / "fault-hooks"
-    build = "cargo", "build", "--release", "--quiet", "--features", "fault-hooks", "--target-dir", str(target)
+    build = (
+        "cargo",
+        "build",
+        "--release",
+        "--quiet",
+        "--features",
+        "fault-hooks",
+        "--target-dir",
+        str(target),
+    )
     subprocess.run(build, cwd=programs.ROOT, check=True)
     return target / "release" / "wsbalancer"
 
@@ -101,12 +122,21 @@ async def ground(count, binary=None):
     """Pods, a balancer, and so many sessions that chat."""
     pods = await sessions.start(PODS)
     file = programs.scratch("panics") / "balancer.toml"
-    file.write_text(chats.toml({
-        "server": {"listen": "127.0.0.1:0", "drain_delay": "0s", "drain_time": "0s", "shutdown_timeout": "1s"},
-        "admin": {"listen": "127.0.0.1:0"},
-        "balancer": {"poll_interval": "100ms", "cold_time": "0s"},
-        "services.default": {"backends": [pod.url for pod in pods]},
-    }))
+    file.write_text(
+        chats.toml(
+            {
+                "server": {
+                    "listen": "127.0.0.1:0",
+                    "drain_delay": "0s",
+                    "drain_time": "0s",
+                    "shutdown_timeout": "1s",
+                },
+                "admin": {"listen": "127.0.0.1:0"},
+                "balancer": {"poll_interval": "100ms", "cold_time": "0s"},
+                "services.default": {"backends": [pod.url for pod in pods]},
+            }
+        )
+    )
     balancer = chats.Balancer(file, binary or faulty())
     chatting = chats.Crowd()
     await chatting.join(balancer.address, count)
@@ -126,11 +156,14 @@ class State:
 async def state(balancer):
     _, listed = await sessions.admin(balancer, "GET", "/api/sessions")
     shown = balancer.metrics()["services"]
-    return State({one["url"]: (one["own"], one["estimate"]) for one in shown}, {one["id"] for one in listed})
+    return State(
+        {one["url"]: (one["own"], one["estimate"]) for one in shown}, {one["id"] for one in listed}
+    )
 
 
 async def same(balancer, wanted):
     """Whether it knows just that, once those who have left are gone."""
+
     async def known():
         return await state(balancer) == wanted
 
@@ -156,7 +189,9 @@ async def show_panic(balancer, hook):
     line = next(line for line in reversed(balancer.lines) if "goes on" in line)
     check(panics(balancer) == counted + 1 and ACTORS[hook] in line, f"the log: {line}")
     over.set()
-    outcomes = collections.Counter(outcome for came in await asyncio.gather(*visits) for outcome in came)
+    outcomes = collections.Counter(
+        outcome for came in await asyncio.gather(*visits) for outcome in came
+    )
     check(set(outcomes) == {"an echo"}, f"who came meanwhile got: {dict(outcomes)}")
 
 
@@ -178,7 +213,10 @@ async def show_spread(balancer, before):
     """Newcomers are balanced by right counts, and leave."""
     came = [await chats.enter(balancer.address, chats.caller()) for _ in range(NEWCOMERS)]
     own = balancer.own()
-    even = max(own.values()) - min(own.values()) <= EVEN and sum(own.values()) == len(before.ids) + NEWCOMERS
+    even = (
+        max(own.values()) - min(own.values()) <= EVEN
+        and sum(own.values()) == len(before.ids) + NEWCOMERS
+    )
     check(even, f"{NEWCOMERS} more are spread evenly, then pods have {[*own.values()]}")
     for client in came:
         if client.inside:

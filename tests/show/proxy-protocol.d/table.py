@@ -23,7 +23,9 @@ def v2(family, block=b"", command=0x21, length=None):
 
 
 def addresses(source, destination, family=socket.AF_INET):
-    return b"".join(socket.inet_pton(family, one) for one in (source, destination)) + struct.pack("!HH", 56324, 443)
+    return b"".join(socket.inet_pton(family, one) for one in (source, destination)) + struct.pack(
+        "!HH", 56324, 443
+    )
 
 
 def tlv(kind, value):
@@ -48,13 +50,25 @@ def crc32c(data):
 IP4 = addresses(CLIENT, "198.51.100.1")
 IP6 = addresses(CLIENT6, "2001:db8::1", socket.AF_INET6)
 UNIX = b"/run/client.sock".ljust(108, b"\0") + b"/run/server.sock".ljust(108, b"\0")
-TLVS = tlv(1, b"h2") + tlv(2, b"chat.example.org") + tlv(4, bytes(7)) + tlv(5, b"unique") + tlv(0xEA, b"\1vpce-0f1")
+TLVS = (
+    tlv(1, b"h2")
+    + tlv(2, b"chat.example.org")
+    + tlv(4, bytes(7))
+    + tlv(5, b"unique")
+    + tlv(0xEA, b"\1vpce-0f1")
+)
 V1, V2 = v1(f"TCP4 {CLIENT} 198.51.100.1 56324 443"), v2(0x11, IP4)
-LONGEST = "UNKNOWN ffff:f...f:ffff ffff:f...f:ffff 65535 65535".replace("f...f", ":".join(["ffff"] * 6))
+LONGEST = "UNKNOWN ffff:f...f:ffff ffff:f...f:ffff 65535 65535".replace(
+    "f...f", ":".join(["ffff"] * 6)
+)
 GOOD = [
     ("v1, TCP4", V1, CLIENT),
     ("v1, TCP6", v1(f"TCP6 {CLIENT6} 2001:db8::1 56324 443"), CLIENT6),
-    ("v1, TCP6, the longest", v1("TCP6 " + LONGEST.removeprefix("UNKNOWN ")), ":".join(["ffff"] * 8)),
+    (
+        "v1, TCP6, the longest",
+        v1("TCP6 " + LONGEST.removeprefix("UNKNOWN ")),
+        ":".join(["ffff"] * 8),
+    ),
     ("v1, UNKNOWN", v1("UNKNOWN"), PEER),
     ("v1, UNKNOWN with addresses, the longest, 107 bytes", v1(LONGEST), PEER),
     ("v2, TCP over IPv4", V2, CLIENT),
@@ -71,7 +85,14 @@ GOOD = [
     ("v2, IPv4 with its checksum", with_checksum(IP4 + TLVS), CLIENT),
     ("v2, IPv4 with 500 bytes of TLVs", v2(0x11, IP4 + tlv(4, b"x" * 500)), CLIENT),
 ]
-SPLIT = ["v1, TCP4", "v1, UNKNOWN", "v2, TCP over IPv4", "v2, TCP over IPv6", "v2, LOCAL", "v2, IPv4 with TLVs"]
+SPLIT = [
+    "v1, TCP4",
+    "v1, UNKNOWN",
+    "v2, TCP over IPv4",
+    "v2, TCP over IPv6",
+    "v2, LOCAL",
+    "v2, IPv4 with TLVs",
+]
 GARBAGE = random.Random(2).randbytes(64)
 BAD = [
     ("no header", b""),

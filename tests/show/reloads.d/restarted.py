@@ -26,7 +26,10 @@ async def ground(count):
     await chatting.join(balancer.address, count)
     await chatting.turn()
     same = await eventually(lambda: sum(balancer.own().values()) == count)
-    check(same and chatting.stay(), "all stay until now, hear what they said in order, and are counted")
+    check(
+        same and chatting.stay(),
+        "all stay until now, hear what they said in order, and are counted",
+    )
     yield pods, settings, file, balancer, chatting
     fleet.stop(*pods)
 

@@ -15,7 +15,9 @@ PODS = 2
 
 async def show(count):
     count //= 10
-    say(f"{count} sessions chat over TLS, with pods of https://: certificates and authorities change")
+    say(
+        f"{count} sessions chat over TLS, with pods of https://: certificates and authorities change"
+    )
     ground = Ground(programs.scratch("reloads"))
     await ground.start()
     crowd = chats.Crowd()
@@ -38,7 +40,9 @@ class Ground:
 
     def __init__(self, folder):
         self.first, self.second = (Authority(folder, name) for name in ("first", "second"))
-        self.pairs = [self.first.issue(f"front-{number}", f"DNS:{sessions.HOST}") for number in (1, 2)]
+        self.pairs = [
+            self.first.issue(f"front-{number}", f"DNS:{sessions.HOST}") for number in (1, 2)
+        ]
         self.context = ssl.create_default_context(cafile=self.first.file)
         self.at_pods = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.file, self.authorities = folder / "balancer.toml", folder / "authorities.pem"
@@ -56,13 +60,27 @@ class Ground:
         self.at_pods.load_cert_chain(pair.certificate, pair.key)
 
     def write(self, pair):
-        self.file.write_text(chats.toml({
-            "server": {"listen": "127.0.0.1:0", "drain_delay": "0s", "drain_time": "0s", "shutdown_timeout": "1s",
-                       "tls_cert_file": str(pair.certificate), "tls_key_file": str(pair.key)},
-            "admin": {"listen": "127.0.0.1:0"},
-            "balancer": {"metric_path": "none", "eject_after": 0, "tls_ca_file": str(self.authorities)},
-            "services.default": {"backends": [pod.url for pod in self.pods]},
-        }))
+        self.file.write_text(
+            chats.toml(
+                {
+                    "server": {
+                        "listen": "127.0.0.1:0",
+                        "drain_delay": "0s",
+                        "drain_time": "0s",
+                        "shutdown_timeout": "1s",
+                        "tls_cert_file": str(pair.certificate),
+                        "tls_key_file": str(pair.key),
+                    },
+                    "admin": {"listen": "127.0.0.1:0"},
+                    "balancer": {
+                        "metric_path": "none",
+                        "eject_after": 0,
+                        "tls_ca_file": str(self.authorities),
+                    },
+                    "services.default": {"backends": [pod.url for pod in self.pods]},
+                }
+            )
+        )
 
     async def visit(self):
         """Serial number of the certificate that a newcomer is shown, and its status."""
@@ -78,7 +96,9 @@ class Ground:
         change()
         came = await eventually(lambda: self.balancer.reloads()[result] > counted, sessions.LATE)
         told = twenty.told(self.balancer)
-        check(came and named in self.balancer.output, f"{told['result']}: {told['problems'] or named}")
+        check(
+            came and named in self.balancer.output, f"{told['result']}: {told['problems'] or named}"
+        )
 
 
 class Pod(sessions.Pod):
@@ -86,7 +106,9 @@ class Pod(sessions.Pod):
 
     async def start(self, context):
         loop = asyncio.get_running_loop()
-        self.server = await loop.create_server(lambda: sessions.AtPod(self), "127.0.0.1", 0, ssl=context)
+        self.server = await loop.create_server(
+            lambda: sessions.AtPod(self), "127.0.0.1", 0, ssl=context
+        )
         self.address = "{}:{}".format(*self.server.sockets[0].getsockname())
         self.url = f"https://{self.address}"
         return self
@@ -97,7 +119,9 @@ async def show_certificate(ground):
     old, new = (pair.serial for pair in ground.pairs)
     shown, _ = await ground.visit()
     check(shown == old, "until then newcomers are shown the old one")
-    await ground.reloaded(lambda: ground.write(ground.pairs[1]), "applied", "server.tls_cert_file: ")
+    await ground.reloaded(
+        lambda: ground.write(ground.pairs[1]), "applied", "server.tls_cert_file: "
+    )
     shown, status = await ground.visit()
     check((shown, status) == (new, 101), f"newcomers are shown the new one, and get {status}")
 
@@ -105,10 +129,17 @@ async def show_certificate(ground):
 async def show_mistake(ground):
     say("  the file names a certificate that is not of its key")
     mixed = type(ground.pairs[0])(ground.pairs[0].certificate, ground.pairs[1].key)
-    await ground.reloaded(lambda: ground.write(mixed), "invalid", "reload invalid, nothing changes: server.tls")
+    await ground.reloaded(
+        lambda: ground.write(mixed), "invalid", "reload invalid, nothing changes: server.tls"
+    )
     shown, status = await ground.visit()
-    check((shown, status) == (ground.pairs[1].serial, 101), f"newcomers are shown the one before, and get {status}")
-    await ground.reloaded(lambda: ground.write(ground.pairs[1]), "unchanged", "the settings are the same as before")
+    check(
+        (shown, status) == (ground.pairs[1].serial, 101),
+        f"newcomers are shown the one before, and get {status}",
+    )
+    await ground.reloaded(
+        lambda: ground.write(ground.pairs[1]), "unchanged", "the settings are the same as before"
+    )
 
 
 async def show_authority(ground):
@@ -123,7 +154,10 @@ async def show_authority(ground):
 
     await ground.reloaded(replace, "applied", "service default: renewed TLS files")
     _, status = await ground.visit()
-    check(status == 502, f"newcomers get {status}: nobody knows the pods, whose TLS sessions are not resumed either")
+    check(
+        status == 502,
+        f"newcomers get {status}: nobody knows the pods, whose TLS sessions are not resumed either",
+    )
     ground.show_at_pods(ground.second)
     _, status = await ground.visit()
     check(status == 101, f"newcomers get {status}")

@@ -28,8 +28,12 @@ STATUS = {"applied": 200, "unchanged": 200, "refused": 409, "invalid": 422}
 
 
 async def show(count):
-    say(f"{count} sessions say {chats.SIZE} bytes every {chats.PERIOD} s each, {SILENT} others are silent;")
-    say(f"  {len(STEPS)} reloads, one every {PACE} s or as soon as the one before has been looked at")
+    say(
+        f"{count} sessions say {chats.SIZE} bytes every {chats.PERIOD} s each, {SILENT} others are silent;"
+    )
+    say(
+        f"  {len(STEPS)} reloads, one every {PACE} s or as soon as the one before has been looked at"
+    )
     ground = Ground(programs.scratch("reloads"), count)
     await ground.start()
     began = time.monotonic()
@@ -39,14 +43,21 @@ async def show(count):
         await take(ground, step)
     say(f"  {len(STEPS)} reloads in {time.monotonic() - began:.1f} s")
     wanted = collections.Counter(step.result for step in STEPS)
-    check(ground.balancer.reloads() == dict(wanted), f"/telemetry counts {ground.balancer.reloads()}")
+    check(
+        ground.balancer.reloads() == dict(wanted), f"/telemetry counts {ground.balancer.reloads()}"
+    )
     await ground.end()
 
 
 def settings(pods):
     """What the balancer begins with: one service, which has all requests."""
     return {
-        "server": {"listen": "127.0.0.1:0", "drain_delay": "0s", "drain_time": "0s", "shutdown_timeout": "1s"},
+        "server": {
+            "listen": "127.0.0.1:0",
+            "drain_delay": "0s",
+            "drain_time": "0s",
+            "shutdown_timeout": "1s",
+        },
         "admin": {"listen": "127.0.0.1:0"},
         "balancer": {"poll_interval": "200ms", "cold_time": "0s"},
         "log": {"level": "info"},
@@ -142,14 +153,18 @@ class Ground:
         self.file.written(chats.toml(self.settings))
         self.balancer = chats.Balancer(self.file.path)
         await self.crowd.join(self.balancer.address, self.count)
-        self.silent = [await chats.enter(self.balancer.address, chats.caller()) for _ in range(SILENT)]
+        self.silent = [
+            await chats.enter(self.balancer.address, chats.caller()) for _ in range(SILENT)
+        ]
         self.inside = self.balancer.own()
         check(sum(self.inside.values()) == self.count + SILENT, f"own counts: {self.inside}")
 
     @contextlib.asynccontextmanager
     async def newcomers(self, count=1, path="/"):
         """Clients that have come and leave again."""
-        came = [await chats.enter(self.balancer.address, chats.Chat("new", path)) for _ in range(count)]
+        came = [
+            await chats.enter(self.balancer.address, chats.Chat("new", path)) for _ in range(count)
+        ]
         yield came
         for client in came:
             if client.inside:
@@ -163,7 +178,9 @@ class Ground:
         self.inside = self.balancer.own()
 
     def state(self, pod):
-        shown = next((one for one in self.balancer.metrics()["services"] if one["url"] == pod.url), {})
+        shown = next(
+            (one for one in self.balancer.metrics()["services"] if one["url"] == pod.url), {}
+        )
         return shown.get("state")
 
     async def admin(self, method, path, token=None):
@@ -174,12 +191,17 @@ class Ground:
     async def end(self):
         await self.crowd.turn()
         await self.crowd.end()
-        check(sessions.untouched(self.silent) and await sessions.all_talk(self.silent),
-              f"the {len(self.silent)} silent ones have been told nothing, and echo")
+        check(
+            sessions.untouched(self.silent) and await sessions.all_talk(self.silent),
+            f"the {len(self.silent)} silent ones have been told nothing, and echo",
+        )
         await self.crowd.leave()
         for client in self.silent:
             client.says_goodbye()
-        check(await eventually(lambda: self.balancer.own() == {}), f"own counts in the end: {self.balancer.own()}")
+        check(
+            await eventually(lambda: self.balancer.own() == {}),
+            f"own counts in the end: {self.balancer.own()}",
+        )
         await chats.stop(self.balancer)
         for pod in [*self.pods, self.more, self.video]:
             pod.stop()
@@ -214,19 +236,28 @@ async def take(ground, step):
     await eventually(lambda: balancer.reloads() != counted)
     outcome = told(balancer)
     logged = not step.says or await eventually(lambda: has_line(step.says, balancer.lines[lines:]))
-    check(balancer.reloads() == wanted and outcome["result"] == step.result and logged,
-          f"{step.result}, say /balancer-metrics, /telemetry and {'the log' if step.says else 'no log'}")
+    check(
+        balancer.reloads() == wanted and outcome["result"] == step.result and logged,
+        f"{step.result}, say /balancer-metrics, /telemetry and {'the log' if step.says else 'no log'}",
+    )
     for problem in outcome["problems"]:
         say(f"         {problem}")
     bad = step.result in ("refused", "invalid")
-    named = bool(outcome["problems"]) == bad and all(re.search(step.says, one) for one in outcome["problems"])
+    named = bool(outcome["problems"]) == bad and all(
+        re.search(step.says, one) for one in outcome["problems"]
+    )
     changes = (await config(balancer) != before) == (step.result == "applied")
-    check(named and changes, f"/api/config {'is another' if step.result == 'applied' else 'is as it was'}")
+    check(
+        named and changes,
+        f"/api/config {'is another' if step.result == 'applied' else 'is as it was'}",
+    )
     if step.effect:
         await step.effect(ground)
     same = await eventually(lambda: balancer.own() == ground.inside)
-    check(same and ground.crowd.stay() and sessions.untouched(ground.silent),
-          f"nobody is dropped, own counts are as before{'' if same else f': {balancer.own()}'}")
+    check(
+        same and ground.crowd.stay() and sessions.untouched(ground.silent),
+        f"nobody is dropped, own counts are as before{'' if same else f': {balancer.own()}'}",
+    )
 
 
 def proposed(ground, step):
@@ -244,13 +275,18 @@ async def trigger(ground, step):
     elif step.how == "POST":
         status, answer = await ground.admin("POST", "/api/reload", ground.token)
         shown = told(ground.balancer)
-        check(status == STATUS[step.result] and answer == shown, f"POST /api/reload: {status} {answer}")
+        check(
+            status == STATUS[step.result] and answer == shown,
+            f"POST /api/reload: {status} {answer}",
+        )
 
 
 def sets(section, **values):
     """A change of some keys."""
+
     def change(settings, _):
         settings.setdefault(section, {}).update(values)
+
     return change
 
 
@@ -278,7 +314,9 @@ def elsewhere(settings, ground):
 
 def with_video(settings, ground):
     settings["services.video"] = {"backends": [ground.video.url]}
-    settings["routes"].append({"path_prefix": "/video", "strip_prefix": "/video", "service": "video"})
+    settings["routes"].append(
+        {"path_prefix": "/video", "strip_prefix": "/video", "service": "video"}
+    )
 
 
 def with_a_tie(settings, _):
@@ -327,25 +365,40 @@ async def has_room(ground):
 
 async def goes_to_more(ground):
     async with ground.newcomers(10) as came:
-        check({client.pod for client in came} == {"more"}, f"newcomers are at the new pod, {ground.state(ground.more)}")
+        check(
+            {client.pod for client in came} == {"more"},
+            f"newcomers are at the new pod, {ground.state(ground.more)}",
+        )
 
 
 async def drains(ground):
     """The pod that is gone takes nobody, though it could be the emptiest, and keeps its sessions."""
     first = ground.pods[0]
-    check(ground.state(first) == "draining", f"the pod that is gone is {ground.state(first)},"
-          f" with {ground.balancer.own().get(first.url)} sessions")
+    check(
+        ground.state(first) == "draining",
+        f"the pod that is gone is {ground.state(first)},"
+        f" with {ground.balancer.own().get(first.url)} sessions",
+    )
     async with ground.newcomers(10) as came:
-        check(all(client.status == 101 and client.pod != first.name for client in came), "newcomers are at others")
+        check(
+            all(client.status == 101 and client.pod != first.name for client in came),
+            "newcomers are at others",
+        )
 
 
 async def is_at_home(ground):
-    check(ground.state(ground.video) is None and ground.state(ground.more) == "up", "its pods are as they were")
+    check(
+        ground.state(ground.video) is None and ground.state(ground.more) == "up",
+        "its pods are as they were",
+    )
     await has_room(ground)
 
 
 async def is_back(ground):
-    check(await eventually(lambda: ground.state(ground.pods[0]) == "up"), "the pod that was gone is up")
+    check(
+        await eventually(lambda: ground.state(ground.pods[0]) == "up"),
+        "the pod that was gone is up",
+    )
     lines = len(ground.balancer.lines)
     await has_room(ground)
     found = await eventually(lambda: has_level("DEBUG", ground.balancer.lines[lines:]))
@@ -361,7 +414,9 @@ async def is_logged(ground):
     """A call that changes something is logged as INFO."""
     lines = len(ground.balancer.lines)
     await ground.admin("DELETE", "/api/sessions/0", ground.token)
-    check(await eventually(lambda: has_level("INFO", ground.balancer.lines[lines:])), "and INFO lines")
+    check(
+        await eventually(lambda: has_level("INFO", ground.balancer.lines[lines:])), "and INFO lines"
+    )
 
 
 async def is_blind(ground):
@@ -369,13 +424,17 @@ async def is_blind(ground):
     counted = ground.balancer.reloads()
     ground.file.swapped(no_toml())
     await asyncio.sleep(WATCHED)
-    check(ground.balancer.reloads() == counted, f"a change of the file does nothing for {WATCHED} s")
+    check(
+        ground.balancer.reloads() == counted, f"a change of the file does nothing for {WATCHED} s"
+    )
 
 
 async def goes_to_video(ground):
     async with ground.newcomers(2, "/video/watch") as came:
-        check({client.pod for client in came} == {"video"} and ground.video.last.target == "/watch",
-              f"newcomers at /video/watch are at the pod of the new service, which sees {ground.video.last.target}")
+        check(
+            {client.pod for client in came} == {"video"} and ground.video.last.target == "/watch",
+            f"newcomers at /video/watch are at the pod of the new service, which sees {ground.video.last.target}",
+        )
     async with ground.newcomers() as [client]:
         check(client.pod != "video", f"others are at {client.pod}")
     await ground.stay(await chats.enter(ground.balancer.address, chats.caller("/video")))
@@ -384,23 +443,33 @@ async def goes_to_video(ground):
 async def ends_idle(ground):
     async with ground.newcomers() as [client]:
         ended = await all_ended([client])
-        check(ended and client.close == IDLE, f"a newcomer that says nothing: {client.told()}; the silent ones stay")
+        check(
+            ended and client.close == IDLE,
+            f"a newcomer that says nothing: {client.told()}; the silent ones stay",
+        )
 
 
 async def ends_large(ground):
     async with ground.newcomers() as [client]:
         client.talk()
         ended = await all_ended([client])
-        check(ended and client.close and client.close[0] == TOO_BIG,
-              f"a newcomer that says {chats.SIZE} bytes: {client.told()}; the chats that do go on")
+        check(
+            ended and client.close and client.close[0] == TOO_BIG,
+            f"a newcomer that says {chats.SIZE} bytes: {client.told()}; the chats that do go on",
+        )
 
 
 async def is_marked(ground):
     async with ground.newcomers() as [client]:
         client.talk()
         echoed = await eventually(lambda: client.echoed)
-        mark = next(pod for pod in [*ground.pods, ground.more] if pod.name == client.pod).last.get("x-reloaded")
-        check(echoed and mark == "yes", f"a newcomer's pod sees X-Reloaded: {mark}, and its {chats.SIZE} bytes pass")
+        mark = next(pod for pod in [*ground.pods, ground.more] if pod.name == client.pod).last.get(
+            "x-reloaded"
+        )
+        check(
+            echoed and mark == "yes",
+            f"a newcomer's pod sees X-Reloaded: {mark}, and its {chats.SIZE} bytes pass",
+        )
 
 
 async def is_quiet(ground):
@@ -408,7 +477,9 @@ async def is_quiet(ground):
     lines = len(ground.balancer.lines)
     await ground.admin("DELETE", "/api/sessions/0")
     await has_room(ground)
-    check(not has_level("INFO", ground.balancer.lines[lines:]), "the log has no INFO lines any more")
+    check(
+        not has_level("INFO", ground.balancer.lines[lines:]), "the log has no INFO lines any more"
+    )
 
 
 async def needs_token(ground):
@@ -420,41 +491,166 @@ async def needs_token(ground):
 
 async def has_no_video(ground):
     async with ground.newcomers(2, "/video/watch") as came:
-        check(all(client.status == 101 and client.pod != "video" for client in came),
-              "newcomers at /video/watch are at the pods of the other service")
+        check(
+            all(client.status == 101 and client.pod != "video" for client in came),
+            "newcomers at /video/watch are at the pods of the other service",
+        )
 
 
 STEPS = [
-    Step("server.max_sessions as many as there are", "written", "itself", "applied", limited,
-         r"reload applied: server\.max_sessions", is_full),
+    Step(
+        "server.max_sessions as many as there are",
+        "written",
+        "itself",
+        "applied",
+        limited,
+        r"reload applied: server\.max_sessions",
+        is_full,
+    ),
     Step("no TOML", "renamed", "itself", "invalid", no_toml, r"balancer\.toml", is_full),
-    Step("no limit", "renamed", "itself", "applied", sets("server", max_sessions=0),
-         r"reload applied: server\.max_sessions", has_room),
-    Step("one more pod", "linked", "itself", "applied", with_more, r"services\.chat\.backends", goes_to_more),
-    Step("one pod less", "swapped", "itself", "applied", without_first, r"services\.chat\.backends", drains),
-    Step("server.listen is another, and all pods are", "swapped", "itself", "refused", elsewhere,
-         r"server\.listen: .* takes a restart", is_at_home),
-    Step("the pod is back; log.level = debug", "swapped", "itself", "applied", with_first, r"log\.level", is_back),
-    Step("admin.watch_config = false", "swapped", "itself", "applied", sets("admin", watch_config=False),
-         r"admin\.watch_config", is_blind),
-    Step("a new service with a route", "swapped", "SIGHUP", "applied", with_video, r"services\.video", goes_to_video),
-    Step("idle_timeout = soon", "swapped", "SIGHUP", "invalid", sets("balancer", idle_timeout="soon"),
-         r"balancer\.idle_timeout = \"soon\"", has_room),
-    Step("idle_timeout = 500ms", "renamed", "SIGHUP", "applied", sets("balancer", idle_timeout="500ms"),
-         r"balancer\.idle_timeout", ends_idle),
+    Step(
+        "no limit",
+        "renamed",
+        "itself",
+        "applied",
+        sets("server", max_sessions=0),
+        r"reload applied: server\.max_sessions",
+        has_room,
+    ),
+    Step(
+        "one more pod",
+        "linked",
+        "itself",
+        "applied",
+        with_more,
+        r"services\.chat\.backends",
+        goes_to_more,
+    ),
+    Step(
+        "one pod less",
+        "swapped",
+        "itself",
+        "applied",
+        without_first,
+        r"services\.chat\.backends",
+        drains,
+    ),
+    Step(
+        "server.listen is another, and all pods are",
+        "swapped",
+        "itself",
+        "refused",
+        elsewhere,
+        r"server\.listen: .* takes a restart",
+        is_at_home,
+    ),
+    Step(
+        "the pod is back; log.level = debug",
+        "swapped",
+        "itself",
+        "applied",
+        with_first,
+        r"log\.level",
+        is_back,
+    ),
+    Step(
+        "admin.watch_config = false",
+        "swapped",
+        "itself",
+        "applied",
+        sets("admin", watch_config=False),
+        r"admin\.watch_config",
+        is_blind,
+    ),
+    Step(
+        "a new service with a route",
+        "swapped",
+        "SIGHUP",
+        "applied",
+        with_video,
+        r"services\.video",
+        goes_to_video,
+    ),
+    Step(
+        "idle_timeout = soon",
+        "swapped",
+        "SIGHUP",
+        "invalid",
+        sets("balancer", idle_timeout="soon"),
+        r"balancer\.idle_timeout = \"soon\"",
+        has_room,
+    ),
+    Step(
+        "idle_timeout = 500ms",
+        "renamed",
+        "SIGHUP",
+        "applied",
+        sets("balancer", idle_timeout="500ms"),
+        r"balancer\.idle_timeout",
+        ends_idle,
+    ),
     Step("nothing is different", None, "POST", "unchanged", says="the settings are the same"),
-    Step("a limit for messages, idle_timeout = 1h", "written", "POST", "applied", small,
-         r"balancer\.max_message_size", ends_large),
+    Step(
+        "a limit for messages, idle_timeout = 1h",
+        "written",
+        "POST",
+        "applied",
+        small,
+        r"balancer\.max_message_size",
+        ends_large,
+    ),
     Step("two routes that tie", "written", "POST", "invalid", with_a_tie, r"routes", ends_large),
-    Step("admin.listen, server.workers and log.level are others", "written", "POST", "refused", moved,
-         r"(admin\.listen|server\.workers): .* takes a restart", ends_large),
-    Step("no limit for messages, one more header for pods", "written", "POST", "applied", marked,
-         r"balancer\.set_headers", is_marked),
-    Step("a key that there is not", "renamed", "SIGHUP", "invalid", sets("balancer", idle_timeuot="1s"),
-         r"idle_timeuot", is_marked),
-    Step("log.level = warn", "renamed", "SIGHUP", "applied", sets("log", level="warn"), effect=is_quiet),
-    Step("a token for operators, log.level = info", "written", "POST", "applied", with_token,
-         r"admin\.token: .*\*\*\*", needs_token),
-    Step("the service and its route are gone", "written", "POST", "applied", without_video,
-         r"services\.video", has_no_video),
+    Step(
+        "admin.listen, server.workers and log.level are others",
+        "written",
+        "POST",
+        "refused",
+        moved,
+        r"(admin\.listen|server\.workers): .* takes a restart",
+        ends_large,
+    ),
+    Step(
+        "no limit for messages, one more header for pods",
+        "written",
+        "POST",
+        "applied",
+        marked,
+        r"balancer\.set_headers",
+        is_marked,
+    ),
+    Step(
+        "a key that there is not",
+        "renamed",
+        "SIGHUP",
+        "invalid",
+        sets("balancer", idle_timeuot="1s"),
+        r"idle_timeuot",
+        is_marked,
+    ),
+    Step(
+        "log.level = warn",
+        "renamed",
+        "SIGHUP",
+        "applied",
+        sets("log", level="warn"),
+        effect=is_quiet,
+    ),
+    Step(
+        "a token for operators, log.level = info",
+        "written",
+        "POST",
+        "applied",
+        with_token,
+        r"admin\.token: .*\*\*\*",
+        needs_token,
+    ),
+    Step(
+        "the service and its route are gone",
+        "written",
+        "POST",
+        "applied",
+        without_video,
+        r"services\.video",
+        has_no_video,
+    ),
 ]

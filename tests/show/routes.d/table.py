@@ -19,7 +19,9 @@ SEGMENTS = "compares letters where wsbalancer compares whole segments"
 PASSES_DOTS = "hands dot segments on, the service being that of the path before they are resolved"
 RESOLVES_DOTS = "resolves dot segments and routes what is left; wsbalancer refuses them"
 MERGES = "merges slashes (sanitizePath); wsbalancer does so at the start of a stripped path only"
-RESPELLS = "writes percent-encoding anew, as RFC 3986 §6.2.2 allows; wsbalancer leaves it as it came"
+RESPELLS = (
+    "writes percent-encoding anew, as RFC 3986 §6.2.2 allows; wsbalancer leaves it as it came"
+)
 DECODES = "decodes unreserved characters before it compares"
 
 LETTERS = ["/wsx", "/ws.x", "/ws-1/x", "/ws%2Fx"]
@@ -38,7 +40,17 @@ TRAEFIK = {
 }
 
 # Refused wherever there are routes; the same without routes reach the pod as they are.
-REFUSED = [*DOTS, "/ws/%2E%2E/x", "/ws/.%2e/x", "/ws/%2E", "/ws/a/../b", "/.", "/..", "/%2e", "/ws/../../x?y"]
+REFUSED = [
+    *DOTS,
+    "/ws/%2E%2E/x",
+    "/ws/.%2e/x",
+    "/ws/%2E",
+    "/ws/a/../b",
+    "/.",
+    "/..",
+    "/%2e",
+    "/ws/../../x?y",
+]
 LET_THROUGH = ["/ws/...", "/ws/.x", "/ws/..x", "/ws/x..", "/ws/%2e%2e%2e", "/ws/x?/../", "/ws?.."]
 
 # Host field, target and method, and the service they lead to.
@@ -109,7 +121,10 @@ def origins(port):
 
 
 # Routes that `check` must refuse, and what its message must name.
-SERVICES = {"chat": {"backends": ["http://127.0.0.1:3001"]}, "web": {"backends": ["http://127.0.0.1:3002"]}}
+SERVICES = {
+    "chat": {"backends": ["http://127.0.0.1:3001"]},
+    "web": {"backends": ["http://127.0.0.1:3002"]},
+}
 GOOD = {"host": "chat.example.org", "path_prefix": "/ws", "methods": ["GET"], "service": "chat"}
 CHECKS = [
     ("two routes that differ", [GOOD, {**GOOD, "methods": ["PUT"]}, {"service": "web"}], None),

@@ -100,7 +100,10 @@ def hello(*fields, chunked=False):
 
 refused("cl-twice-equal", post(b"Content-Length: 5", b"Content-Length: 5"))
 refused("cl-twice", post(b"Content-Length: 5", b"Content-Length: 6"))
-refused("cl-twice-0-first", post(b"Content-Length: 0", b"Content-Length: %d" % len(SMUGGLED), body=SMUGGLED))
+refused(
+    "cl-twice-0-first",
+    post(b"Content-Length: 0", b"Content-Length: %d" % len(SMUGGLED), body=SMUGGLED),
+)
 refused("cl-list-equal", post(b"Content-Length: 5, 5"))
 refused("cl-list", post(b"Content-Length: 5, 6"))
 refused("cl-plus", post(b"Content-Length: +5"))
@@ -127,7 +130,9 @@ forwarded(
     request(POST, b"Content-Length: %d" % len(SMUGGLED), body=SMUGGLED),
     Request(POST, body=SMUGGLED),
 )
-forwarded("cl-on-GET", get(b"Content-Length: %d" % len(SMUGGLED), body=SMUGGLED), Request(body=SMUGGLED))
+forwarded(
+    "cl-on-GET", get(b"Content-Length: %d" % len(SMUGGLED), body=SMUGGLED), Request(body=SMUGGLED)
+)
 forwarded(
     "cl-on-DELETE",
     request(b"DELETE /case HTTP/1.1", b"Content-Length: 5", body=b"hello"),
@@ -152,8 +157,12 @@ refused("cl-te-unknown", post(b"Content-Length: 5", b"Transfer-Encoding: xchunke
 
 forwarded("te-odd-case", post(b"tRANSFER-eNCODING: cHuNKeD", body=HELLO), hello(chunked=True))
 forwarded("te-padded", post(b"Transfer-Encoding:\t  chunked\t ", body=HELLO), hello(chunked=True))
-refused("te-list-identity-last", post(b"Transfer-Encoding: chunked, identity", body=HELLO), 400, 501)
-refused("te-list-identity-first", post(b"Transfer-Encoding: identity, chunked", body=HELLO), 400, 501)
+refused(
+    "te-list-identity-last", post(b"Transfer-Encoding: chunked, identity", body=HELLO), 400, 501
+)
+refused(
+    "te-list-identity-first", post(b"Transfer-Encoding: identity, chunked", body=HELLO), 400, 501
+)
 refused("te-list-chunked-twice", post(b"Transfer-Encoding: chunked, chunked", body=HELLO), 400, 501)
 refused("te-list-gzip", post(b"Transfer-Encoding: gzip, chunked", body=HELLO), 400, 501)
 refused("te-list-hollow", post(b"Transfer-Encoding: , chunked", body=HELLO), 400, 501)
@@ -167,16 +176,22 @@ refused("te-vertical-tab", post(b"Transfer-Encoding: \x0bchunked", body=HELLO), 
 refused("te-nbsp", post(b"Transfer-Encoding: \xa0chunked", body=HELLO), 400, 501)
 refused("te-twice", post(CHUNKED, CHUNKED, body=HELLO))
 refused("te-twice-identity", post(CHUNKED, b"Transfer-Encoding: identity", body=HELLO), 400, 501)
-refused("te-twice-identity-first", post(b"Transfer-Encoding: identity", CHUNKED, body=HELLO), 400, 501)
+refused(
+    "te-twice-identity-first", post(b"Transfer-Encoding: identity", CHUNKED, body=HELLO), 400, 501
+)
 refused("te-twice-unknown", post(CHUNKED, b"Transfer-Encoding: cow", body=HELLO), 400, 501)
 refused("te-http-1.0", request(b"POST /case HTTP/1.0", CHUNKED, body=HELLO))
-refused("te-http-1.0-and-cl", request(b"POST /case HTTP/1.0", CHUNKED, b"Content-Length: 5", body=HELLO))
+refused(
+    "te-http-1.0-and-cl", request(b"POST /case HTTP/1.0", CHUNKED, b"Content-Length: 5", body=HELLO)
+)
 refused("te-blank-before-colon", post(b"Transfer-Encoding : chunked", b"Content-Length: 5"))
 refused("te-folded", post(b"Transfer-Encoding:", b" chunked", body=HELLO))
 refused("te-behind-a-bare-cr", post(b"X-Any: 1\rTransfer-Encoding: chunked", b"Content-Length: 5"))
 refused("te-behind-a-bare-lf", post(b"X-Any: 1\nTransfer-Encoding: chunked", b"Content-Length: 5"))
 forwarded(
-    "te-underscore", post(b"Transfer_Encoding: chunked", b"Content-Length: 5"), hello(b"transfer_encoding: chunked")
+    "te-underscore",
+    post(b"Transfer_Encoding: chunked", b"Content-Length: 5"),
+    hello(b"transfer_encoding: chunked"),
 )
 forwarded("te-on-GET", get(CHUNKED, body=HELLO), Request(body=b"hello", chunked=True))
 forwarded(
@@ -185,7 +200,10 @@ forwarded(
     Request(POST, body=SMUGGLED, chunked=True),
 )
 forwarded(
-    "te-and-another", post(CHUNKED, body=HELLO + SMUGGLED), hello(chunked=True), Request(b"GET /smuggled HTTP/1.1")
+    "te-and-another",
+    post(CHUNKED, body=HELLO + SMUGGLED),
+    hello(chunked=True),
+    Request(b"GET /smuggled HTTP/1.1"),
 )
 
 # --- chunks ---
@@ -217,21 +235,34 @@ forwarded(
     hello(chunked=True),
     later=b"llo\r\n0\r\n\r\n",
 )
-forwarded("chunk-extension", post(CHUNKED, body=b'5;a=b;c="d e"\r\nhello\r\n0;x\r\n\r\n'), hello(chunked=True))
+forwarded(
+    "chunk-extension",
+    post(CHUNKED, body=b'5;a=b;c="d e"\r\nhello\r\n0;x\r\n\r\n'),
+    hello(chunked=True),
+)
 # Extensions are for one hop: what is wrong with them goes with them.
-forwarded("chunk-extension-nul", post(CHUNKED, body=b"5;a\0b\r\nhello\r\n0\r\n\r\n"), hello(chunked=True))
-forwarded("chunk-leading-zeros", post(CHUNKED, body=b"0005\r\nhello\r\n000\r\n\r\n"), hello(chunked=True))
+forwarded(
+    "chunk-extension-nul", post(CHUNKED, body=b"5;a\0b\r\nhello\r\n0\r\n\r\n"), hello(chunked=True)
+)
+forwarded(
+    "chunk-leading-zeros", post(CHUNKED, body=b"0005\r\nhello\r\n000\r\n\r\n"), hello(chunked=True)
+)
 forwarded(
     "chunk-capital",
     post(CHUNKED, body=b"A\r\nhellohello\r\n0\r\n\r\n"),
     Request(POST, body=b"hellohello", chunked=True),
 )
 forwarded(
-    "trailers", post(CHUNKED, b"Trailer: X-Sum", body=b"5\r\nhello\r\n0\r\nX-Sum: 1\r\n\r\n"), hello(chunked=True)
+    "trailers",
+    post(CHUNKED, b"Trailer: X-Sum", body=b"5\r\nhello\r\n0\r\nX-Sum: 1\r\n\r\n"),
+    hello(chunked=True),
 )
 forwarded(
     "trailers-that-frame",
-    post(CHUNKED, body=b"5\r\nhello\r\n0\r\nContent-Length: 9\r\nHost: b\r\nTransfer-Encoding: x\r\n\r\n"),
+    post(
+        CHUNKED,
+        body=b"5\r\nhello\r\n0\r\nContent-Length: 9\r\nHost: b\r\nTransfer-Encoding: x\r\n\r\n",
+    ),
     hello(chunked=True),
 )
 cut("trailers-like-a-request", post(CHUNKED, body=b"5\r\nhello\r\n0\r\n" + SMUGGLED), b"hello")
@@ -257,13 +288,19 @@ refused("name-empty", get(b": 1"))
 refused("name-missing", get(b"nonsense"))
 refused("name-not-ascii", get(b"X-\xc3\xa9: 1"))
 refused("name-brackets", get(b"X(Any): 1"))
-forwarded("lf-as-line-end", get(b"X-Any: 1").replace(b"\r\n", b"\n"), Request(fields=(b"x-any: 1",)))
+forwarded(
+    "lf-as-line-end", get(b"X-Any: 1").replace(b"\r\n", b"\n"), Request(fields=(b"x-any: 1",))
+)
 forwarded("lf-in-value", get(b"X-Any: a\nX-Other: b"), Request(fields=(b"x-any: a", b"x-other: b")))
 forwarded("value-not-ascii", get(b"X-Any: \xc3\xa9\xff"), Request(fields=(b"x-any: \xc3\xa9\xff",)))
 forwarded("value-empty", get(b"X-Any:"), Request(fields=(b"x-any: ",)))
 forwarded("value-tab", get(b"X-Any: a\tb"), Request(fields=(b"x-any: a\tb",)))
 forwarded("value-colons", get(b"X-Any:: a: b"), Request(fields=(b"x-any: : a: b",)))
-forwarded("underscores", get(b"X_Any: 1", b"Content_Length: 5"), Request(fields=(b"x_any: 1", b"content_length: 5")))
+forwarded(
+    "underscores",
+    get(b"X_Any: 1", b"Content_Length: 5"),
+    Request(fields=(b"x_any: 1", b"content_length: 5")),
+)
 
 # --- request lines ---
 
@@ -297,14 +334,26 @@ refused("target-authority", request(b"GET pods.example:80 HTTP/1.1"))
 refused("target-asterisk-GET", request(b"GET * HTTP/1.1"))
 refused("target-question-mark", request(b"GET ?x=1 HTTP/1.1"))
 # The target's host is the right one, whatever Host says (RFC 9112 §3.2.2).
-forwarded("target-other-host", request(b"GET http://other.example/case HTTP/1.1"), Request(host=b"other.example"))
+forwarded(
+    "target-other-host",
+    request(b"GET http://other.example/case HTTP/1.1"),
+    Request(host=b"other.example"),
+)
 refused("target-user", request(b"GET http://user@pods.example/case HTTP/1.1"))
 refused("target-scheme-file", request(b"GET file:///case HTTP/1.1"))
 refused("connect", request(b"CONNECT pods.example:80 HTTP/1.1", body=SMUGGLED), 405)
 refused("connect-path", request(b"CONNECT /case HTTP/1.1", body=SMUGGLED), 405, 400)
 forwarded("target-fragment", request(b"GET /case#part HTTP/1.1"))
-forwarded("target-absolute-no-path", request(b"GET http://pods.example HTTP/1.1"), Request(b"GET / HTTP/1.1"))
-forwarded("target-absolute-query", request(b"GET http://pods.example?x=1 HTTP/1.1"), Request(b"GET /?x=1 HTTP/1.1"))
+forwarded(
+    "target-absolute-no-path",
+    request(b"GET http://pods.example HTTP/1.1"),
+    Request(b"GET / HTTP/1.1"),
+)
+forwarded(
+    "target-absolute-query",
+    request(b"GET http://pods.example?x=1 HTTP/1.1"),
+    Request(b"GET /?x=1 HTTP/1.1"),
+)
 forwarded("target-absolute", request(b"GET http://pods.example/case HTTP/1.1"))
 forwarded(
     "target-percent-crlf",
@@ -312,9 +361,15 @@ forwarded(
     Request(b"GET /case%0d%0aX:%201%20HTTP/1.1%00 HTTP/1.1"),
 )
 forwarded(
-    "target-two-slashes", request(b"GET //other.example/case HTTP/1.1"), Request(b"GET //other.example/case HTTP/1.1")
+    "target-two-slashes",
+    request(b"GET //other.example/case HTTP/1.1"),
+    Request(b"GET //other.example/case HTTP/1.1"),
 )
-forwarded("target-dots", request(b"GET /case/..;/%2e%2e/./x HTTP/1.1"), Request(b"GET /case/..;/%2e%2e/./x HTTP/1.1"))
+forwarded(
+    "target-dots",
+    request(b"GET /case/..;/%2e%2e/./x HTTP/1.1"),
+    Request(b"GET /case/..;/%2e%2e/./x HTTP/1.1"),
+)
 forwarded("options-asterisk", request(b"OPTIONS * HTTP/1.1"), Request(b"OPTIONS * HTTP/1.1"))
 
 # --- Host ---
@@ -333,13 +388,18 @@ refused("host-not-ascii", get(host=b"Host: p\xc3\xb6ds.example"))
 
 # --- what Connection names, and what it may not take away ---
 
-forwarded("connection-content-length", post(b"Connection: Content-Length", b"Content-Length: 5"), hello())
 forwarded(
-    "connection-transfer-encoding", post(b"Connection: Transfer-Encoding", CHUNKED, body=HELLO), hello(chunked=True)
+    "connection-content-length", post(b"Connection: Content-Length", b"Content-Length: 5"), hello()
+)
+forwarded(
+    "connection-transfer-encoding",
+    post(b"Connection: Transfer-Encoding", CHUNKED, body=HELLO),
+    hello(chunked=True),
 )
 forwarded("connection-host", get(b"Connection: Host"))
 forwarded(
-    "connection-forwarding", get(b"Connection: X-Forwarded-For, X-Forwarded-Host, X-Real-Ip, Forwarded, X-Request-Id")
+    "connection-forwarding",
+    get(b"Connection: X-Forwarded-For, X-Forwarded-Host, X-Real-Ip, Forwarded, X-Request-Id"),
 )
 forwarded(
     "connection-private",
@@ -347,10 +407,19 @@ forwarded(
     Request(fields=(b"x-public: 1",)),
 )
 forwarded(
-    "hop-by-hop", get(b"Keep-Alive: timeout=9", b"Proxy-Connection: keep-alive", b"TE: trailers", b"Trailer: X-Sum")
+    "hop-by-hop",
+    get(
+        b"Keep-Alive: timeout=9",
+        b"Proxy-Connection: keep-alive",
+        b"TE: trailers",
+        b"Trailer: X-Sum",
+    ),
 )
 forwarded(
-    "upgrade-h2c", get(b"Upgrade: h2c", b"Connection: Upgrade, HTTP2-Settings", b"HTTP2-Settings: AAMAAABkAAQAAP__")
+    "upgrade-h2c",
+    get(
+        b"Upgrade: h2c", b"Connection: Upgrade, HTTP2-Settings", b"HTTP2-Settings: AAMAAABkAAQAAP__"
+    ),
 )
 
 # --- fields that pods take the balancer's word for ---
@@ -366,23 +435,40 @@ SPOOFED = (
 forwarded("forwarding-spoofed", get(*SPOOFED))
 forwarded("forwarding-spoofed-twice", get(*SPOOFED, *SPOOFED))
 forwarded("forwarding-spoofed-case", get(*(line.upper() for line in SPOOFED)))
-forwarded("forwarding-host-port", get(host=b"Host: pods.example:8443"), Request(host=b"pods.example:8443"))
+forwarded(
+    "forwarding-host-port", get(host=b"Host: pods.example:8443"), Request(host=b"pods.example:8443")
+)
 forwarded("forwarding-host-ipv6", get(host=b"Host: [::1]:8443"), Request(host=b"[::1]:8443"))
-forwarded("request-id-kept", get(b"X-Request-Id: of-the-client"), Request(fields=(b"x-request-id: of-the-client",)))
-forwarded("forwarding-underscores", get(b"X_Forwarded_For: 6.6.6.6"), Request(fields=(b"x_forwarded_for: 6.6.6.6",)))
+forwarded(
+    "request-id-kept",
+    get(b"X-Request-Id: of-the-client"),
+    Request(fields=(b"x-request-id: of-the-client",)),
+)
+forwarded(
+    "forwarding-underscores",
+    get(b"X_Forwarded_For: 6.6.6.6"),
+    Request(fields=(b"x_forwarded_for: 6.6.6.6",)),
+)
 
 # --- upgrades ---
 
-refused("upgrade-with-length", get(*HANDSHAKE, b"Content-Length: %d" % len(SMUGGLED), body=SMUGGLED))
+refused(
+    "upgrade-with-length", get(*HANDSHAKE, b"Content-Length: %d" % len(SMUGGLED), body=SMUGGLED)
+)
 refused("upgrade-with-length-0", get(*HANDSHAKE, b"Content-Length: 0", body=SMUGGLED))
 refused("upgrade-with-chunks", get(*HANDSHAKE, CHUNKED, body=b"0\r\n\r\n" + SMUGGLED))
 refused("upgrade-on-POST", post(*HANDSHAKE, b"Content-Length: 5"), 405, 400)
 refused("upgrade-on-POST-empty", post(*HANDSHAKE, body=SMUGGLED), 405)
 refused("upgrade-refused-and-another", get(*HANDSHAKE[:3], body=SMUGGLED))
 refused(
-    "upgrade-version-and-another", get(*HANDSHAKE[:2], b"Sec-WebSocket-Version: 1337", HANDSHAKE[3], body=SMUGGLED), 426
+    "upgrade-version-and-another",
+    get(*HANDSHAKE[:2], b"Sec-WebSocket-Version: 1337", HANDSHAKE[3], body=SMUGGLED),
+    426,
 )
-refused("upgrade-list-refused-and-another", get(b"Upgrade: foo, websocket", *HANDSHAKE[1:3], body=SMUGGLED))
+refused(
+    "upgrade-list-refused-and-another",
+    get(b"Upgrade: foo, websocket", *HANDSHAKE[1:3], body=SMUGGLED),
+)
 refused("upgrade-without-connection-and-another", get(HANDSHAKE[0], *HANDSHAKE[2:], body=SMUGGLED))
 refused("upgrade-http-1.0-and-another", request(b"GET /case HTTP/1.0", *HANDSHAKE, body=SMUGGLED))
 forwarded(
@@ -391,12 +477,25 @@ forwarded(
     handshake(answer=403),
     pod=[Says(framed(b"no", b"403 Forbidden"))],
 )
-tunnelled("upgrade-names-its-key", get(HANDSHAKE[0], b"Connection: Upgrade, Sec-WebSocket-Key", *HANDSHAKE[2:]))
-tunnelled("upgrade-and-a-frame", get(*HANDSHAKE, body=frame(1, b"early", masked=True)), frame(1, b"early", masked=True))
+tunnelled(
+    "upgrade-names-its-key",
+    get(HANDSHAKE[0], b"Connection: Upgrade, Sec-WebSocket-Key", *HANDSHAKE[2:]),
+)
+tunnelled(
+    "upgrade-and-a-frame",
+    get(*HANDSHAKE, body=frame(1, b"early", masked=True)),
+    frame(1, b"early", masked=True),
+)
 tunnelled("upgrade-and-another", get(*HANDSHAKE, body=SMUGGLED), SMUGGLED)
 tunnelled(
     "upgrade-hop-by-hop",
-    get(HANDSHAKE[0], b"Connection: keep-alive, Upgrade, X-Private", *HANDSHAKE[2:], b"X-Private: 1", b"Keep-Alive: 9"),
+    get(
+        HANDSHAKE[0],
+        b"Connection: keep-alive, Upgrade, X-Private",
+        *HANDSHAKE[2:],
+        b"X-Private: 1",
+        b"Keep-Alive: 9",
+    ),
 )
 
 # --- two in a row ---
@@ -409,14 +508,21 @@ forwarded(
     Request(),
     handshake(tunnel=frame(1, b"early", masked=True)),
 )
-forwarded("handshake-list-behind", get() + get(b"Upgrade: foo, websocket", *HANDSHAKE[1:]), Request(), handshake())
+forwarded(
+    "handshake-list-behind",
+    get() + get(b"Upgrade: foo, websocket", *HANDSHAKE[1:]),
+    Request(),
+    handshake(),
+)
 for name, raw in (
     ("garbage", b"\0\1\2garbage\r\n\r\n"),
     ("two-lengths", post(b"Content-Length: 5", b"Content-Length: 6")),
     ("bad-handshake", get(*HANDSHAKE[:3], body=SMUGGLED)),
 ):
     CASES.append(Case(f"{name}-behind", get() + raw, (Request(),), (400,)))
-    CASES.append(Case(f"{name}-behind-a-body", post(b"Content-Length: 5") + raw, (hello(),), (400,)))
+    CASES.append(
+        Case(f"{name}-behind-a-body", post(b"Content-Length: 5") + raw, (hello(),), (400,))
+    )
     CASES.append(Case(f"{name}-behind-an-answer", get(), (Request(),), (400,), then=raw))
 
 # --- what a pod makes of one ---
@@ -429,7 +535,10 @@ forwarded(
     pod=[Says(framed(b"stray"))],
 )
 forwarded(
-    "pod-says-a-body-with-204", get(), Request(answer=204), pod=[Says(b"HTTP/1.1 204 No\r\n\r\n" + framed(b"stray"))]
+    "pod-says-a-body-with-204",
+    get(),
+    Request(answer=204),
+    pod=[Says(b"HTTP/1.1 204 No\r\n\r\n" + framed(b"stray"))],
 )
 forwarded("pod-says-101-unasked", get(), Request(answer=502), pod=[Says(switching())])
 # POST, because a GET may be tried again.

@@ -97,10 +97,16 @@ class Client:
     def message(self):
         """Frames of one: sometimes in pieces, sometimes with a Ping of our own between or behind."""
         opcode, size = self.seeded.choice([1, 2]), int(2 ** self.seeded.uniform(0, 16))
-        payload = self.seeded.randbytes(size) if opcode == 2 else bytes(self.seeded.choices(range(32, 127), k=size))
+        payload = (
+            self.seeded.randbytes(size)
+            if opcode == 2
+            else bytes(self.seeded.choices(range(32, 127), k=size))
+        )
         cuts = sorted(self.seeded.choices(range(size + 1), k=self.seeded.choice([0, 0, 0, 1, 3])))
         pieces = [payload[start:end] for start, end in zip([0, *cuts], [*cuts, size])]
-        frames = [(at == len(pieces) - 1, 0 if at else opcode, piece) for at, piece in enumerate(pieces)]
+        frames = [
+            (at == len(pieces) - 1, 0 if at else opcode, piece) for at, piece in enumerate(pieces)
+        ]
         if self.seeded.random() < 0.2:
             frames.insert(self.seeded.randint(0, len(frames)), (True, 9, self.seeded.randbytes(8)))
         return frames
@@ -132,7 +138,9 @@ class Client:
         """Talks, then is gone without a Close, perhaps in a frame."""
         await self.talk(self.seeded.randint(0, 8))
         if self.seeded.random() < 0.5:
-            await self.send(scripted.frame(2, bytes(5000), mask=MASK)[: self.seeded.randint(1, 4999)])
+            await self.send(
+                scripted.frame(2, bytes(5000), mask=MASK)[: self.seeded.randint(1, 4999)]
+            )
         if self.seeded.random() < 0.5:
             self.connection.close()
         self.outcome = "left"
@@ -141,7 +149,9 @@ class Client:
         """Asks for much and takes nothing of it for too long."""
         self.staged = "stalls"
         # Left alone, a receive buffer may grow until it holds the whole flood.
-        self.connection.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVED)
+        self.connection.writer.get_extra_info("socket").setsockopt(
+            socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVED
+        )
         await self.send(scripted.frame(1, b"flood %d" % FLOOD, mask=MASK))
         await asyncio.sleep(rules.WRITE + 2)
         await self.to_the_end()
@@ -170,7 +180,10 @@ class Client:
         """Announces a message that is too large."""
         self.staged = "exceeds"
         await self.talk(self.seeded.randint(0, 2))
-        await self.send(scripted.frame(2, bytes(rules.MESSAGE), fin=False, mask=MASK), scripted.frame(0, b"1", mask=MASK))
+        await self.send(
+            scripted.frame(2, bytes(rules.MESSAGE), fin=False, mask=MASK),
+            scripted.frame(0, b"1", mask=MASK),
+        )
         await self.to_the_end()
 
     async def rest(self):
@@ -191,8 +204,14 @@ class Client:
 
 
 KINDS = {
-    "leave": (30, Client.leave), "vanish": (25, Client.vanish), "stall": (4, Client.stall), "nap": (4, Client.nap),
-    "burst": (5, Client.burst), "exceed": (6, Client.exceed), "rest": (4, Client.rest), "hide": (4, Client.hide),
+    "leave": (30, Client.leave),
+    "vanish": (25, Client.vanish),
+    "stall": (4, Client.stall),
+    "nap": (4, Client.nap),
+    "burst": (5, Client.burst),
+    "exceed": (6, Client.exceed),
+    "rest": (4, Client.rest),
+    "hide": (4, Client.hide),
     "stay": (5, Client.stay),
 }
 

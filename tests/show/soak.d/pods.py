@@ -77,7 +77,9 @@ class Pod(scripted.Pod):
             elif payload.startswith(b"flood "):
                 await session.flood(int(payload[6:]))
             else:
-                await session.connection.send(scripted.frame(10 if opcode == 9 else opcode, payload, fin=fin))
+                await session.connection.send(
+                    scripted.frame(10 if opcode == 9 else opcode, payload, fin=fin)
+                )
 
     def blame(self, fault):
         """Writes down what happens to all sessions."""
@@ -134,7 +136,9 @@ class Pod(scripted.Pod):
 
 async def start(count):
     """Each at an address of its own, from which nobody connects to anywhere: ports stay free meanwhile."""
-    return [await Pod(f"pod-{number}").start(host=f"127.0.2.{number}") for number in range(1, count + 1)]
+    return [
+        await Pod(f"pod-{number}").start(host=f"127.0.2.{number}") for number in range(1, count + 1)
+    ]
 
 
 class Trouble:

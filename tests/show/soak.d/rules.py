@@ -42,4 +42,6 @@ def toml(pods, level="info", **changed):
         f'{key} = "{value}"' if isinstance(value, str) else f"{key} = {value}"
         for key, value in {**BALANCER, **changed}.items()
     ]
-    return "\n".join([f"services = [{services}]", "[log]", f'level = "{level}"', "[balancer]", *lines, ""])
+    return "\n".join(
+        [f"services = [{services}]", "[log]", f'level = "{level}"', "[balancer]", *lines, ""]
+    )

@@ -4,8 +4,15 @@ import os
 import ssl
 import struct
 
-ALERTS = {20: "bad_record_mac", 40: "handshake_failure", 47: "illegal_parameter", 50: "decode_error",
-          70: "protocol_version", 80: "internal_error", 109: "missing_extension"}
+ALERTS = {
+    20: "bad_record_mac",
+    40: "handshake_failure",
+    47: "illegal_parameter",
+    50: "decode_error",
+    70: "protocol_version",
+    80: "internal_error",
+    109: "missing_extension",
+}
 ECDHE = [0xC02B, 0xC02F, 0xC02C, 0xC030, 0xCCA9, 0xCCA8]
 OLD = [0xC013, 0xC009, 0x002F, 0x0035, 0x000A, 0x0005]
 SSL3, TLS10, TLS11, TLS12 = 0x0300, 0x0301, 0x0302, 0x0303
@@ -25,13 +32,23 @@ def extension(kind, content):
 
 def make(version, compression=(0,), ciphers=(*ECDHE, *OLD)):
     """A ClientHello that offers `version` at most, in one record."""
-    extensions = b"" if version == SSL3 else b"".join([
-        extension(10, vector(2, words(29, 23, 24))),  # supported_groups: x25519, P-256, P-384
-        extension(11, vector(1, b"\0")),  # ec_point_formats: uncompressed
-        extension(13, vector(2, words(0x0403, 0x0804, 0x0401, 0x0503, 0x0201))),  # signature_algorithms
-        extension(23, b""),  # extended_master_secret
-        extension(0xFF01, b"\0"),  # renegotiation_info
-    ])
+    extensions = (
+        b""
+        if version == SSL3
+        else b"".join(
+            [
+                extension(
+                    10, vector(2, words(29, 23, 24))
+                ),  # supported_groups: x25519, P-256, P-384
+                extension(11, vector(1, b"\0")),  # ec_point_formats: uncompressed
+                extension(
+                    13, vector(2, words(0x0403, 0x0804, 0x0401, 0x0503, 0x0201))
+                ),  # signature_algorithms
+                extension(23, b""),  # extended_master_secret
+                extension(0xFF01, b"\0"),  # renegotiation_info
+            ]
+        )
+    )
     body = words(version) + os.urandom(32) + vector(1, b"") + vector(2, words(*ciphers))
     body += vector(1, bytes(compression)) + (vector(2, extensions) if extensions else b"")
     return bytes([22]) + words(min(version, TLS10)) + vector(2, b"\1" + vector(3, body))
@@ -40,7 +57,9 @@ def make(version, compression=(0,), ciphers=(*ECDHE, *OLD)):
 def genuine(name="localhost"):
     """The ClientHello of OpenSSL, as Python has it."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).wrap_bio(incoming, outgoing, server_hostname=name)
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).wrap_bio(
+        incoming, outgoing, server_hostname=name
+    )
     try:
         client.do_handshake()
     except ssl.SSLWantReadError:
@@ -53,21 +72,24 @@ def read(record):
     assert record[:2] == b"\x16\x03" and record[5] == 1, f"no ClientHello: {record[:16]!r}"
     at = 5 + 4 + 2 + 32
     at += 1 + record[at]  # session
-    at += 2 + int.from_bytes(record[at:at + 2], "big")  # cipher suites
+    at += 2 + int.from_bytes(record[at : at + 2], "big")  # cipher suites
     at += 1 + record[at]  # compression
-    end = at + 2 + int.from_bytes(record[at:at + 2], "big")
+    end = at + 2 + int.from_bytes(record[at : at + 2], "big")
     found, at = {}, at + 2
     while at < end:
-        kind, size = struct.unpack(">HH", record[at:at + 4])
-        found[kind] = record[at + 4:at + 4 + size]
+        kind, size = struct.unpack(">HH", record[at : at + 4])
+        found[kind] = record[at + 4 : at + 4 + size]
         at += 4 + size
     names, left = [], found.get(16, b"\0\0")[2:]
     while left:
-        names.append(left[1:1 + left[0]].decode())
-        left = left[1 + left[0]:]
+        names.append(left[1 : 1 + left[0]].decode())
+        left = left[1 + left[0] :]
     versions = [word for (word,) in struct.iter_unpack(">H", found.get(43, b"\0")[1:])]
-    return {"name": found.get(0, bytes(5))[5:].decode() or None, "alpn": names,
-            "versions": [f"1.{version - 0x301}" for version in versions]}
+    return {
+        "name": found.get(0, bytes(5))[5:].decode() or None,
+        "alpn": names,
+        "versions": [f"1.{version - 0x301}" for version in versions],
+    }
 
 
 def answered(raw):

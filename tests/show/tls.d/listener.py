@@ -55,15 +55,26 @@ async def show(folder, npm, root, other):
 async def show_clients(name, pod, settings, context, npm, root):
     balancer = peers.Balancer(pod, **settings)
     wrong = await peers.talk(balancer.address, pod, context)
-    check(not wrong, f"websockets → {name}: {wrong or 'text, binary, large ones, fragments, close codes'}")
+    check(
+        not wrong,
+        f"websockets → {name}: {wrong or 'text, binary, large ones, fragments, close codes'}",
+    )
     told = await peers.node_client(npm, f"wss://{balancer.address}/", root)
-    check(told["trusted"] and told["echoed"] and told["closed"] == [4321, "tschüß"], f"npm ws → {name}: {told}")
+    check(
+        told["trusted"] and told["echoed"] and told["closed"] == [4321, "tschüß"],
+        f"npm ws → {name}: {told}",
+    )
     check(await peers.seen(pod, [4321, "tschüß"]), "its close code and reason reached the pod")
     try:
         async with peers.websocket(balancer.address, context=ssl.create_default_context()):
-            check(False, "control: a client that does not know the authority must refuse the balancer")
+            check(
+                False, "control: a client that does not know the authority must refuse the balancer"
+            )
     except ssl.SSLCertVerificationError as error:
-        check(True, f"control: a client that does not know the authority leaves: {error.verify_message}")
+        check(
+            True,
+            f"control: a client that does not know the authority leaves: {error.verify_message}",
+        )
     balancer.stop()
 
 
@@ -77,9 +88,24 @@ async def show_curl(pod, settings, folder, root):
     for newest in ("1.2", "1.3"):
         got = folder / "got"
         command = [
-            install.need("curl"), "--silent", "--show-error", "--cacert", root.file, "--tls-max", newest,
-            "--resolve", f"{HOST}:{port}:127.0.0.1", "--noproxy", "*", "--data-binary", f"@{file}",
-            "--output", got, "--write-out", form, f"https://{HOST}:{port}/echo",
+            install.need("curl"),
+            "--silent",
+            "--show-error",
+            "--cacert",
+            root.file,
+            "--tls-max",
+            newest,
+            "--resolve",
+            f"{HOST}:{port}:127.0.0.1",
+            "--noproxy",
+            "*",
+            "--data-binary",
+            f"@{file}",
+            "--output",
+            got,
+            "--write-out",
+            form,
+            f"https://{HOST}:{port}/echo",
         ]
         curl = programs.Program(*command, name="curl")
         await asyncio.to_thread(curl.process.wait, scripted.DEADLINE)
@@ -98,7 +124,9 @@ async def show_ends(pod, settings, context):
     def read_to_end(text):
         host, port = balancer.address.split(":")
         client = socket.create_connection((host, int(port)), scripted.DEADLINE)
-        with context.wrap_socket(client, server_hostname=host, suppress_ragged_eofs=False) as connection:
+        with context.wrap_socket(
+            client, server_hostname=host, suppress_ragged_eofs=False
+        ) as connection:
             connection.sendall(text.encode())
             while connection.recv(1 << 16):
                 pass
@@ -118,7 +146,11 @@ async def show_ends(pod, settings, context):
 
 
 async def show_forwarded(pod, settings, context):
-    forged = ["X-Forwarded-Proto: http", "X-Forwarded-Port: 80", f"Forwarded: for=6.6.6.6;host={HOST};proto=http"]
+    forged = [
+        "X-Forwarded-Proto: http",
+        "X-Forwarded-Port: 80",
+        f"Forwarded: for=6.6.6.6;host={HOST};proto=http",
+    ]
     names = ["x-forwarded-proto", "x-forwarded-port"]
     for tls in (settings, {}):
         proto, default = ("https", "443") if tls else ("http", "80")
@@ -137,9 +169,14 @@ async def show_forwarded(pod, settings, context):
                 client.close()
                 told = [[one.get(name) for name in names] for one in (plain, upgraded)]
                 right = told == [[proto, expected]] * 2
-                right &= all(one["forwarded"].endswith(f";proto={proto}") for one in (plain, upgraded))
+                right &= all(
+                    one["forwarded"].endswith(f";proto={proto}") for one in (plain, upgraded)
+                )
                 what = f"Host: {host}{', a client that forges the rest' if fields else ''}"
-                check(right, f"{what}: {told[0] if told[0] == told[1] else told}, {upgraded['forwarded']}")
+                check(
+                    right,
+                    f"{what}: {told[0] if told[0] == told[1] else told}, {upgraded['forwarded']}",
+                )
         balancer.stop()
 
 
@@ -170,16 +207,23 @@ async def show_garbage(settings, context):
             ended = await client.ended()
             client.close()
             await chatting.send(what)
-            check(ended and await chatting.recv() == what, f"{what}: cut, a session beside it goes on")
+            check(
+                ended and await chatting.recv() == what, f"{what}: cut, a session beside it goes on"
+            )
         for what, sent in (("nothing", b""), ("half a ClientHello", genuine[:100])):
             client = await scripted.dial(balancer.address)
             await client.send(sent)
             client.reset()
             await chatting.send(what)
-            check(await chatting.recv() == what, f"{what}, then a reset: a session beside it goes on")
+            check(
+                await chatting.recv() == what, f"{what}, then a reset: a session beside it goes on"
+            )
         await scripted.eventually(lambda: balancer.refusals(before).get("bad_tls", 0) >= len(cases))
         counted = balancer.refusals(before)
-        check(set(counted) == {"bad_tls"} and counted["bad_tls"] >= len(cases), f"counted on /telemetry: {counted}")
+        check(
+            set(counted) == {"bad_tls"} and counted["bad_tls"] >= len(cases),
+            f"counted on /telemetry: {counted}",
+        )
     refused = await peers.echoes(balancer.address, context, 3)
     check(not refused, f"the next clients: {refused or 'served'}")
     sessions = sum(path != "/metric" for path, *_ in pod.seen)
@@ -201,10 +245,14 @@ async def show_bulk(settings, context):
     balancer = peers.Balancer(pod, **settings)
     total = (MEBIBYTES << 20) // SESSIONS
     started = time.monotonic()
-    ended = await asyncio.gather(*(session(balancer.address, context, seed, total) for seed in range(SESSIONS)))
+    ended = await asyncio.gather(
+        *(session(balancer.address, context, seed, total) for seed in range(SESSIONS))
+    )
     took = time.monotonic() - started
     up, down = sum(one[0] for one in ended), sum(one[2] for one in ended)
-    say(f"  {SESSIONS} sessions: {up / 2**20:.1f} MiB up, {down / 2**20:.1f} MiB down in {took:.1f} s")
+    say(
+        f"  {SESSIONS} sessions: {up / 2**20:.1f} MiB up, {down / 2**20:.1f} MiB down in {took:.1f} s"
+    )
     check(up == down == SESSIONS * total, "no byte is missing or too many")
     check(all(one[1] and one[3] for one in ended), f"{2 * SESSIONS} checksums are right")
     check("panic" not in balancer.output, "no panic in the log")
@@ -238,7 +286,9 @@ class Pouring(scripted.Pod):
 def stalled_client(address, context):
     """A TLS connection past its handshake that nobody reads."""
     host, port = address.split(":")
-    client = context.wrap_socket(socket.create_connection((host, int(port)), scripted.DEADLINE), server_hostname=host)
+    client = context.wrap_socket(
+        socket.create_connection((host, int(port)), scripted.DEADLINE), server_hostname=host
+    )
     client.sendall(scripted.handshake("/", address).encode())
     head = b""
     while not head.endswith(b"\r\n\r\n"):
@@ -258,9 +308,9 @@ def read_all(client, watch):
             if n == 0:
                 return count, digest.hexdigest()
             filled += n
-        if frame[:len(HEADER)] != HEADER:
+        if frame[: len(HEADER)] != HEADER:
             return count, f"frame {number} begins with {bytes(frame[:10])!r}"
-        digest.update(frame[len(HEADER):])
+        digest.update(frame[len(HEADER) :])
         count += CHUNK
         if number % (FLOOD // CHUNK // 16) == 0:
             watch()
@@ -290,11 +340,19 @@ async def show_slow_reader(settings, context):
     check(sent < FLOOD, "the pod sees backpressure")
     check(grown < GROWTH, f"RSS {before} KiB before, {grown:+d} KiB with the stalled session")
     samples, started = [], time.monotonic()
-    count, digest = await asyncio.to_thread(read_all, client, lambda: samples.append(balancer.rss_kib() - before))
+    count, digest = await asyncio.to_thread(
+        read_all, client, lambda: samples.append(balancer.rss_kib() - before)
+    )
     took = time.monotonic() - started
-    check((count, digest) == (FLOOD, pod.digest.hexdigest()), f"read at last: {count} bytes, checksum {digest[:16]}…")
+    check(
+        (count, digest) == (FLOOD, pod.digest.hexdigest()),
+        f"read at last: {count} bytes, checksum {digest[:16]}…",
+    )
     say(f"  {took:.1f} s, {FLOOD / took / 1e6:.0f} MB/s")
-    check(max(samples, default=0) < GROWTH, f"RSS {max(samples, default=0):+d} KiB at most of {len(samples)} samples")
+    check(
+        max(samples, default=0) < GROWTH,
+        f"RSS {max(samples, default=0):+d} KiB at most of {len(samples)} samples",
+    )
     client.close()
     balancer.stop()
 
@@ -328,7 +386,9 @@ async def dripping(client, data):
 
 
 async def show_silent(settings, context):
-    say(f"  server.request_timeout = {TIMEOUT}s, {SILENT} clients that never finish their TLS handshake")
+    say(
+        f"  server.request_timeout = {TIMEOUT}s, {SILENT} clients that never finish their TLS handshake"
+    )
     pod = await peers.Pod().start()
     balancer = peers.Balancer(pod, SERVER__REQUEST_TIMEOUT=f"{TIMEOUT}s", **settings)
     quiet = asyncio.gather(*(silent(balancer.address, number) for number in range(SILENT)))
@@ -340,7 +400,10 @@ async def show_silent(settings, context):
     times = [took for took, _ in cut]
     say("  they send nothing, half a ClientHello, a whole one, one byte by byte")
     say(f"  cut after {min(times):.2f} to {max(times):.2f} s")
-    check(not refused, f"{served} clients served meanwhile, one after the other, errors: {refused[:5] or 'none'}")
+    check(
+        not refused,
+        f"{served} clients served meanwhile, one after the other, errors: {refused[:5] or 'none'}",
+    )
     check(all(ended for _, ended in cut), f"{sum(ended for _, ended in cut)} of {SILENT} are cut")
     check(max(times) < TIMEOUT + 2, "nobody is left 2 s after the time")
     check(min(times) > TIMEOUT - 0.5, "nobody is cut before")
@@ -353,7 +416,10 @@ async def show_silent(settings, context):
     clients = [asyncio.create_task(silent(balancer.address, number)) for number in range(20)]
     await asyncio.wait(clients, timeout=TIMEOUT + 1)
     left = sum(not task.done() for task in clients)
-    check(left == len(clients), f"control: {left} of {len(clients)} are still there {TIMEOUT + 1} s later")
+    check(
+        left == len(clients),
+        f"control: {left} of {len(clients)} are still there {TIMEOUT + 1} s later",
+    )
     for task in clients:
         task.cancel()
     await asyncio.gather(*clients, return_exceptions=True)

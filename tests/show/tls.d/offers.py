@@ -25,8 +25,13 @@ UNTRUSTING = ["-no-CAfile", "-no-CApath", "-no-CAstore"]
 SECRETS = ["-psk", "1234", "-srpuser", "joe", "-srppass", "pass:secret"]
 ALL = "ALL:COMPLEMENTOFALL:@SECLEVEL=0"
 GOOD = re.compile(r"ECDHE-(ECDSA|RSA)-(AES(128|256)-GCM-SHA(256|384)|CHACHA20-POLY1305)")
-SUITES = ["TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256",
-          "TLS_AES_128_CCM_SHA256", "TLS_AES_128_CCM_8_SHA256"]
+SUITES = [
+    "TLS_AES_128_GCM_SHA256",
+    "TLS_AES_256_GCM_SHA384",
+    "TLS_CHACHA20_POLY1305_SHA256",
+    "TLS_AES_128_CCM_SHA256",
+    "TLS_AES_128_CCM_8_SHA256",
+]
 EXTINCT = {  # OpenSSL itself no longer knows them
     "NULL-MD5, NULL-SHA": [0x0001, 0x0002],
     "EXPORT": [0x0003, 0x0006, 0x0008, 0x0011, 0x0014, 0x0017, 0x0019],
@@ -44,7 +49,14 @@ class OpenSslServer(programs.Program):
     def __init__(self, elliptic, rsa):
         certificates = ["-cert", elliptic.certificate, "-key", elliptic.key]
         certificates += ["-dcert", rsa.certificate, "-dkey", rsa.key]
-        allowed = ["-cipher", ALL, "-ciphersuites", ":".join(SUITES), *SECRETS[:2], "-client_renegotiation"]
+        allowed = [
+            "-cipher",
+            ALL,
+            "-ciphersuites",
+            ":".join(SUITES),
+            *SECRETS[:2],
+            "-client_renegotiation",
+        ]
         # It answers every line by the line turned round.
         command = ["openssl", "s_server", "-accept", "127.0.0.1:0", "-rev", "-alpn", "h2,http/1.1"]
         super().__init__(*command, *certificates, *allowed, env={"OPENSSL_CONF": "/dev/null"})
@@ -56,8 +68,16 @@ class Answer:
 
     def __init__(self, address, *arguments, typed=()):
         command = ["openssl", "s_client", "-connect", address, *UNTRUSTING, *arguments]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                              text=True, errors="replace", bufsize=0, env=ENVIRONMENT) as client:
+        with subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            bufsize=0,
+            env=ENVIRONMENT,
+        ) as client:
             self.text = ""
             for text, answered in typed:
                 client.stdin.write(text)
@@ -76,11 +96,19 @@ class Answer:
     @property
     def offered(self):
         """Whether this OpenSSL could ask at all."""
-        return not re.search(r"no cipher match|no ciphers available|no protocols available", self.text)
+        return not re.search(
+            r"no cipher match|no ciphers available|no protocols available", self.text
+        )
 
     def __str__(self):
-        protocol = self.find(r"(?:Protocol  *: |New, )(TLSv1\.3)") or self.find(r"^ *Protocol  *: (\S+)")
-        return f"{protocol}, {self.cipher}" if self.cipher else f"refused: {self.alert or self.error()}"
+        protocol = self.find(r"(?:Protocol  *: |New, )(TLSv1\.3)") or self.find(
+            r"^ *Protocol  *: (\S+)"
+        )
+        return (
+            f"{protocol}, {self.cipher}"
+            if self.cipher
+            else f"refused: {self.alert or self.error()}"
+        )
 
     def error(self):
         return self.find(r"error:[0-9A-F]+:[^:]*:[^:]*:([^:]+)") or self.text.strip()[-60:]
@@ -103,22 +131,44 @@ def rows(ask):
     ):
         yield what, (told := str(two.find(pattern))), told == wanted
     # A request first, because some answer no alert before they have something to say.
-    again = ask("-tls1_2", typed=[("GET / HTTP/1.1\r\nHost: a\r\n\r\n", r"HTTP/1\.1 200|1\.1/PTTH"), ("R\n", "RENEG")])
+    again = ask(
+        "-tls1_2",
+        typed=[("GET / HTTP/1.1\r\nHost: a\r\n\r\n", r"HTTP/1\.1 200|1\.1/PTTH"), ("R\n", "RENEG")],
+    )
     _, _, behind = again.text.partition("RENEGOTIATING")
     refused = "no renegotiation" in behind or again.code != 0 and "depth=" not in behind
-    told = f"refused: {again.error()}" if refused else "accepted" if "depth=" in behind else again.text[-100:]
+    told = (
+        f"refused: {again.error()}"
+        if refused
+        else "accepted"
+        if "depth=" in behind
+        else again.text[-100:]
+    )
     yield "renegotiation by the client", told, refused and "RENEGOTIATING" in again.text
 
-    offers = {"http/1.1": "http/1.1", "h2,http/1.1": "http/1.1", "h2": None, "http/1.0,spdy/3": None}
+    offers = {
+        "http/1.1": "http/1.1",
+        "h2,http/1.1": "http/1.1",
+        "h2": None,
+        "http/1.0,spdy/3": None,
+    }
     for offered, wanted in offers.items():
         for version in ("tls1_2", "tls1_3"):
             answer = ask(f"-{version}", "-alpn", offered)
             chosen = answer.find(r"ALPN protocol: (.*)")
-            right = chosen == wanted if wanted else not answer.cipher and answer.alert == "no application protocol"
+            right = (
+                chosen == wanted
+                if wanted
+                else not answer.cipher and answer.alert == "no application protocol"
+            )
             told = chosen or ("no ALPN" if answer.cipher else str(answer))
             yield f"ALPN {offered}, {version}", told, right
     plain = ask()
-    yield "no ALPN", "accepted" if plain.cipher else str(plain), plain.cipher and "No ALPN negotiated" in plain.text
+    yield (
+        "no ALPN",
+        "accepted" if plain.cipher else str(plain),
+        plain.cipher and "No ALPN negotiated" in plain.text,
+    )
     for suite in SUITES:
         answer = ask("-tls1_3", "-ciphersuites", suite)
         right = bool(answer.cipher) != ("CCM" in suite)
@@ -132,24 +182,36 @@ async def by_hand(address, record):
     raw = b""
     try:
         raw = await asyncio.wait_for(client.reader.readexactly(5), scripted.DEADLINE)
-        raw += await asyncio.wait_for(client.reader.readexactly(int.from_bytes(raw[3:5], "big")), scripted.DEADLINE)
+        raw += await asyncio.wait_for(
+            client.reader.readexactly(int.from_bytes(raw[3:5], "big")), scripted.DEADLINE
+        )
     except (OSError, asyncio.IncompleteReadError, asyncio.TimeoutError):
         pass
     client.close()
     return hello.answered(raw)
 
 
-SSL2 = bytes.fromhex("802e0100020015000000100100800200800300800400800500800600400700c0") + os.urandom(16)
+SSL2 = bytes.fromhex(
+    "802e0100020015000000100100800200800300800400800500800600400700c0"
+) + os.urandom(16)
 HANDMADE = {  # the record, and how the answer to it should begin
     "SSLv2": (SSL2, "closed|alert"),
     "SSLv3": (hello.make(hello.SSL3), "alert (protocol_version|handshake_failure)"),
     "TLS 1.0": (hello.make(hello.TLS10), "alert (protocol_version|handshake_failure)"),
     "TLS 1.1": (hello.make(hello.TLS11), "alert (protocol_version|handshake_failure)"),
     "TLS 1.2": (hello.make(hello.TLS12), "TLS 1.2, .*compression 0"),
-    "TLS 1.2, no compression or deflate": (hello.make(hello.TLS12, (1, 0)), "TLS 1.2, .*compression 0"),
+    "TLS 1.2, no compression or deflate": (
+        hello.make(hello.TLS12, (1, 0)),
+        "TLS 1.2, .*compression 0",
+    ),
     "TLS 1.2, deflate only": (hello.make(hello.TLS12, (1,)), "alert|closed"),
-    **{f"TLS 1.2, {name} only": (hello.make(hello.TLS12, ciphers=ciphers), "alert handshake_failure")
-       for name, ciphers in EXTINCT.items()},
+    **{
+        f"TLS 1.2, {name} only": (
+            hello.make(hello.TLS12, ciphers=ciphers),
+            "alert handshake_failure",
+        )
+        for name, ciphers in EXTINCT.items()
+    },
 }
 
 
@@ -170,21 +232,33 @@ def show_ciphers(addresses):
         accepted[who] = [name for name in names if answers[name, address].cipher == name]
     one, two, beside = accepted
     unoffered = [name for name in names if not answers[name, addresses[one]].offered]
-    check(not unoffered, f"all {len(names)} ciphers of this OpenSSL are offered: {unoffered or 'yes'}")
+    check(
+        not unoffered, f"all {len(names)} ciphers of this OpenSSL are offered: {unoffered or 'yes'}"
+    )
     table = "  {:32} {:20} {:20} {}"
     say(table.format("accepted of them", *accepted))
     ours = sorted({*accepted[one], *accepted[two]})
     for name in ours:
-        say(table.format(name, *("accepted" if name in them else "" for them in accepted.values())).rstrip())
+        say(
+            table.format(
+                name, *("accepted" if name in them else "" for them in accepted.values())
+            ).rstrip()
+        )
     good = ours and all(GOOD.fullmatch(name) for name in ours)
     check(good, "each that the listener accepts is ECDHE with AES-GCM or ChaCha20-Poly1305")
     refused = [name for name in names if name not in ours]
     both = [name for name in refused if name in accepted[beside]]
     listed(f"refused by the listener, accepted by {beside}", both)
     listed("refused by both", [name for name in refused if name not in both])
-    check(len(both) > 50, f"control: {len(both)} of the {len(refused)} refused ones are accepted beside it")
+    check(
+        len(both) > 50,
+        f"control: {len(both)} of the {len(refused)} refused ones are accepted beside it",
+    )
     weak = [name for name in both if re.search("NULL|^A(EC)?DH-|PSK|^AES|CBC|-SHA$", name)]
-    check(weak, f"control: {len(weak)} of them without encryption, authentication, forward secrecy or AEAD")
+    check(
+        weak,
+        f"control: {len(weak)} of them without encryption, authentication, forward secrecy or AEAD",
+    )
 
 
 def listed(what, names):
@@ -194,18 +268,27 @@ def listed(what, names):
 
 async def show(folder, npm, root, other):
     say("what the listener agrees to")
-    elliptic, rsa = (root.issue(f"offers-{key}", "DNS:localhost", "IP:127.0.0.1", key=key) for key in ("ec", "rsa"))
+    elliptic, rsa = (
+        root.issue(f"offers-{key}", "DNS:localhost", "IP:127.0.0.1", key=key)
+        for key in ("ec", "rsa")
+    )
     pod = await peers.Pod().start()
     balancers = [scripted.Balancer(pod, **files(pair)) for pair in (elliptic, rsa)]
     beside = OpenSslServer(elliptic, rsa)
-    servers = dict(zip(("ECDSA certificate", "RSA certificate", "openssl s_server"), (*balancers, beside)))
+    servers = dict(
+        zip(("ECDSA certificate", "RSA certificate", "openssl s_server"), (*balancers, beside))
+    )
     addresses = {name: server.address for name, server in servers.items()}
 
     tables = {}
     for name, address in addresses.items():
-        tables[name] = await asyncio.to_thread(lambda ask: list(rows(ask)), functools.partial(Answer, address))
-        tables[name] += [(f"by hand, {what}", told := await by_hand(address, record), re.match(wanted, told))
-                         for what, (record, wanted) in HANDMADE.items()]
+        tables[name] = await asyncio.to_thread(
+            lambda ask: list(rows(ask)), functools.partial(Answer, address)
+        )
+        tables[name] += [
+            (f"by hand, {what}", told := await by_hand(address, record), re.match(wanted, told))
+            for what, (record, wanted) in HANDMADE.items()
+        ]
     say(COLUMNS.format("", *addresses))
     lax = 0
     for row in zip(*tables.values()):

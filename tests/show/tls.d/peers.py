@@ -64,8 +64,14 @@ class Pod:
 
     async def start(self, context=None):
         self.server = await serve(
-            self._session, "127.0.0.1", 0, ssl=context, process_request=self._request,
-            compression=None, max_size=None, ping_interval=None,
+            self._session,
+            "127.0.0.1",
+            0,
+            ssl=context,
+            process_request=self._request,
+            compression=None,
+            max_size=None,
+            ping_interval=None,
         )
         port = self.server.sockets[0].getsockname()[1]
         self.address = f"127.0.0.1:{port}"
@@ -74,11 +80,17 @@ class Pod:
 
     def _request(self, connection, request):
         tls = self._tls(connection)
-        agreed = (getattr(tls, "asked_for", None), tls.selected_alpn_protocol(), tls.version()) if tls else ()
+        agreed = (
+            (getattr(tls, "asked_for", None), tls.selected_alpn_protocol(), tls.version())
+            if tls
+            else ()
+        )
         self.seen.append((request.path, *agreed))
         if "Upgrade" in request.headers:
             return None
-        answer = connection.respond(HTTPStatus.OK, json.dumps({"agentsConnections": REPORT, "podName": "websockets"}))
+        answer = connection.respond(
+            HTTPStatus.OK, json.dumps({"agentsConnections": REPORT, "podName": "websockets"})
+        )
         del answer.headers["Content-Type"]
         answer.headers["Content-Type"] = "application/json"
         return answer
@@ -132,7 +144,9 @@ class NodePod(programs.Program):
         env = {"REPORT": str(REPORT)}
         if pair:
             env.update(TLS_CERT=str(pair.certificate), TLS_KEY=str(pair.key))
-        super().__init__(install.need("node"), HERE / "node.mjs", "serve", env=env, cwd=npm, name="ws pod")
+        super().__init__(
+            install.need("node"), HERE / "node.mjs", "serve", env=env, cwd=npm, name="ws pod"
+        )
         self.context = client_context(authority) if authority else None
         self.address = self.expect(r"listening on (127\.0\.0\.1:\d+)").group(1)
         self.url = f"{'https' if pair else 'http'}://{self.address}"
@@ -152,17 +166,22 @@ class Balancer(scripted.Balancer):
     """One that polls its pods, often; addressed by numbers, as everything here."""
 
     def __init__(self, *pods, **settings):
-        super().__init__(*pods, BALANCER__METRIC_PATH="/metric", BALANCER__POLL_INTERVAL="200ms", **settings)
+        super().__init__(
+            *pods, BALANCER__METRIC_PATH="/metric", BALANCER__POLL_INTERVAL="200ms", **settings
+        )
 
     def pods(self):
         return self.metrics()["services"]
 
     async def up(self, *states):
         """Whether the pods come to be in these states."""
-        return await scripted.eventually(lambda: [pod["state"] for pod in self.pods()] == list(states))
+        return await scripted.eventually(
+            lambda: [pod["state"] for pod in self.pods()] == list(states)
+        )
 
     async def logs(self, pattern, since=0):
         """Waits for a line of the log from `since` on."""
+
         def found():
             return next((line for line in self.lines[since:] if pattern.search(line)), None)
 
@@ -190,8 +209,16 @@ async def ask(address, text, context=None):
 def websocket(address, path="/", context=None, **more):
     """A `websockets` client."""
     scheme = "wss" if context else "ws"
-    return connect(f"{scheme}://{address}{path}", ssl=context, proxy=None, compression=None, max_size=None,
-                   ping_interval=None, open_timeout=scripted.DEADLINE, **more)
+    return connect(
+        f"{scheme}://{address}{path}",
+        ssl=context,
+        proxy=None,
+        compression=None,
+        max_size=None,
+        ping_interval=None,
+        open_timeout=scripted.DEADLINE,
+        **more,
+    )
 
 
 async def echoes(address, context=None, count=1):
@@ -217,6 +244,7 @@ async def talk(address, pod, context=None):
     binary, large = os.urandom(100_000), os.urandom(LARGE)
     size = LARGE // PIECES + 1
     async with websocket(address, context=context) as connection:
+
         async def exchange(what, sent, message):
             await connection.send(sent)
             got = await asyncio.wait_for(connection.recv(), scripted.DEADLINE)
@@ -226,14 +254,18 @@ async def talk(address, pod, context=None):
         await exchange("text", "Grüße 👋", "Grüße 👋")
         await exchange("binary", binary, binary)
         await exchange("a large text", large.hex(), large.hex())
-        await exchange(f"{PIECES} fragments", [large[at:at + size] for at in range(0, LARGE, size)], large)
+        await exchange(
+            f"{PIECES} fragments", [large[at : at + size] for at in range(0, LARGE, size)], large
+        )
     for code in CODES:
         reason = f"wegen {code} ü {os.urandom(3).hex()}"
         async with websocket(address, context=context) as connection:
             await connection.close(code, reason)
         if not await seen(pod, [code, reason]):
             wrong.append(f"the client's close with {code}")
-        async with websocket(address, f"/close?code={code}&reason={quote(reason)}", context) as connection:
+        async with websocket(
+            address, f"/close?code={code}&reason={quote(reason)}", context
+        ) as connection:
             await asyncio.wait_for(connection.wait_closed(), scripted.DEADLINE)
             if (connection.close_code, connection.close_reason) != (code, reason):
                 wrong.append(f"the pod's close with {code}")
@@ -256,8 +288,11 @@ def digest(message):
 
 async def node_client(npm, url, authority):
     """What npm `ws` makes of an echoing pod."""
+
     def play():
-        client = programs.Program(install.need("node"), HERE / "node.mjs", "connect", url, authority.file, cwd=npm)
+        client = programs.Program(
+            install.need("node"), HERE / "node.mjs", "connect", url, authority.file, cwd=npm
+        )
         try:
             return json.loads(client.expect(r"^\{.*\}$").group())
         finally:

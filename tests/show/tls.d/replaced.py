@@ -129,7 +129,9 @@ class Mounted:
 
 
 async def show(folder, npm, root, other):
-    say(f"certificates replaced under {SESSIONS} chatting sessions, server.tls_reload_interval = {INTERVAL}")
+    say(
+        f"certificates replaced under {SESSIONS} chatting sessions, server.tls_reload_interval = {INTERVAL}"
+    )
     names = (f"DNS:{HOST}", "IP:127.0.0.1")
     pairs = [root.issue(f"generation-{number}", *names) for number in range(6)]
     pairs.append(Authority(folder, "authority between", root).issue("generation-6", *names))
@@ -146,42 +148,71 @@ async def show(folder, npm, root, other):
 
     async def taken_over(what, pair):
         right = await watcher.shown(pair.serial)
-        check(right, f"{what}: newcomers see {pair.serial}" + ("" if right else f", not {watcher.serials[-1:]}"))
+        check(
+            right,
+            f"{what}: newcomers see {pair.serial}"
+            + ("" if right else f", not {watcher.serials[-1:]}"),
+        )
         await crowd.turn()
 
     async def ignored(what, reason, before, change):
         """A change that is no good: warned about, and newcomers see what they saw."""
         seen = len(balancer.lines)
         change()
-        line = await balancer.logs(re.compile(f"WARN.*{re.escape(str(mounted.folder))}/{reason}"), seen)
-        told = line.partition(" WARN ")[2].replace(str(folder), "…") if line else f"no {reason} in the log"
+        line = await balancer.logs(
+            re.compile(f"WARN.*{re.escape(str(mounted.folder))}/{reason}"), seen
+        )
+        told = (
+            line.partition(" WARN ")[2].replace(str(folder), "…")
+            if line
+            else f"no {reason} in the log"
+        )
         check(line, f"{what}: warned about, {told.lstrip('] ')}")
         await watcher.more()
-        check(watcher.serials[-1:] == [before.serial], f"{what}: newcomers still see {before.serial}")
+        check(
+            watcher.serials[-1:] == [before.serial], f"{what}: newcomers still see {before.serial}"
+        )
         await crowd.turn()
 
     mounted.swap("..second", pairs[1])
     await taken_over("a swapped link, as Kubernetes does", pairs[1])
     serial = await serial_of(lazy.address, context)
-    check(serial == pairs[0].serial, "control: with an interval of 1h newcomers still see the first one")
+    check(
+        serial == pairs[0].serial,
+        "control: with an interval of 1h newcomers still see the first one",
+    )
     lazy.stop()
     mounted.swap("..third", pairs[2])
     await taken_over("another one", pairs[2])
     strange = Pair(pairs[3].certificate, pairs[4].key)
-    await ignored("a swap to a key of another certificate", MISMATCH, pairs[2],
-                  lambda: mounted.swap("..strange", strange))
+    await ignored(
+        "a swap to a key of another certificate",
+        MISMATCH,
+        pairs[2],
+        lambda: mounted.swap("..strange", strange),
+    )
     mounted.swap("..fourth", pairs[3])
     await taken_over("a swap to the right key", pairs[3])
 
     replace(pairs[4], live.certificate, live.key)
     await taken_over("files renamed over the old ones", pairs[4])
-    await ignored("a key of another certificate", MISMATCH, pairs[4],
-                  lambda: replace(strange, live.certificate, live.key))
+    await ignored(
+        "a key of another certificate",
+        MISMATCH,
+        pairs[4],
+        lambda: replace(strange, live.certificate, live.key),
+    )
     await ignored("garbage", NONE, pairs[4], lambda: live.certificate.write_bytes(os.urandom(1000)))
-    await ignored("a file that is gone", r"tls\.crt.*No such file", pairs[4], live.certificate.unlink)
+    await ignored(
+        "a file that is gone", r"tls\.crt.*No such file", pairs[4], live.certificate.unlink
+    )
     live.key.write_bytes(b"")
-    await ignored("an empty key", r"tls\.key.*no private key", pairs[4],
-                  lambda: shutil.copy(pairs[4].certificate, live.certificate))
+    await ignored(
+        "an empty key",
+        r"tls\.key.*no private key",
+        pairs[4],
+        lambda: shutil.copy(pairs[4].certificate, live.certificate),
+    )
     replace(pairs[5], live.certificate, live.key)
     await taken_over("right again", pairs[5])
 
@@ -191,19 +222,30 @@ async def show(folder, npm, root, other):
     with live.certificate.open("wb", buffering=0) as file:
         quarter = len(whole) // 4
         await ignored("half a certificate", NONE, pairs[5], lambda: file.write(whole[:quarter]))
-        await ignored("a whole one, half of the next", NONE, pairs[5], lambda: file.write(whole[quarter:3 * quarter]))
-        file.write(whole[3 * quarter:])
+        await ignored(
+            "a whole one, half of the next",
+            NONE,
+            pairs[5],
+            lambda: file.write(whole[quarter : 3 * quarter]),
+        )
+        file.write(whole[3 * quarter :])
     await taken_over("the rest of it", pairs[6])
 
     await watcher.end()
     held = pod.report()["held"]
     await crowd.end()
     order = [pairs[number].serial for number in (0, 1, 2, 3, 4, 5, 6)]
-    check(watcher.serials == order, f"{watcher.count} newcomers saw seven serial numbers, one after the other")
+    check(
+        watcher.serials == order,
+        f"{watcher.count} newcomers saw seven serial numbers, one after the other",
+    )
     check(not watcher.failed, f"errors of newcomers: {watcher.failed[:3] or 'none'}")
     check(held == SESSIONS, f"{held} of {SESSIONS} sessions until the end")
     harmed = crowd.wrong[:3] or "none"
-    check(not crowd.wrong, f"{crowd.echoed} echoes, each in its order; sessions dropped or out of order: {harmed}")
+    check(
+        not crowd.wrong,
+        f"{crowd.echoed} echoes, each in its order; sessions dropped or out of order: {harmed}",
+    )
     check("panic" not in balancer.output, "no panic in the log")
     check(balancer.stop() == 0, "SIGTERM ends it with exit code 0")
     pod.stop()

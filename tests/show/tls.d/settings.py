@@ -37,15 +37,25 @@ def run(command, values, folder):
     """Exit code and output of a command with these settings."""
     file = folder / "settings.toml"
     file.write_text(toml(values))
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("WSBALANCER")}
-    told = subprocess.run([programs.BINARY, command, "--config", file], env=environment, capture_output=True, text=True,
-                          timeout=30)
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith("WSBALANCER")
+    }
+    told = subprocess.run(
+        [programs.BINARY, command, "--config", file],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
     return told.returncode, told.stdout + told.stderr
 
 
 async def show(folder, npm, root, other):
     say("`wsbalancer check` on certificates and keys")
-    good, second = root.issue("good", "DNS:localhost"), root.issue("second", "DNS:localhost", key="rsa")
+    good, second = (
+        root.issue("good", "DNS:localhost"),
+        root.issue("second", "DNS:localhost", key="rsa"),
+    )
     for name, content in {
         "garbage.pem": "-----BEGIN CERTIFICATE-----\nnot base64!\n-----END CERTIFICATE-----\n",
         "noise.pem": os.urandom(500),
@@ -68,7 +78,13 @@ async def show(folder, npm, root, other):
         rows += [
             ("a certificate that is missing", pair(section, missing), certificate, missing, ABSENT),
             ("a key that is missing", pair(section, key=missing), key, missing, ABSENT),
-            ("a key of another certificate", pair(section, key=second.key), key, second.key, MISFIT),
+            (
+                "a key of another certificate",
+                pair(section, key=second.key),
+                key,
+                second.key,
+                MISFIT,
+            ),
             ("a certificate alone", pair(section, key=None), key, "", ALONE),
             ("a key alone", pair(section, None), certificate, "", ALONE),
         ]
@@ -78,19 +94,35 @@ async def show(folder, npm, root, other):
         rows.append((f"{what} as certificate", pair("server", file), certificate, file, UNREADABLE))
     rows += [
         ("a key as certificate", pair("server", good.key), certificate, good.key, "certificate"),
-        ("a folder as certificate", pair("server", folder), certificate, folder, "directory|folder|not a file"),
+        (
+            "a folder as certificate",
+            pair("server", folder),
+            certificate,
+            folder,
+            "directory|folder|not a file",
+        ),
     ]
-    keys = {"broken.key": folder / "broken.key", "empty.pem": folder / "empty.pem", "an encrypted key": locked,
-            "a certificate": good.certificate}
+    keys = {
+        "broken.key": folder / "broken.key",
+        "empty.pem": folder / "empty.pem",
+        "an encrypted key": locked,
+        "a certificate": good.certificate,
+    }
     for what, file in keys.items():
         rows.append((f"{what} as key", pair("server", key=file), key, file, r"\bkey\b"))
     for section in ("balancer", "services.chat"):
         authorities = f"{section}.tls_ca_file"
-        rows.append(("authorities that are missing", {authorities: missing}, authorities, missing, ABSENT))
+        rows.append(
+            ("authorities that are missing", {authorities: missing}, authorities, missing, ABSENT)
+        )
         for what in ("garbage.pem", "noise.pem", "garbled.pem", "empty.pem"):
             file = folder / what
-            rows.append((f"{what} as authorities", {authorities: file}, authorities, file, UNREADABLE))
-        rows.append(("a key as authorities", {authorities: good.key}, authorities, good.key, "certificate"))
+            rows.append(
+                (f"{what} as authorities", {authorities: file}, authorities, file, UNREADABLE)
+            )
+        rows.append(
+            ("a key as authorities", {authorities: good.key}, authorities, good.key, "certificate")
+        )
     say("  every key below is refused with exit code 64:")
     for what, values, key, file, words in rows:
         code, told = run("check", values, folder)
@@ -101,9 +133,19 @@ async def show(folder, npm, root, other):
         shown = (line or f"{code}: {told.strip()}").replace(str(folder), "…").strip()
         check(right, f"{key.rpartition('.')[0]}, {what}: {shown}")
     code, told = run("run", pair("server", missing), folder)
-    check(code == USAGE and str(missing) in told, f"`run` with a certificate that is missing ends too: {code}")
-    for values in ({}, pair("server"), pair("balancer"), {"balancer.tls_ca_file": root.file}, pair("services.chat"),
-                   {"services.chat.tls_ca_file": root.file}, pair("server", second.certificate, second.key)):
+    check(
+        code == USAGE and str(missing) in told,
+        f"`run` with a certificate that is missing ends too: {code}",
+    )
+    for values in (
+        {},
+        pair("server"),
+        pair("balancer"),
+        {"balancer.tls_ca_file": root.file},
+        pair("services.chat"),
+        {"services.chat.tls_ca_file": root.file},
+        pair("server", second.certificate, second.key),
+    ):
         code, told = run("check", values, folder)
         check(code == 0, f"control: {', '.join(values) or 'none of them'}, with good files: {code}")
         if code:

@@ -54,16 +54,29 @@ class Case:
         address = self.balancer.address
         upgraded, _ = await peers.ask(address, scripted.handshake("/", HOST))
         plain, body = await peers.ask(address, scripted.request("/", HOST))
-        polled = await eventually(lambda: (pod := self.polled()) and ("error" in pod or pod["state"] == "up") and pod)
+        polled = await eventually(
+            lambda: (pod := self.polled()) and ("error" in pod or pod["state"] == "up") and pod
+        )
         statuses = [head and head.status for head in (upgraded, plain)]
         reported = self.balancer.pods()[0].get("reported")
         outcome = Outcome(statuses, body, polled["state"], reported, polled.get("error", ""))
         line = await self.balancer.logs(reason_for(self.pod, self.refused)) if self.refused else ""
-        told = f"{reported} reported" if not self.refused else line and line.partition(" WARN ")[2].lstrip("] ")
-        say(COLUMNS.format(self.what, *map(str, statuses), outcome.state, told or outcome.error or "no reason"))
+        told = (
+            f"{reported} reported"
+            if not self.refused
+            else line and line.partition(" WARN ")[2].lstrip("] ")
+        )
+        say(
+            COLUMNS.format(
+                self.what, *map(str, statuses), outcome.state, told or outcome.error or "no reason"
+            )
+        )
         if self.refused:
             polls = "the same" if re.search(self.refused, outcome.error) else outcome.error
-            check(outcome.refused() and line, f"{self.what}: refused, and the log tells; polls say {polls}")
+            check(
+                outcome.refused() and line,
+                f"{self.what}: refused, and the log tells; polls say {polls}",
+            )
         else:
             check(outcome.served(), f"{self.what}: served and polled")
         return outcome
@@ -95,7 +108,9 @@ class Plain(scripted.Pod):
 
     async def _answer(self, connection):
         self.first.append(await connection.some())
-        await connection.send("HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        await connection.send(
+            "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        )
 
 
 async def silent_pod():
@@ -129,12 +144,17 @@ async def show(folder, npm, root, other):
     by_number, by_name = await pod(right, "127.0.0.1"), await pod(right)
     old = await pod(right, newest=ssl.TLSVersion.TLSv1_2)
     node = peers.NodePod(npm, rsa, root)
-    await show_sessions([
-        (Case("websockets, by address", by_number, trust), (None, "http/1.1", "TLSv1.3")),
-        (Case("websockets, by name", by_name, trust), ("localhost", "http/1.1", "TLSv1.3")),
-        (Case("websockets that knows TLS 1.2 at most", old, trust), ("localhost", "http/1.1", "TLSv1.2")),
-        (Case("npm ws, an RSA certificate", node, trust), None),
-    ])
+    await show_sessions(
+        [
+            (Case("websockets, by address", by_number, trust), (None, "http/1.1", "TLSv1.3")),
+            (Case("websockets, by name", by_name, trust), ("localhost", "http/1.1", "TLSv1.3")),
+            (
+                Case("websockets that knows TLS 1.2 at most", old, trust),
+                ("localhost", "http/1.1", "TLSv1.2"),
+            ),
+            (Case("npm ws, an RSA certificate", node, trust), None),
+        ]
+    )
     node.stop()
     by_number.url = by_number.url.replace("https:", "wss:")
     await play_all([Case("as wss://", by_number, trust)])
@@ -162,7 +182,9 @@ async def show(folder, npm, root, other):
     asking = {**trust, "SERVER_NAME": "pods.example.internal"}
     await play_all([Case("the certificate's name is asked for", named, asking)])
     asked = {request[1] for request in named.seen}
-    check(asked == {"pods.example.internal"}, f"the pod is asked for {asked}, by requests and polls")
+    check(
+        asked == {"pods.example.internal"}, f"the pod is asked for {asked}, by requests and polls"
+    )
     asking["SERVER_NAME"] = "else.example.internal"
     await play_all([Case("another name is asked for", named, asking, WRONG_NAME)])
 
@@ -172,12 +194,21 @@ async def show(folder, npm, root, other):
     foreign = NO_CERTIFICATE.replace("Required", "Required|Unknown ?CA|Unknown ?Ca")
     for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
         name = f"TLS 1.{version - ssl.TLSVersion.TLSv1}"
-        strict = await peers.ThreadedPod().start(peers.server_context(right, clients=root, newest=version))
-        await play_all([
-            Case(f"{name}, with one", strict, {**trust, **shown}),
-            Case(f"{name}, without", strict, trust, NO_CERTIFICATE),
-            Case(f"{name}, with one of an unknown authority", strict, {**trust, **strange}, foreign),
-        ])
+        strict = await peers.ThreadedPod().start(
+            peers.server_context(right, clients=root, newest=version)
+        )
+        await play_all(
+            [
+                Case(f"{name}, with one", strict, {**trust, **shown}),
+                Case(f"{name}, without", strict, trust, NO_CERTIFICATE),
+                Case(
+                    f"{name}, with one of an unknown authority",
+                    strict,
+                    {**trust, **strange},
+                    foreign,
+                ),
+            ]
+        )
 
     say("  failing pods beside a good one")
     neighbours = {
@@ -216,8 +247,14 @@ def check_hello(plain):
         if offer not in offers:
             offers.append(offer)
     say(f"  {len(plain.first)} ClientHello: {offers}")
-    check(all(offer["alpn"] == ["http/1.1"] for offer in offers), "ALPN offers http/1.1 and nothing else")
-    check(all(sorted(offer["versions"]) == ["1.2", "1.3"] for offer in offers), "TLS 1.2 and 1.3 are offered")
+    check(
+        all(offer["alpn"] == ["http/1.1"] for offer in offers),
+        "ALPN offers http/1.1 and nothing else",
+    )
+    check(
+        all(sorted(offer["versions"]) == ["1.2", "1.3"] for offer in offers),
+        "TLS 1.2 and 1.3 are offered",
+    )
 
 
 async def show_failover(what, failing, good, root):
@@ -225,7 +262,9 @@ async def show_failover(what, failing, good, root):
     balancer = peers.Balancer(failing, good, **settings)
     count = SESSIONS if what != "silence" else 5
     refused = await peers.echoes(balancer.address, count=count)
-    heads = [(await peers.ask(balancer.address, scripted.request("/", HOST)))[0] for _ in range(count)]
+    heads = [
+        (await peers.ask(balancer.address, scripted.request("/", HOST)))[0] for _ in range(count)
+    ]
     refused += [head and head.status for head in heads if not head or head.status != 200]
     tries = [line for line in balancer.lines if reason_for(failing).search(line)]
     check(not refused, f"{what}: {2 * count} clients, errors seen by them: {refused or 'none'}")
