@@ -31,7 +31,9 @@ STATES = {"up", "cold", "stale", "unknown", "draining", "full", "ejected"}
 
 def golden():
     """The example."""
-    blocks = re.findall(r"```json\n(.*?)\n```", (programs.ROOT / "docs" / "operations.md").read_text(), re.S)
+    blocks = re.findall(
+        r"```json\n(.*?)\n```", (programs.ROOT / "docs" / "operations.md").read_text(), re.S
+    )
     return json.loads(next(block for block in blocks if "podMetrics" in block))
 
 
