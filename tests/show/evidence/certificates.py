@@ -105,7 +105,7 @@ class Authority:
             "-subj",
             f"/CN={name}",
         )
-        today = datetime.datetime.now(datetime.timezone.utc)
+        today = datetime.datetime.now(datetime.UTC)
         start, end = (
             today + datetime.timedelta(days=days) for days in ((-9, -1) if expired else (-1, 2))
         )

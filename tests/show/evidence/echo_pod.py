@@ -20,7 +20,7 @@ NAME = os.environ.get("POD_NAME", "pod")
 FROZEN = os.environ.get("REPORT")
 SUBPROTOCOL = "echo.example"
 
-flooded = 0
+flooded = {"bytes": 0}  # by the connection that last asked for /flood
 
 
 def messages(seed, total, largest=4 << 20):
@@ -53,7 +53,6 @@ async def absorb(connection):
 
 
 async def serve_one(connection):
-    global flooded
     url = urlsplit(connection.request.path)
     query = dict(parse_qsl(url.query))
     try:
@@ -62,11 +61,11 @@ async def serve_one(connection):
             _, (count, right) = await asyncio.gather(sending, absorb(connection))
             await connection.send(json.dumps({"count": count, "right": right}))
         elif url.path == "/flood":
-            flooded = 0
+            flooded["bytes"] = 0
             chunk = bytes(int(query["chunk"]))
-            while flooded < int(query["bytes"]):
+            while flooded["bytes"] < int(query["bytes"]):
                 await connection.send(chunk)
-                flooded += len(chunk)
+                flooded["bytes"] += len(chunk)
         else:
             async for message in connection:
                 await connection.send(message)
@@ -83,7 +82,7 @@ async def main():
             "agentsConnections": count,
             "podName": NAME,
             "held": len(server.connections),
-            "flooded": flooded,
+            "flooded": flooded["bytes"],
         }
         answer = connection.respond(HTTPStatus.OK, json.dumps(report))
         del answer.headers["Content-Type"]

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -174,8 +175,6 @@ def eventually(probe, timeout=30, pause=0.2):
 
 def free_port():
     """A port for peers that cannot bind port 0 themselves."""
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -79,7 +79,7 @@ class Connection:
     async def pieces(self, head, bodiless=False):
         """A body's pieces as they come, chunks undone; fails when it is cut."""
         answers = head.first.startswith("HTTP/")
-        if bodiless or answers and (head.status < 200 or head.status in (204, 304)):
+        if bodiless or (answers and (head.status < 200 or head.status in (204, 304))):
             return
         if "chunked" in (head.get("transfer-encoding") or "").lower():
             while left := await self._chunk_size():
@@ -122,7 +122,7 @@ class Connection:
         """Whether nothing arrives meanwhile: absence cannot be waited for in any other way."""
         try:
             await asyncio.wait_for(self.reader.read(1), seconds)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             return True
         return False
 
@@ -133,7 +133,7 @@ class Connection:
                 pass
         except ConnectionError:
             pass
-        except asyncio.TimeoutError:
+        except TimeoutError:
             return False
         return True
 
@@ -199,7 +199,7 @@ class Pod:
         self.open += 1
         try:
             await self.serve(Connection(reader, writer))
-        except (OSError, asyncio.IncompleteReadError, asyncio.TimeoutError, asyncio.CancelledError):
+        except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass  # the balancer left, or the script is over: who cares looks for that itself
         except Exception as error:
             checks.check(False, f"pod: {type(error).__name__}: {error}")

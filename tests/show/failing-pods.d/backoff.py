@@ -150,7 +150,7 @@ async def show_all_failed():
 
         pods[1].ill = False
         found = []
-        while not found or errors(found[-1:]) and len(found) < 50:
+        while not found or (errors(found[-1:]) and len(found) < 50):
             found.append(await fleet.arrive(balancer))
         check(not errors(found[-1:]), f"one of them heals: client {len(found)} is served")
         later = await fleet.come(balancer, 60, lanes=4)

@@ -71,7 +71,7 @@ async def show_stale():
         "a pod whose metric route falls silent, handshakes still work; cache_ttl = 0s, so stale after three polls"
     )
     pods = [await fleet.Pod(f"pod-{number}").start() for number in (1, 2)]
-    silent, healthy = pods
+    silent, _healthy = pods
     silent.others = 70
     for eject_after in (0, 3):
         silent.mute = False

@@ -115,10 +115,8 @@ async def show_guards(pods):
         for number, cell in enumerate(cells)
     ]
     for cell, outcome in zip(cells, await asyncio.gather(*plays)):
-        refused = (
-            isinstance(outcome, RuntimeError)
-            or isinstance(outcome, play.Outcome)
-            and outcome.differs(cell)
+        refused = isinstance(outcome, RuntimeError) or (
+            isinstance(outcome, play.Outcome) and outcome.differs(cell)
         )
         check(refused, f"without {GUARDS[str(cell)]}, not so: {cell}; {outcome}")
     await asyncio.to_thread(balancer.stop)

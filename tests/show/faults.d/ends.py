@@ -77,7 +77,7 @@ def readable(raw, everybodys=False):
     parts, at = [], 0
     for one in walk(raw):
         parts.append(raw[one.begin : one.end])
-        if everybodys or one.opcode in (CLOSE, PING) and one.key != MASK:
+        if everybodys or (one.opcode in (CLOSE, PING) and one.key != MASK):
             payload = scripted.masked(one.payload, one.key) if one.key else one.payload
             if one.opcode == PING and len(payload) == len(PING_PAYLOAD):
                 payload = PING_PAYLOAD

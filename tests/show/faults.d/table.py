@@ -709,9 +709,9 @@ def violation(row, variant, service, steps, reason, up=b"", down=b"", code=1009,
 
 def timed_out():
     """Sessions that we end when it is time."""
-    both = {side: 1001 for side in SIDES}
+    both = dict.fromkeys(SIDES, 1001)
     yield from our_closes("idle time-out", "idle", (), both, "idle for long")
-    both = {side: 1012 for side in SIDES}
+    both = dict.fromkeys(SIDES, 1012)
     yield from our_closes("greatest age", "old", (), both, "lived for long")
 
 

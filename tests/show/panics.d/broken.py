@@ -51,7 +51,7 @@ async def show_lives(short):
         await chatting.end()
         await show_difference(balancer, before)
         await chatting.leave()
-        nothing = State({pod: (0, 0) for pod in before.pods}, set())
+        nothing = State(dict.fromkeys(before.pods, (0, 0)), set())
         check(await same(balancer, nothing), f"then there is nothing left: {await state(balancer)}")
         await chats.stop(balancer, rounds * len(ACTORS))
 

@@ -40,11 +40,13 @@ async def show_restart(count):
         settings["server"]["max_sessions"] = 1
         file.write_text(chats.toml(settings))
         await chats.stop(balancer)
-        balancer = chats.Balancer(file)
-        check('server.max_sessions = "1"' in await twenty.config(balancer), "the new settings hold")
+        restarted = chats.Balancer(file)
+        check(
+            'server.max_sessions = "1"' in await twenty.config(restarted), "the new settings hold"
+        )
         check(not chatting.stay(), f"sessions are dropped: {sessions.ends(chatting.dropped())}")
-        check(balancer.own() == {}, f"and none is counted any more: {balancer.own()}")
-        await chats.stop(balancer)
+        check(restarted.own() == {}, f"and none is counted any more: {restarted.own()}")
+        await chats.stop(restarted)
 
 
 async def show_disorder(count):

@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import contextlib
 import random
 import socket
 import time
@@ -43,7 +44,7 @@ class Client:
             await KINDS[kind][1](self)
         except Over as over:
             self.outcome = str(over)
-        except (asyncio.TimeoutError, TimeoutError):
+        except TimeoutError:
             self.outcome = "silence"
         finally:
             self.ended = time.monotonic()
@@ -61,10 +62,8 @@ class Client:
         self.pod = head.get("x-pod")
 
     async def send(self, *parts):
-        try:
+        with contextlib.suppress(ConnectionError):  # what comes from there tells why
             await self.connection.send(*parts)
-        except ConnectionError:
-            pass  # what comes from there tells why
 
     async def next(self):
         """The next frame that is not for the connection's own sake: (fin, opcode, payload)."""

@@ -1,5 +1,6 @@
 """ClientHello by hand: one made byte for byte, one read; and what answers it (RFC 8446 §4.1, RFC 5246 §7.4)."""
 
+import contextlib
 import os
 import ssl
 import struct
@@ -60,10 +61,8 @@ def genuine(name="localhost"):
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).wrap_bio(
         incoming, outgoing, server_hostname=name
     )
-    try:
+    with contextlib.suppress(ssl.SSLWantReadError):
         client.do_handshake()
-    except ssl.SSLWantReadError:
-        pass
     return outgoing.read()
 
 

@@ -136,7 +136,7 @@ def rows(ask):
         typed=[("GET / HTTP/1.1\r\nHost: a\r\n\r\n", r"HTTP/1\.1 200|1\.1/PTTH"), ("R\n", "RENEG")],
     )
     _, _, behind = again.text.partition("RENEGOTIATING")
-    refused = "no renegotiation" in behind or again.code != 0 and "depth=" not in behind
+    refused = "no renegotiation" in behind or (again.code != 0 and "depth=" not in behind)
     told = (
         f"refused: {again.error()}"
         if refused
@@ -185,7 +185,7 @@ async def by_hand(address, record):
         raw += await asyncio.wait_for(
             client.reader.readexactly(int.from_bytes(raw[3:5], "big")), scripted.DEADLINE
         )
-    except (OSError, asyncio.IncompleteReadError, asyncio.TimeoutError):
+    except (TimeoutError, OSError, asyncio.IncompleteReadError):
         pass
     client.close()
     return hello.answered(raw)

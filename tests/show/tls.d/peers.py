@@ -233,7 +233,7 @@ async def echoes(address, context=None, count=1):
                     refused.append(got)
         except InvalidStatus as error:
             refused.append(error.response.status_code)
-        except (OSError, WebSocketException, asyncio.TimeoutError) as error:
+        except (TimeoutError, OSError, WebSocketException) as error:
             refused.append(repr(error))
     return refused
 
