@@ -69,7 +69,9 @@ def _bearing(value):
 
 
 def many(good, bad, other):
-    """Cookie fields, and what comes of them; `good` is the cookie of the client's pod, `other` another pod's."""
+    """Cookie fields, and what comes of them; `good` is the cookie of the client's pod, `other`
+    another pod's.
+    """
     followed, invalid, absent, either = "followed", "invalid", "absent", "either"
     return [
         ("a bad one, then the good one", [f"Cookie: {NAME}={bad}; {NAME}={good}"], followed),

@@ -1,4 +1,6 @@
-"""The best that a balancer could do: every arrival to the pod that holds the fewest at that instant."""
+"""The best that a balancer could do: every arrival to the pod that holds the fewest at that
+instant.
+"""
 
 import heapq
 import random
@@ -29,7 +31,9 @@ def scale_out(old, new, sessions, mean_life, cold_time=0.0, seed=0):
 
 
 def scale_outs(*arguments, runs=25, **settings):
-    """Several of them: the shortest, the mean and the longest time, and the mean of the arrivals."""
+    """Several of them: the shortest, the mean and the longest time, and the mean of the
+    arrivals.
+    """
     found = [scale_out(*arguments, seed=seed, **settings) for seed in range(runs)]
     seconds = [one for one, _ in found]
     return (

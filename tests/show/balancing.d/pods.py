@@ -81,7 +81,9 @@ class Pod:
             self.sessions.add(connection)
 
     def go(self, over=0.0):
-        """As a process that is told to stop: refuses new connections; Close 1001 to everybody within `over` s."""
+        """As a process that is told to stop: refuses new connections; Close 1001 to everybody
+        within `over` s.
+        """
         (self.server or self.sock).close()
         sessions = [*self.sessions]
         for connection in self.connections.difference(sessions):

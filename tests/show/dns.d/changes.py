@@ -93,7 +93,8 @@ async def show_order(server, pods, service):
 async def show_return(server, pods, service):
     """Counts are our own only, so that whether they were kept shows in where clients go."""
     say(
-        "a pod leaves with 10 live sessions and comes back; its own sessions are all that is known of its load"
+        "a pod leaves with 10 live sessions and comes back; its own sessions are all that is "
+        "known of its load"
     )
     stays, leaves = pods
     server.set(*a(NAME, stays.name, leaves.name))
@@ -128,7 +129,8 @@ class Unavailable(fleet.Pod):
 async def show_grace(server, healthy, grace):
     """What is known of a pod without sessions is its health."""
     say(
-        f"an ejected pod leaves and comes back, discovery_grace = {grace}, eject_time = {fleet.LONG}s"
+        f"an ejected pod leaves and comes back, discovery_grace = {grace}, eject_time = "
+        f"{fleet.LONG}s"
     )
     sick = await Unavailable("127.0.0.9").start(int(hosts.port_of([healthy])), "127.0.0.9")
     service = hosts.service(server, f"{NAME}.test:{hosts.port_of([healthy])}")
@@ -161,7 +163,8 @@ async def show_grace(server, healthy, grace):
 
 async def show_forgotten(server, pods, service):
     say(
-        "a pod leaves without sessions, is forgotten behind discovery_grace = 300ms, and comes back as a new one"
+        "a pod leaves without sessions, is forgotten behind discovery_grace = 300ms, and comes "
+        "back as a new one"
     )
     stays, leaves = pods
     server.set(*a(NAME, stays.name, leaves.name))

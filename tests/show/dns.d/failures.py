@@ -1,4 +1,6 @@
-"""Name servers that fail, deny, fall silent or are not there: what is known is kept, and it is said."""
+"""Name servers that fail, deny, fall silent or are not there: what is known is kept, and it is
+said.
+"""
 
 import urllib.request
 
@@ -90,7 +92,10 @@ async def show_kept(server, pods, service, name, begin, end, seen):
 async def show_denied_once(server, pods, service):
     say("NXDOMAIN for one look-up only: nobody notices; discovery_min_ttl = discovery_max_ttl = 2s")
     server.set(*a(NAME, pods[0].name))
-    seconds = 'poll_interval = "100ms"\ndiscovery_min_ttl = "2s"\ndiscovery_max_ttl = "2s"\ncold_time = "0s"\n'
+    seconds = (
+        'poll_interval = "100ms"\ndiscovery_min_ttl = "2s"\ndiscovery_max_ttl = '
+        '"2s"\ncold_time = "0s"\n'
+    )
     async with balancing(service, seconds) as balancer:
         await hosts.known(balancer, pods[:1])
         denied = server.count("NXDOMAIN")
@@ -174,7 +179,8 @@ async def show_misspelt(server, pods, service):
 
 async def show_half(server):
     say(
-        "A records are found, AAAA records get SERVFAIL: what is not known is kept, the rest followed"
+        "A records are found, AAAA records get SERVFAIL: what is not known is kept, the rest "
+        "followed"
     )
     relay = await zone.Relay(server).start()
     pods = await hosts.start("127.0.0.2", "::1", "127.0.0.3")

@@ -29,7 +29,10 @@ async def show_many(server):
     server.set(*a(NAME, *names))
     service = hosts.service(server, f"{NAME}.test:{hosts.port_of(pods)}")
     before = server.counts()
-    calm = 'poll_interval = "2s"\ndiscovery_min_ttl = "500ms"\ndiscovery_max_ttl = "500ms"\ncold_time = "0s"\n'
+    calm = (
+        'poll_interval = "2s"\ndiscovery_min_ttl = "500ms"\ndiscovery_max_ttl = '
+        '"500ms"\ncold_time = "0s"\n'
+    )
     async with balancing(service, calm) as balancer:
         await hosts.known(balancer, pods)
         now = server.counts()

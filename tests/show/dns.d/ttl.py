@@ -48,7 +48,8 @@ async def show_rate(server, pods, service, ttl, least, most, expected, what):
 async def show_shortened(server, pods, service):
     """A TTL of the zone changes while the balancer runs."""
     say(
-        "the zone's TTL changes: 1 h, then 0; discovery_max_ttl = 1s, so the first change is seen in time"
+        "the zone's TTL changes: 1 h, then 0; discovery_max_ttl = 1s, so the first change is "
+        "seen in time"
     )
     server.set(*a(NAME, pods[0].name, ttl=3600))
     async with balancing(

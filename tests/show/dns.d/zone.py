@@ -129,7 +129,9 @@ class Server:
 
 
 class Relay(asyncio.DatagramProtocol):
-    """Between the balancer and a server: of the kinds in `failing`, queries get SERVFAIL instead of an answer."""
+    """Between the balancer and a server: of the kinds in `failing`, queries get SERVFAIL instead of
+    an answer.
+    """
 
     KINDS = {"A": 1, "AAAA": 28}
 

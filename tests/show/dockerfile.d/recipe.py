@@ -1,4 +1,6 @@
-"""Reads a Dockerfile and a .dockerignore, as far as ours use them; what they use beyond is an error."""
+"""Reads a Dockerfile and a .dockerignore, as far as ours use them; what they use beyond is an
+error.
+"""
 
 import json
 import re

@@ -1,4 +1,6 @@
-"""One pod of four is taken out: by an operator, by its own report, by failing. Whose sessions move, and when."""
+"""One pod of four is taken out: by an operator, by its own report, by failing. Whose sessions move,
+and when.
+"""
 
 import asyncio
 import collections
@@ -52,7 +54,9 @@ async def four(count, settings=""):
 
 
 async def operate(balancer, pod, what):
-    """An operator's call about a pod, and a check of the answer; the pod as the metrics show it then."""
+    """An operator's call about a pod, and a check of the answer; the pod as the metrics show it
+    then.
+    """
     status, told = await admin(balancer, "POST", f"/api/backends/{pod.address}/{what}")
     state = [(one["address"], one["state"], one.get("reason")) for one in told]
     say(f"         POST /api/backends/{pod.address}/{what}: {status} {state}")
@@ -96,13 +100,15 @@ async def stay(clients, whose):
     """Checks that nobody has told these anything, and that they echo."""
     check(
         untouched(clients) and await all_talk(clients),
-        f"all {len(clients)} {whose} stay and echo: {sum(not untouched([one]) for one in clients)} have been closed",
+        f"all {len(clients)} {whose} stay and echo: "
+        f"{sum(not untouched([one]) for one in clients)} have been closed",
     )
 
 
 async def show_drain(count, seconds):
     say(
-        f"{count} sessions on {PODS} pods, an operator drains one of them over {seconds} s, and takes it back then"
+        f"{count} sessions on {PODS} pods, an operator drains one of them over {seconds} s, and "
+        "takes it back then"
     )
     async with four(count) as (balancer, pods, its, others):
         pod = pods[0]
@@ -157,7 +163,8 @@ async def ends_there(balancer, its, seconds):
     more = QUIET / seconds * len(its)
     check(
         left,
-        f"{len(its) - len(left)} of {len(its)} have been moved, {more:.0f} more would have been in {QUIET} s",
+        f"{len(its) - len(left)} of {len(its)} have been moved, {more:.0f} more would have been "
+        f"in {QUIET} s",
     )
     await stay(left, "clients of the pod")
 
@@ -198,7 +205,8 @@ async def take_back(balancer, pod):
 
 async def show_ejected(on_ejected):
     say(
-        f'a pod refuses connections and so fails its polls, its sessions go on; on_ejected = "{on_ejected}"'
+        "a pod refuses connections and so fails its polls, its sessions go on; on_ejected = "
+        f'"{on_ejected}"'
     )
     async with four(40, f'on_ejected = "{on_ejected}"') as (balancer, pods, its, others):
         pods[0].refuse()

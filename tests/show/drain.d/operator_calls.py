@@ -1,4 +1,6 @@
-"""What else operators may call: one session closed, a service drained; what is refused, and to whom."""
+"""What else operators may call: one session closed, a service drained; what is refused, and to
+whom.
+"""
 
 import asyncio
 import os
@@ -61,13 +63,15 @@ async def show_one(count):
 
 async def show_service():
     say(
-        "two services of two pods and 40 sessions each; one is drained over its pod_drain_time = 1s, and taken back"
+        "two services of two pods and 40 sessions each; one is drained over its pod_drain_time = "
+        "1s, and taken back"
     )
     pods = await sessions.start(4)
     urls = [f'["{pods[at].url}", "{pods[at + 1].url}"]' for at in (0, 2)]
     text = "\n".join(
         [
-            f'[services.chat]\nbackends = {urls[0]}\npod_drain_time = "1s"\n[services.video]\nbackends = {urls[1]}',
+            f"[services.chat]\nbackends = {urls[0]}\npod_drain_time = "
+            f'"1s"\n[services.video]\nbackends = {urls[1]}',
             '[[routes]]\npath_prefix = "/chat"\nservice = "chat"\n[[routes]]\nservice = "video"',
         ]
     )
@@ -190,7 +194,9 @@ async def show_outside():
 
 
 def outside(token, fields):
-    """What looking and changing are answered, in a network that this thread makes and never leaves; None without."""
+    """What looking and changing are answered, in a network that this thread makes and never leaves;
+    None without.
+    """
     if not network.leave_host():
         return None
     network.ip("address", "add", f"{OUTSIDE}/32", "dev", "lo")

@@ -1,4 +1,6 @@
-"""Two replicas, one of which ends, and clients that come back: nobody is closed or refused twice."""
+"""Two replicas, one of which ends, and clients that come back: nobody is closed or refused
+twice.
+"""
 
 import asyncio
 import collections
@@ -14,7 +16,9 @@ LOOK_EVERY = 0.25
 
 
 class Router:
-    """Sends clients to the replicas by turns, to those that are ready if it `looks`, as a proxy's health check does."""
+    """Sends clients to the replicas by turns, to those that are ready if it `looks`, as a proxy's
+    health check does.
+    """
 
     def __init__(self, replicas, looks):
         self.replicas, self.looks = replicas, looks

@@ -1,4 +1,6 @@
-"""Two replicas behind HAProxy, restarted one after the other under clients that never stop talking."""
+"""Two replicas behind HAProxy, restarted one after the other under clients that never stop
+talking.
+"""
 
 import asyncio
 import collections
@@ -30,7 +32,8 @@ HOSTS = {"a": "127.0.0.2", "b": "127.0.0.3"}
 async def show(short):
     count, seconds = (300, 2) if short else (1000, 5)
     say(
-        f"{count} clients, a message every {PERIOD} s each, echoed after {THINKS} s; HAProxy in TCP mode, by turns;"
+        f"{count} clients, a message every {PERIOD} s each, echoed after {THINKS} s; HAProxy in "
+        "TCP mode, by turns;"
     )
     say(
         f"  it asks two replicas for /readyz every {CHECK_EVERY} s, {FALL} failures take one out;"
@@ -86,12 +89,15 @@ class Replica:
 
 
 class Haproxy(programs.Program):
-    """By turns to the replicas that say they are ready; its health checks ask their admin listeners."""
+    """By turns to the replicas that say they are ready; its health checks ask their admin
+    listeners.
+    """
 
     def __init__(self, replicas):
         self.address = f"127.0.0.1:{programs.free_port()}"
         servers = "\n".join(
-            f"  server {one.name} {one.listen} check addr {one.admin.split(':')[0]} port {one.admin.split(':')[1]}"
+            f"  server {one.name} {one.listen} check addr {one.admin.split(':')[0]} port "
+            f"{one.admin.split(':')[1]}"
             for one in replicas
         )
         file = programs.scratch("drain") / "haproxy.cfg"
@@ -150,7 +156,9 @@ async def listens(haproxy):
 
 @contextlib.asynccontextmanager
 async def talking(count, haproxy):
-    """Clients that talk meanwhile; at the end each has all echoes that are still to come, and leaves."""
+    """Clients that talk meanwhile; at the end each has all echoes that are still to come, and
+    leaves.
+    """
     seeded = random.Random(SEED)
     talkers = [Talker(number, haproxy.address, seeded.random()) for number in range(count)]
     tasks = await gather_regulars(talkers)

@@ -79,7 +79,8 @@ async def show_delay(balancer, began):
     """While it waits for whoever routes to it: the one client that still comes."""
     await sessions.until(lambda: says(balancer, 503))
     say(
-        f"         /readyz says {await ready(balancer)} {time.monotonic() - began:.3f} s after the signal"
+        f"         /readyz says {await ready(balancer)} {time.monotonic() - began:.3f} s after "
+        "the signal"
     )
     late = await enter(balancer.address)
     check(
@@ -147,7 +148,9 @@ async def show_killed(count):
 
 @contextlib.asynccontextmanager
 async def few(count, mute=0, **server):
-    """A balancer with so many clients, `mute` others that answer no Close, and time for all of them."""
+    """A balancer with so many clients, `mute` others that answer no Close, and time for all of
+    them.
+    """
     pods = await sessions.start(PODS)
     drain = settings(**server)
     async with fleet.balancing(pods, 'close_timeout = "1h"', **drain) as balancer:
@@ -160,7 +163,8 @@ async def few(count, mute=0, **server):
 
 async def show_stragglers():
     say(
-        "20 sessions, 3 of whose clients answer no Close, SIGINT: drain_time = 1s, shutdown_timeout = 2s"
+        "20 sessions, 3 of whose clients answer no Close, SIGINT: drain_time = 1s, "
+        "shutdown_timeout = 2s"
     )
     async with few(17, 3, DRAIN_TIME="1s", SHUTDOWN_TIMEOUT="2s") as balancer:
         tell(balancer, signal.SIGINT)

@@ -1,1 +1,3 @@
-"""What the evidence scripts share. Each script proves one claim about the balancer with real peers."""
+"""What the evidence scripts share. Each script proves one claim about the balancer with real
+peers.
+"""

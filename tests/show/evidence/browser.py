@@ -164,7 +164,9 @@ class Tab:
         await self.call("Input.dispatchKeyEvent", type="keyUp", **enter)
 
     async def socket(self, url):
-        """A socket that the page opens: its outcome, with the browser's own words when it is refused."""
+        """A socket that the page opens: its outcome, with the browser's own words when it is
+        refused.
+        """
         since = len(self.events)
         outcome = await self.run(SOCKET % json.dumps(url))
         if not outcome["opened"]:

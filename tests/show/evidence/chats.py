@@ -20,7 +20,9 @@ def allow_descriptors():
 
 
 def toml(settings):
-    """Settings as a file has them: `{section: {key: value}}`, and a list of tables as `[[section]]`."""
+    """Settings as a file has them: `{section: {key: value}}`, and a list of tables as
+    `[[section]]`.
+    """
     lines = []
     for section, tables in settings.items():
         several = isinstance(tables, list)
@@ -51,14 +53,18 @@ class Balancer(scripted.Configured):
 
 
 async def stop(balancer, panics=0):
-    """Stops it while the pods and clients of this loop go on; it must have panicked just so often."""
+    """Stops it while the pods and clients of this loop go on; it must have panicked just so
+    often.
+    """
     code = await asyncio.to_thread(balancer.stop)
     count = balancer.output.count("panicked at")
     check((code, count) == (0, panics), f"exit code {code}, {count or 'no'} panics in its log")
 
 
 async def enter(address, client, context=None):
-    """Lets a client in, over TLS where there is a `context`; it has its answer then, or never will."""
+    """Lets a client in, over TLS where there is a `context`; it has its answer then, or never
+    will.
+    """
     host, _, port = address.rpartition(":")
     name = sessions.HOST if context else None
     loop = asyncio.get_running_loop()

@@ -1,4 +1,6 @@
-"""Peers that a script runs beside the balancer: programs of the machine, packages from PyPI and npm."""
+"""Peers that a script runs beside the balancer: programs of the machine, packages from PyPI and
+npm.
+"""
 
 import contextlib
 import fcntl

@@ -22,7 +22,9 @@ def ip(*arguments):
 
 
 def leave_host():
-    """Gives this process, and whatever it starts, a network of its own; False if that is not allowed."""
+    """Gives this process, and whatever it starts, a network of its own; False if that is not
+    allowed.
+    """
     try:
         _system(_libc.unshare, NEW_NETWORK)
     except PermissionError:

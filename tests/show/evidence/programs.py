@@ -126,7 +126,9 @@ class Pod(Program):
 
 
 class EchoPod(Program):
-    """The pod of `echo_pod.py`; needs the environment that `within` entered to have `websockets`."""
+    """The pod of `echo_pod.py`; needs the environment that `within` entered to have
+    `websockets`.
+    """
 
     def __init__(self, name, **env):
         env = {"POD_NAME": name, **env}

@@ -237,7 +237,8 @@ class Recorder:
                 except Broken as broken:
                     seen.broken = str(broken)
                     stream.sock.sendall(
-                        b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+                        b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: "
+                        b"close\r\n\r\n"
                     )
                     return
                 if not seen.whole or not self._answer(stream, seen):
@@ -293,7 +294,9 @@ class Recorder:
         return False
 
     def take(self):
-        """The requests since the last call; bytes of a connection that make no request come as one."""
+        """The requests since the last call; bytes of a connection that make no request come as
+        one.
+        """
         with self._lock:
             taken, self._seen, self._asked = self._seen, [], 0
             for number, stream in enumerate(self._streams, 1):

@@ -165,7 +165,9 @@ class Connection:
 
 
 async def dial(address, source=None):
-    """A connection to `host:port` or `unix:PATH`, from `source` where the client's address matters."""
+    """A connection to `host:port` or `unix:PATH`, from `source` where the client's address
+    matters.
+    """
     if address.startswith("unix:"):
         opening = asyncio.open_unix_connection(address.removeprefix("unix:"), limit=LONGEST_HEAD)
         return Connection(*await asyncio.wait_for(opening, DEADLINE))

@@ -60,7 +60,9 @@ def meaning(payload):
 
 
 class Client(Peer):
-    """`status` is the answer to its handshake (0: none), `close` what the first Close said that it got."""
+    """`status` is the answer to its handshake (0: none), `close` what the first Close said that it
+    got.
+    """
 
     mask = b"mask"
 
@@ -171,7 +173,9 @@ async def come(balancer, count, **more):
 
 
 async def counted(balancer):
-    """Waits until the balancer has heard, a moment after us, of sessions that have begun and ended."""
+    """Waits until the balancer has heard, a moment after us, of sessions that have begun and
+    ended.
+    """
 
     def agrees():
         return balancer.metrics()["ownSessions"] == sum(

@@ -30,7 +30,8 @@ async def show():
     await show_doubling(healthy, "500ms", is_control=True)
     fleet.stop(*healthy)
     say(
-        f"a pod that heals, beside {HEALTHY} that report {HELD} each; {COLD_RATE} clients/s, fair share {FAIR:.0%}"
+        f"a pod that heals, beside {HEALTHY} that report {HELD} each; {COLD_RATE} clients/s, "
+        f"fair share {FAIR:.0%}"
     )
     await show_healed("5s")
     await show_healed("0s", is_control=True)
@@ -38,12 +39,16 @@ async def show():
 
 
 async def known(balancer):
-    """Waits until every pod has reported, so that the failing one, which reports 0, is everyone's first choice."""
+    """Waits until every pod has reported, so that the failing one, which reports 0, is everyone's
+    first choice.
+    """
     await eventually(lambda: all("reported" in one for one in balancer.metrics()["services"]))
 
 
 def rounds(times, quiet=QUIET):
-    """Attempts as (first, last, count), where those with less than `quiet` between them are one round."""
+    """Attempts as (first, last, count), where those with less than `quiet` between them are one
+    round.
+    """
     found = []
     for moment in times:
         if found and moment - found[-1][1] < quiet:
@@ -126,7 +131,9 @@ async def show_healed(cold, is_control=False):
 
 
 async def show_all_failed():
-    """More pods than a client is offered to, so that the one that heals is not found by trying all."""
+    """More pods than a client is offered to, so that the one that heals is not found by trying
+    all.
+    """
     say("six pods that all answer 503: eject_after = 3, eject_time = 600s, retries = 2")
     pods = [await kinds.Unavailable(f"failing-{number}").start() for number in range(6)]
     settings = f'metric_path = "none"\neject_time = "{fleet.LONG}s"\n'

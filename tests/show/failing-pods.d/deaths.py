@@ -106,7 +106,8 @@ async def arrivals(balancer, count, watch, rate=RATE):
 
 async def show():
     say(
-        f"a pod that answers 101, reports 0 and dies after {1000 * MOMENT:.0f} ms, beside {HEALTHY} healthy ones"
+        f"a pod that answers 101, reports 0 and dies after {1000 * MOMENT:.0f} ms, beside "
+        f"{HEALTHY} healthy ones"
     )
     say(f"  {ARRIVALS} clients that stay, {RATE}/s, eject_after = {EJECT_AFTER}")
     healthy = [await fleet.Pod(f"healthy-{number}").start() for number in range(HEALTHY)]
@@ -174,7 +175,8 @@ async def show_storm(healthy):
         await watch.over(pod)
         seen = len(pod.attempts)
         say(
-            f"         {seen} see it, eject_after is {EJECT_AFTER}, the fair share {300 / (HEALTHY + 1):g}"
+            f"         {seen} see it, eject_after is {EJECT_AFTER}, the fair share "
+            f"{300 / (HEALTHY + 1):g}"
         )
         unharmed(await arrivals(balancer, 300, watch), "before the 101")
         check(len(pod.attempts) == seen, f"{len(pod.attempts) - seen} of the next 300 see it")
@@ -183,7 +185,9 @@ async def show_storm(healthy):
 
 
 async def show_turned_away(healthy):
-    """An application's own code may be the client's fault: no reason to eject, nor to send everybody there."""
+    """An application's own code may be the client's fault: no reason to eject, nor to send
+    everybody there.
+    """
     say(f"a pod that ends every session by Close 4401, {ARRIVALS // 2} clients")
     pod = await Dying("turning away", turns_away).start()
     watch = Watch()
@@ -227,7 +231,8 @@ async def show_back(healthy):
 async def show_leaving(healthy):
     """Clients that leave early are no fault of the pod."""
     say(
-        "300 clients that come and leave at once, eject_after = 3: with a Close, without, with a reset"
+        "300 clients that come and leave at once, eject_after = 3: with a Close, without, with a "
+        "reset"
     )
     async with balancing(healthy[:3], POLLED) as balancer:
         clients = []

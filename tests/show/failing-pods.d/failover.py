@@ -156,7 +156,8 @@ async def show_deadline():
     """The time for a handshake is one for all tries."""
     pods = [await kinds.Silent(f"silent-{number}").start() for number in range(3)]
     say(
-        "three pods that never answer, read_timeout = 500ms, handshake_timeout = 1200ms, retries = 2"
+        "three pods that never answer, read_timeout = 500ms, handshake_timeout = 1200ms, retries "
+        "= 2"
     )
     settings = f'{SETTINGS}handshake_timeout = "1200ms"\n'
     async with balancing(pods, settings) as balancer:

@@ -159,7 +159,9 @@ async def show_unreadable():
 
 
 class Agent:
-    """A pod at an address of its own, and beside it one that answers as HAProxy's agent-check is answered."""
+    """A pod at an address of its own, and beside it one that answers as HAProxy's agent-check is
+    answered.
+    """
 
     def __init__(self, host, port, agent_port):
         self.host, self.port, self.agent_port = host, port, agent_port

@@ -1,4 +1,6 @@
-"""Every state of a pod in /balancer-metrics, beside what it means for clients; the checks of health."""
+"""Every state of a pod in /balancer-metrics, beside what it means for clients; the checks of
+health.
+"""
 
 import kinds
 from evidence import fleet, metrics_reader, scripted
@@ -68,7 +70,8 @@ async def show_unreachable():
 
 async def show_stale():
     say(
-        "a pod whose metric route falls silent, handshakes still work; cache_ttl = 0s, so stale after three polls"
+        "a pod whose metric route falls silent, handshakes still work; cache_ttl = 0s, so stale "
+        "after three polls"
     )
     pods = [await fleet.Pod(f"pod-{number}").start() for number in (1, 2)]
     silent, _healthy = pods

@@ -1,4 +1,6 @@
-"""That the comparison refuses what is wrong, and that without its guard a cell does not come out."""
+"""That the comparison refuses what is wrong, and that without its guard a cell does not come
+out.
+"""
 
 import asyncio
 import dataclasses

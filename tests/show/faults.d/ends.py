@@ -182,7 +182,9 @@ class End:
         return await scripted.eventually(lambda: not self._unread())
 
     def _unread(self):
-        """Bytes that the other end's system holds for it: /proc/net/tcp, local and remote, then the queues."""
+        """Bytes that the other end's system holds for it: /proc/net/tcp, local and remote, then the
+        queues.
+        """
         ends = [hexadecimal(self.sock.getpeername()), hexadecimal(self.sock.getsockname())]
         lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
         queues = next(fields[4] for fields in lines if fields[1:3] == ends)
@@ -206,7 +208,9 @@ class End:
         return self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == TCP_CLOSED
 
     async def last(self):
-        """How the connection ended, an RST behind a FIN included; looked at when this end has shut, too."""
+        """How the connection ended, an RST behind a FIN included; looked at when this end has shut,
+        too.
+        """
         if self.end == "FIN":
             await scripted.eventually(self._closed, 1)
             if self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):

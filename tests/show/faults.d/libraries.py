@@ -120,7 +120,9 @@ class Client:
 
 
 class OwnClient(Client):
-    """`wsbalancer client`, on awc: it prints texts as they are and the length of others, and knows no status."""
+    """`wsbalancer client`, on awc: it prints texts as they are and the length of others, and knows
+    no status.
+    """
 
     def _told(self):
         _, *texts, last = self.lines

@@ -22,7 +22,9 @@ HEAD_END = b"\r\n\r\n"
 
 @dataclasses.dataclass
 class Outcome:
-    """What each side has got, how its connection has ended, and the flood that was on its way to it."""
+    """What each side has got, how its connection has ended, and the flood that was on its way to
+    it.
+    """
 
     got: dict
     ends: dict
@@ -66,7 +68,9 @@ def fits(got, parts, flood):
 
 
 class Pods:
-    """Two listeners. Every connection waits, its request's head read, for the cell whose path it asks for."""
+    """Two listeners. Every connection waits, its request's head read, for the cell whose path it
+    asks for.
+    """
 
     async def start(self):
         self.asked = collections.defaultdict(asyncio.Queue)

@@ -482,7 +482,9 @@ def our_closes(row, service, trigger, codes, reason):
 
 
 def pings():
-    """A side that lets our Ping unanswered is as good as dead. It is told so, but not listened to any more."""
+    """A side that lets our Ping unanswered is as good as dead. It is told so, but not listened to
+    any more.
+    """
     for side in SIDES:
         other, told = OTHER[side], FAREWELLS[side]
         row, service = f"the {side} answers no Ping", f"asks-{side}"
@@ -529,7 +531,9 @@ def pings():
 
 
 def stalls():
-    """A side that takes nothing is as good as dead. What it still gets when it reads has no Close in it."""
+    """A side that takes nothing is as good as dead. What it still gets when it reads has no Close
+    in it.
+    """
     for side in SIDES:
         other, told = OTHER[side], FAREWELLS[side]
         row = f"the {side} takes nothing"

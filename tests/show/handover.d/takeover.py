@@ -1,4 +1,6 @@
-"""Processes that follow one another under clients that come all the time, and what becomes of these."""
+"""Processes that follow one another under clients that come all the time, and what becomes of
+these.
+"""
 
 import asyncio
 import collections
@@ -23,7 +25,8 @@ SPREAD = 0.5  # how far each of them may be off, while others come and go; the d
 STOPPED = r"stopped: (\d+) sessions were open, (\d+) were cut"
 BEHIND, ASKED = 100, 100  # connects and plain requests a second where Traefik is between
 CONTROL = 4  # seconds of connects
-# Its first socket is descriptor 3, and LISTEN_PID the process's own number, which nobody knows before it runs.
+# Its first socket is descriptor 3, and LISTEN_PID the process's own number, which nobody knows
+# before it runs.
 AS_SYSTEMD = """\
 import os, sys
 os.dup2(int(sys.argv[1]), 3)
@@ -35,10 +38,12 @@ os.execv(sys.argv[2], sys.argv[2:])
 async def show_beside(short):
     seconds, turns = (6, 2) if short else (10, 3)
     say(
-        f"{RATE} connects a second for {seconds} s; a new process starts beside the old one, which then gets SIGTERM,"
+        f"{RATE} connects a second for {seconds} s; a new process starts beside the old one, "
+        "which then gets SIGTERM,"
     )
     say(
-        f"  {turns} times, drain_time = {DRAIN}s; every second client stays and comes back when it is closed"
+        f"  {turns} times, drain_time = {DRAIN}s; every second client stays and comes back when "
+        "it is closed"
     )
     async with ground() as host, visitors(host, seconds) as came:
         for turn in range(turns):
@@ -54,7 +59,8 @@ async def show_beside(short):
 async def show_restart(short):
     seconds, turns = (5, 1) if short else (10, 2)
     say(
-        f"the same with a restart, {turns} times: the old process ends first, then the new one starts"
+        f"the same with a restart, {turns} times: the old process ends first, then the new one "
+        "starts"
     )
     async with ground() as host, visitors(host, seconds) as came:
         for turn in range(turns):
@@ -71,7 +77,8 @@ async def show_restart(short):
 async def show_behind(short):
     seconds, turns = (6, 1) if short else (10, 3)
     say(
-        f"the same behind Traefik, which keeps connections: {BEHIND} connects and {ASKED} plain requests a second"
+        f"the same behind Traefik, which keeps connections: {BEHIND} connects and {ASKED} plain "
+        "requests a second"
     )
     async with ground() as host:
         traefik = Traefik(host)
@@ -143,7 +150,8 @@ async def status(address):
 
 async def show_control(_):
     say(
-        f"control: each process opens the socket itself, {RATE} connects a second for {CONTROL} s, one restart"
+        f"control: each process opens the socket itself, {RATE} connects a second for {CONTROL} "
+        "s, one restart"
     )
     async with ground(hands_over=False) as host, visitors(host, CONTROL) as came:
         await asyncio.sleep(CONTROL / 4)
@@ -155,7 +163,9 @@ async def show_control(_):
 
 
 class Host:
-    """Keeps the listening socket, and starts processes that have it; or lets them open it themselves."""
+    """Keeps the listening socket, and starts processes that have it; or lets them open it
+    themselves.
+    """
 
     def __init__(self, pods, hands_over):
         self.pods, self.hands_over = pods, hands_over
@@ -267,7 +277,8 @@ class Came:
             self.visitors.append(Visitor(address, stays=number % 2 == 0))
             self.tasks.append(asyncio.create_task(self.visitors[-1].live()))
         say(
-            f"         {len(self.visitors)} clients came within {time.monotonic() - self.began:.1f} s"
+            f"         {len(self.visitors)} clients came within "
+            f"{time.monotonic() - self.began:.1f} s"
         )
 
     def stayers(self):
@@ -337,7 +348,8 @@ def account(came):
     waits = [wait for visitor in came.visitors for wait in visitor.waits]
     clients = [client for visitor in came.visitors for client in visitor.clients]
     say(
-        f"         {len(waits)} connects, those of clients that came back included; milliseconds until the 101,"
+        f"         {len(waits)} connects, those of clients that came back included; milliseconds "
+        "until the 101,"
     )
     say(f"         median, p99 and longest: {', '.join(fleet.latencies(waits))}")
     statuses = collections.Counter(client.status for client in clients)
@@ -347,7 +359,8 @@ def account(came):
     )
     check(
         visits[ECHO] + visits[CROSSED] == len(clients),
-        f"{visits[ECHO]} have their echo; {visits[CROSSED]} were told of the shutdown while it was under way",
+        f"{visits[ECHO]} have their echo; {visits[CROSSED]} were told of the shutdown while it "
+        "was under way",
     )
     without = [
         client for client in clients if client.ended.done() and (client.error or not client.close)

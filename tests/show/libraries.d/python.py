@@ -192,7 +192,8 @@ async def talk(test, connection, outcome):
     for _ in range(left):
         outcome["received"].append(digest(await connection.recv()))
     if test["path"].startswith("/ping"):
-        # The library answers pings by itself: when this pong is here, the server's ping is long answered.
+        # The library answers pings by itself: when this pong is here, the server's ping is long
+        # answered.
         await (await connection.ping("over"))
     if not test["path"].startswith("/close"):
         code, reason = test.get("close", [1000, ""]) or (None, "")

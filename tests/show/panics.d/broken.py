@@ -24,7 +24,8 @@ EXIT = 30  # seconds that a process has to end
 async def show_lives(short):
     count, rounds = (200, 1) if short else (1000, 2)
     say(
-        f"{count} sessions chat on {PODS} pods; {', '.join(ACTORS)} panic, {'twice' if rounds == 2 else 'once'} each,"
+        f"{count} sessions chat on {PODS} pods; {', '.join(ACTORS)} panic, "
+        f"{'twice' if rounds == 2 else 'once'} each,"
     )
     say(f"  while {RESTLESS} clients come and leave all the time")
     async with ground(count) as (balancer, chatting):

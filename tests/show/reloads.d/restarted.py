@@ -1,4 +1,6 @@
-"""The controls: settings that change by a restart instead of a reload, and echoes that are not in order."""
+"""The controls: settings that change by a restart instead of a reload, and echoes that are not in
+order.
+"""
 
 import asyncio
 import contextlib
@@ -16,7 +18,9 @@ async def show(count):
 
 @contextlib.asynccontextmanager
 async def ground(count):
-    """Pods, the settings that a balancer has begun with, their file, and so many sessions that chat."""
+    """Pods, the settings that a balancer has begun with, their file, and so many sessions that
+    chat.
+    """
     pods = await sessions.start(twenty.PODS)
     file = programs.scratch("reloads") / "balancer.toml"
     settings = twenty.settings(pods)

@@ -16,7 +16,8 @@ PODS = 2
 async def show(count):
     count //= 10
     say(
-        f"{count} sessions chat over TLS, with pods of https://: certificates and authorities change"
+        f"{count} sessions chat over TLS, with pods of https://: certificates and authorities "
+        "change"
     )
     ground = Ground(programs.scratch("reloads"))
     await ground.start()
@@ -36,7 +37,9 @@ async def show(count):
 
 
 class Ground:
-    """Two authorities, a balancer whose certificate is of the first, and pods that show it theirs."""
+    """Two authorities, a balancer whose certificate is of the first, and pods that show it
+    theirs.
+    """
 
     def __init__(self, folder):
         self.first, self.second = (Authority(folder, name) for name in ("first", "second"))

@@ -1,4 +1,6 @@
-"""Twenty reloads, one a second: what is said of each, what it changes, and that sessions live on."""
+"""Twenty reloads, one a second: what is said of each, what it changes, and that sessions live
+on.
+"""
 
 import asyncio
 import collections
@@ -29,10 +31,12 @@ STATUS = {"applied": 200, "unchanged": 200, "refused": 409, "invalid": 422}
 
 async def show(count):
     say(
-        f"{count} sessions say {chats.SIZE} bytes every {chats.PERIOD} s each, {SILENT} others are silent;"
+        f"{count} sessions say {chats.SIZE} bytes every {chats.PERIOD} s each, {SILENT} others "
+        "are silent;"
     )
     say(
-        f"  {len(STEPS)} reloads, one every {PACE} s or as soon as the one before has been looked at"
+        f"  {len(STEPS)} reloads, one every {PACE} s or as soon as the one before has been "
+        "looked at"
     )
     ground = Ground(programs.scratch("reloads"), count)
     await ground.start()
@@ -238,7 +242,8 @@ async def take(ground, step):
     logged = not step.says or await eventually(lambda: has_line(step.says, balancer.lines[lines:]))
     check(
         balancer.reloads() == wanted and outcome["result"] == step.result and logged,
-        f"{step.result}, say /balancer-metrics, /telemetry and {'the log' if step.says else 'no log'}",
+        f"{step.result}, say /balancer-metrics, /telemetry and "
+        f"{'the log' if step.says else 'no log'}",
     )
     for problem in outcome["problems"]:
         say(f"         {problem}")
@@ -372,7 +377,9 @@ async def goes_to_more(ground):
 
 
 async def drains(ground):
-    """The pod that is gone takes nobody, though it could be the emptiest, and keeps its sessions."""
+    """The pod that is gone takes nobody, though it could be the emptiest, and keeps its
+    sessions.
+    """
     first = ground.pods[0]
     check(
         ground.state(first) == "draining",
@@ -433,7 +440,8 @@ async def goes_to_video(ground):
     async with ground.newcomers(2, "/video/watch") as came:
         check(
             {client.pod for client in came} == {"video"} and ground.video.last.target == "/watch",
-            f"newcomers at /video/watch are at the pod of the new service, which sees {ground.video.last.target}",
+            "newcomers at /video/watch are at the pod of the new service, which sees "
+            f"{ground.video.last.target}",
         )
     async with ground.newcomers() as [client]:
         check(client.pod != "video", f"others are at {client.pod}")

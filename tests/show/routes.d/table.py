@@ -132,7 +132,8 @@ CHECKS = [
      ["routes.0", "routes.2"]),
     ("the same host and prefix, a method in both", [GOOD, {**GOOD, "methods": ["PUT", "GET"]}],
      ["routes.0", "routes.1"]),
-    ("two routes for everything", [{"service": "web"}, {"service": "chat"}], ["routes.0", "routes.1"]),
+    (("two routes for "
+"everything"), [{"service": "web"}, {"service": "chat"}], ["routes.0", "routes.1"]),
     ("two services and no route", [], ["routes"]),
     ("an unknown service", [GOOD, {"service": "chta"}], ["routes.1.service", "chta"]),
     ("an unknown key", [{**GOOD, "strip_perfix": "/ws"}], ["routes.0.strip_perfix"]),

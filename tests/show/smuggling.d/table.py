@@ -32,7 +32,8 @@ class Case:
     raw: bytes
     # What reaches the pod, and is answered.
     requests: tuple = ()
-    # The balancer's own last word: several where RFC 9110 leaves the choice, none where it has none.
+    # The balancer's own last word: several where RFC 9110 leaves the choice, none where it has
+    # none.
     refusals: tuple = ()
     cut: bool = False
     # Sent when the body so far is at the pod.

@@ -23,7 +23,10 @@ class Over(Exception):
 
 
 def shown(fin, opcode, payload):
-    return f"{'last' if fin else 'first'} frame of opcode {opcode}, {len(payload)} bytes {payload[:20]!r}"
+    return (
+        f"{'last' if fin else 'first'} frame of opcode {opcode}, {len(payload)} bytes "
+        f"{payload[:20]!r}"
+    )
 
 
 class Client:
@@ -94,7 +97,9 @@ class Client:
             await self.next()
 
     def message(self):
-        """Frames of one: sometimes in pieces, sometimes with a Ping of our own between or behind."""
+        """Frames of one: sometimes in pieces, sometimes with a Ping of our own between or
+        behind.
+        """
         opcode, size = self.seeded.choice([1, 2]), int(2 ** self.seeded.uniform(0, 16))
         payload = (
             self.seeded.randbytes(size)
@@ -241,7 +246,8 @@ def explain(client, fault):
     if any(client.outcome.startswith(start) for start in BY_ITSELF.get(client.staged, ())):
         return client.staged
     if client.staged == "stalls" and fault == "stall" and client.outcome in BY_ITSELF["hides"]:
-        return "stalls without a flood, pod: stall"  # nothing waits for it then, and it answers no Ping
+        # Nothing waits for it then, and it answers no Ping.
+        return "stalls without a flood, pod: stall"
     if client.outcome in BY_POD.get(fault, ()):
         return f"pod: {fault}"
     if client.said_close and fault and client.outcome in AFTER_CLOSE:

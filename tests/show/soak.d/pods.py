@@ -1,4 +1,6 @@
-"""Pods that keep their port over restarts and deaths, and write down what they did to which session."""
+"""Pods that keep their port over restarts and deaths, and write down what they did to which
+session.
+"""
 
 import asyncio
 import json
@@ -120,7 +122,9 @@ class Pod(scripted.Pod):
             connection.close()
 
     async def stall(self, seeded):
-        """Takes connections and bytes, and says nothing: not for long, or for longer than it may."""
+        """Takes connections and bytes, and says nothing: not for long, or for longer than it
+        may.
+        """
         self.blame("stall")
         self.awake.clear()
         await asyncio.sleep(seeded.uniform(0.5, rules.PING_INTERVAL + rules.PING_TIMEOUT + 3))
@@ -135,7 +139,9 @@ class Pod(scripted.Pod):
 
 
 async def start(count):
-    """Each at an address of its own, from which nobody connects to anywhere: ports stay free meanwhile."""
+    """Each at an address of its own, from which nobody connects to anywhere: ports stay free
+    meanwhile.
+    """
     return [
         await Pod(f"pod-{number}").start(host=f"127.0.2.{number}") for number in range(1, count + 1)
     ]

@@ -1,4 +1,6 @@
-"""What the balancer is told in the soak, in seconds and bytes: pods and clients stage what breaks it."""
+"""What the balancer is told in the soak, in seconds and bytes: pods and clients stage what breaks
+it.
+"""
 
 IDLE = 9
 WRITE = 3

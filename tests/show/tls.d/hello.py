@@ -1,4 +1,6 @@
-"""ClientHello by hand: one made byte for byte, one read; and what answers it (RFC 8446 §4.1, RFC 5246 §7.4)."""
+"""ClientHello by hand: one made byte for byte, one read; and what answers it (RFC 8446 §4.1, RFC
+5246 §7.4).
+"""
 
 import contextlib
 import os

@@ -1,4 +1,6 @@
-"""A listener that speaks TLS: ordinary clients, those who send something else, slow ones, silent ones."""
+"""A listener that speaks TLS: ordinary clients, those who send something else, slow ones, silent
+ones.
+"""
 
 import asyncio
 import contextlib
@@ -119,7 +121,9 @@ async def show_curl(pod, settings, folder, root):
 
 
 async def show_ends(pod, settings, context):
-    """No answer may look whole because it was cut: its end is told within TLS, by a close_notify."""
+    """No answer may look whole because it was cut: its end is told within TLS, by a
+    close_notify.
+    """
     balancer = peers.Balancer(pod, **settings)
 
     def read_to_end(text):
@@ -250,7 +254,8 @@ async def show_bulk(settings, context):
     took = time.monotonic() - started
     up, down = sum(one[0] for one in ended), sum(one[2] for one in ended)
     say(
-        f"  {SESSIONS} sessions: {up / 2**20:.1f} MiB up, {down / 2**20:.1f} MiB down in {took:.1f} s"
+        f"  {SESSIONS} sessions: {up / 2**20:.1f} MiB up, {down / 2**20:.1f} MiB down in "
+        f"{took:.1f} s"
     )
     check(up == down == SESSIONS * total, "no byte is missing or too many")
     check(all(one[1] and one[3] for one in ended), f"{2 * SESSIONS} checksums are right")
@@ -260,7 +265,9 @@ async def show_bulk(settings, context):
 
 
 class Pouring(scripted.Pod):
-    """A pod that sends blocks of random bytes, each stamped with its number, as fast as it is let."""
+    """A pod that sends blocks of random bytes, each stamped with its number, as fast as it is
+    let.
+    """
 
     def __init__(self):
         super().__init__(self._pour)
@@ -357,7 +364,9 @@ async def show_slow_reader(settings, context):
 
 
 async def silent(address, number):
-    """A client that does not finish its TLS handshake, in one of four ways: seconds until it is cut."""
+    """A client that does not finish its TLS handshake, in one of four ways: seconds until it is
+    cut.
+    """
     genuine = hello.genuine()
     client = await scripted.dial(address)
     started = time.monotonic()
@@ -386,7 +395,8 @@ async def dripping(client, data):
 
 async def show_silent(settings, context):
     say(
-        f"  server.request_timeout = {TIMEOUT}s, {SILENT} clients that never finish their TLS handshake"
+        f"  server.request_timeout = {TIMEOUT}s, {SILENT} clients that never finish their TLS "
+        "handshake"
     )
     pod = await peers.Pod().start()
     balancer = peers.Balancer(pod, SERVER__REQUEST_TIMEOUT=f"{TIMEOUT}s", **settings)

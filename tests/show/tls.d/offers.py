@@ -115,7 +115,9 @@ class Answer:
 
 
 def rows(ask):
-    """What is asked, the words of the answer, and whether they are as they should be of the listener."""
+    """What is asked, the words of the answer, and whether they are as they should be of the
+    listener.
+    """
     for version in ("tls1", "tls1_1"):
         yield version, str(answer := ask(f"-{version}", "-cipher", ALL)), answer.alert in OLD
     for version in ("tls1_2", "tls1_3"):

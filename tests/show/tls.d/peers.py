@@ -115,7 +115,9 @@ class Pod:
 
 
 class ThreadedPod(Pod):
-    """The same library on threads, echoing only. Unlike asyncio, it tells peers by an alert why it leaves."""
+    """The same library on threads, echoing only. Unlike asyncio, it tells peers by an alert why it
+    leaves.
+    """
 
     async def start(self, context=None):
         logging.getLogger("websockets.server").disabled = True  # its clients fail on purpose
@@ -222,7 +224,9 @@ def websocket(address, path="/", context=None, **more):
 
 
 async def echoes(address, context=None, count=1):
-    """`count` sessions one after the other, a message each; the statuses of those that were refused."""
+    """`count` sessions one after the other, a message each; the statuses of those that were
+    refused.
+    """
     refused = []
     for number in range(count):
         try:

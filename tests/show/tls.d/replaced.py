@@ -1,4 +1,6 @@
-"""Certificates that are replaced while sessions chat: nobody is dropped, newcomers see the new one."""
+"""Certificates that are replaced while sessions chat: nobody is dropped, newcomers see the new
+one.
+"""
 
 import asyncio
 import contextlib
@@ -104,7 +106,9 @@ async def serial_of(address, context):
 
 
 class Mounted:
-    """A folder as Kubernetes mounts secrets: the files are links through `..data`, which is swapped."""
+    """A folder as Kubernetes mounts secrets: the files are links through `..data`, which is
+    swapped.
+    """
 
     def __init__(self, folder, pair):
         self.folder = folder
@@ -130,7 +134,8 @@ class Mounted:
 
 async def show(folder, npm, root, other):
     say(
-        f"certificates replaced under {SESSIONS} chatting sessions, server.tls_reload_interval = {INTERVAL}"
+        f"certificates replaced under {SESSIONS} chatting sessions, server.tls_reload_interval = "
+        f"{INTERVAL}"
     )
     names = (f"DNS:{HOST}", "IP:127.0.0.1")
     pairs = [root.issue(f"generation-{number}", *names) for number in range(6)]

@@ -226,7 +226,10 @@ async def show_sessions(cases):
     for case, asked in cases:
         await case.play()
         wrong = await peers.talk(case.balancer.address, case.pod)
-        what = f"text, binary, large ones, {peers.PIECES} fragments, close codes {peers.CODES} both ways"
+        what = (
+            f"text, binary, large ones, {peers.PIECES} fragments, close codes {peers.CODES} "
+            "both ways"
+        )
         check(not wrong, f"{case.what}: {', '.join(wrong) + ' went wrong' if wrong else what}")
         if asked:
             seen = {request[1:] for request in case.pod.seen}
