@@ -1,4 +1,5 @@
-"""Stub pods by the dozen, sessions by the thousand: they answer 101, hold, count, and report the count.
+"""Stub pods by the dozen, sessions by the thousand: they answer 101, hold, count, and report the
+count.
 
 All have one port and an address each, as pods of a headless service have. A pod that has not come
 yet, or is gone, refuses connections.

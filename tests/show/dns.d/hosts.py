@@ -79,10 +79,9 @@ def even(clients, pods, what):
         set(counts) == {pod.name for pod in pods}
         and max(counts.values()) - min(counts.values()) <= 1
     )
-    check(
-        right,
-        f"{what}: {counts if len(counts) < 8 else f'{len(counts)} pods, {set(counts.values())} each'}",
-    )
+    few = len(counts) < 8
+    shown = counts if few else f"{len(counts)} pods, {set(counts.values())} each"
+    check(right, f"{what}: {shown}")
 
 
 class Talk:

@@ -1,4 +1,5 @@
-"""As much of Docker's API as Traefik's docker provider asks for: containers, their labels, addresses.
+"""As much of Docker's API as Traefik's docker provider asks for: containers, their labels,
+addresses.
 
 There is no engine where the tests run. This stand-in lets the real Traefik read the labels of
 docker/compose.yml as it would read them from Docker.

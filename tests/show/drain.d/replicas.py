@@ -41,7 +41,8 @@ class Router:
 async def show(short):
     count, seconds = (1000, 4) if short else (5000, 20)
     say(
-        f"{count} clients that come back at once, two replicas, SIGTERM to one: drain_delay = {DELAY}s,"
+        f"{count} clients that come back at once, two replicas, SIGTERM to one: drain_delay = "
+        f"{DELAY}s,"
         f" drain_time = {seconds}s; who routes asks /readyz every {LOOK_EVERY} s"
     )
     failures = await one_ends(count, seconds, True)

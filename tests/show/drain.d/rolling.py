@@ -280,7 +280,8 @@ def account(talkers, pods):
     sent, echoed = sum(len(talk.sent) for talk in talks), sum(talk.echoed for talk in talks)
     say(
         f"  {sent} messages in {len(talks)} sessions, {len(closed)} of them closed with 1012;"
-        f" {echoed} echoes in order, {len(lost)} lost, {len(lost) / len(closed):.2f} for each of these closes"
+        f" {echoed} echoes in order, {len(lost)} lost, {len(lost) / len(closed):.2f} for each of "
+        "these closes"
     )
     for what, number in sorted(where.items()):
         say(f"    {number}: {what}")

@@ -1,8 +1,8 @@
 """A pod on Python's `websockets`: compresses, speaks `echo.example`, reports on `/metric`.
 
 What it does with a connection is decided by the path: `/flow` streams random bytes both ways and
-compares checksums, `/flood` sends zeros as fast as it is let, anything else echoes. `REPORT` freezes
-the count that it reports.
+compares checksums, `/flood` sends zeros as fast as it is let, anything else echoes. `REPORT`
+freezes the count that it reports.
 """
 
 import asyncio

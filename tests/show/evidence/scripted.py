@@ -1,4 +1,5 @@
-"""HTTP/1.1 and WebSocket by hand on asyncio, both sides: what arrives is seen as it was on the wire.
+"""HTTP/1.1 and WebSocket by hand on asyncio, both sides: what arrives is seen as it was on the
+wire.
 
 A `Pod` runs in the script's own process, so that a script decides step by step what it says.
 """

@@ -1,4 +1,5 @@
-"""A client on Python's `websockets`: lines of the standard input are messages, its end is Close 1000.
+"""A client on Python's `websockets`: lines of the standard input are messages, its end is Close
+1000.
 
 Prints `connected`, a line with the length of each message, and at last as JSON how it ended.
 """

@@ -68,7 +68,8 @@ def heard(raw, opcode):
 
 
 def readable(raw, everybodys=False):
-    """`raw` with what is random in it replaced: keys and Ping payloads of the balancer's own frames, dates.
+    """`raw` with what is random in it replaced: keys and Ping payloads of the balancer's own
+    frames, dates.
 
     `everybodys`: all keys, because they are a library's.
     """

@@ -1,7 +1,8 @@
-"""The same faults as client libraries understand them: code, reason, whether the Close was answered.
+"""The same faults as client libraries understand them: code, reason, whether the Close was
+answered.
 
-Each client is a process of its own: lines to its input are messages, the end of its input is
-Close 1000; it is stopped to make it read nothing, and killed to make it vanish.
+Each client is a process of its own: lines to its input are messages, the end of its input is Close
+1000; it is stopped to make it read nothing, and killed to make it vanish.
 """
 
 import asyncio

@@ -3,8 +3,8 @@
 A cell is one row in one variant: what client and pod do, step by step, and what each of them then
 has got in all since its handshake, and how its connection ended. `-` is an end that has left.
 
-Where bytes are in flight when a time-out or an operator ends a session, they are the rest of a frame
-that has begun: what has not begun by then may come too late.
+Where bytes are in flight when a time-out or an operator ends a session, they are the rest of a
+frame that has begun: what has not begun by then may come too late.
 """
 
 import dataclasses

@@ -21,7 +21,8 @@ RATE = 500  # connects a second
 PODS = 4
 BACKLOG = 4096  # connections that wait in the socket, if the system allows as many
 DRAIN = 2  # seconds over which an old process closes its sessions
-SPREAD = 0.5  # how far each of them may be off, while others come and go; the drain's own evidence is stricter
+# How far each of them may be off, while others come and go; the script `drain` is stricter.
+SPREAD = 0.5
 STOPPED = r"stopped: (\d+) sessions were open, (\d+) were cut"
 BEHIND, ASKED = 100, 100  # connects and plain requests a second where Traefik is between
 CONTROL = 4  # seconds of connects

@@ -5,8 +5,10 @@ Whatever is not explained here must come out the same, and whatever is must diff
 
 # Sent through every proxy, with a route, an ACL or a rule for `/ws`.
 TARGETS = [
-    "/ws", "/ws/", "/ws?a=b", "/ws?", "/ws/?", "/ws/echo?a=b", "/ws/a%20b?x=%2F", "/ws/a%2Fb", "/ws/a;b=1,c",
-    "/ws/a%3Bb", "/ws/a%25b", "/ws/a+b?c+d&&e=", "/ws/a:b@c!$&'()*", "/ws/x/", "/ws/ws/x", "/ws/x?/ws/y",
+    "/ws", "/ws/", "/ws?a=b", "/ws?", "/ws/?", "/ws/echo?a=b", "/ws/a%20b?x=%2F", "/ws/a%2Fb",
+    "/ws/a;b=1,c",
+    "/ws/a%3Bb", "/ws/a%25b", "/ws/a+b?c+d&&e=", "/ws/a:b@c!$&'()*", "/ws/x/", "/ws/ws/x",
+    "/ws/x?/ws/y",
     "/ws/x?y=/../z", "/ws/...", "/ws/..x", "/ws/.x", "/ws/x..", "/", "/x/ws", "/w", "/WS/x",
     "/ws/%7Ex", "/ws/%c3%a9", "/ws/a%2fb",
     "/ws//x", "/ws//", "/ws/x//y", "//ws/x",

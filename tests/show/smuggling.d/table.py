@@ -2,8 +2,8 @@
 
 Refused: an answer of 4xx or 5xx, the connection closed, nothing at the pod. Forwarded: exactly this
 at the pod, whatever it was written like. Cut: its head was fine and may be at the pod already, its
-body is not; the pod gets of the good part what there is, and an end that it cannot take for a whole.
-Tunnelled: a handshake, and what is behind it is the tunnel's.
+body is not; the pod gets of the good part what there is, and an end that it cannot take for a
+whole. Tunnelled: a handshake, and what is behind it is the tunnel's.
 """
 
 import dataclasses

@@ -288,6 +288,7 @@ class Crowd:
         if not reason:
             seconds = client.ended - client.began
             self.unexplained.append(
-                f"client {client.number} ({kind}) of {client.pod}: {client.outcome!r} after {seconds:.1f} s, "
+                f"client {client.number} ({kind}) of {client.pod}: {client.outcome!r} after "
+                f"{seconds:.1f} s, "
                 f"the pod's fault: {fault}"
             )

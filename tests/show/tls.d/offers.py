@@ -1,4 +1,5 @@
-"""What the listener agrees to, asked one by one with OpenSSL's client, and what OpenSSL's server does beside it.
+"""What the listener agrees to, asked one by one with OpenSSL's client, and what OpenSSL's server
+does beside it.
 
 The server beside it takes whatever OpenSSL still can, so every refusal is the listener's own.
 """
