@@ -1,4 +1,4 @@
-//! Arguments, settings, logging, app, signals, drain.
+//! The program: command line, settings, logging, start, signals, drain.
 
 use std::{error::Error, io, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
@@ -14,35 +14,35 @@ use wsbalancer::{
 };
 
 /// Wrong usage or configuration (EX_USAGE of sysexits.h).
-const USAGE: u8 = 64;
+const EXIT_USAGE: u8 = 64;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
-            return if error.use_stderr() { USAGE.into() } else { ExitCode::SUCCESS };
+            return if error.use_stderr() { EXIT_USAGE.into() } else { ExitCode::SUCCESS };
         }
     };
-    let command = cli.command.unwrap_or(Command::Run(cli.settings));
+    let command = cli.command.unwrap_or(Command::Run(cli.options));
     match actix_rt::System::new().block_on(execute(command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
-            if error.is::<Problems>() { USAGE.into() } else { ExitCode::FAILURE }
+            if error.is::<Problems>() { EXIT_USAGE.into() } else { ExitCode::FAILURE }
         }
     }
 }
 
 async fn execute(command: Command) -> Result<(), Box<dyn Error>> {
     match command {
-        Command::Run(settings) => run(settings.config).await,
-        Command::Check(settings) => {
-            print!("{}", config::from_process(settings.config.as_deref())?);
+        Command::Run(options) => run(options.config).await,
+        Command::Check(options) => {
+            print!("{}", config::load(options.config.as_deref())?);
             Ok(())
         }
-        Command::Demo(settings) => {
-            demo::run(settings.config.as_deref(), shutdown_signal()?).await?;
+        Command::Demo(options) => {
+            demo::run(options.config.as_deref(), shutdown_signal()?).await?;
             Ok(())
         }
         Command::Pod { listen } => {
@@ -58,23 +58,24 @@ async fn execute(command: Command) -> Result<(), Box<dyn Error>> {
         Command::Client { url, every } => {
             Ok(demo::client::run(&url, every, shutdown_signal()?).await?)
         }
-        Command::Healthcheck(settings) => {
-            healthcheck(config::admin_listen_of_process(settings.config.as_deref())?).await
+        Command::Healthcheck(options) => {
+            healthcheck(config::load_admin_listen(options.config.as_deref())?).await
         }
     }
 }
 
 async fn run(file: Option<PathBuf>) -> Result<(), Box<dyn Error>> {
-    // First of all: whoever starts us may signal at once, and what nobody waits for ends the process.
+    // Signals are handled first: the parent can send one at once, and an unhandled one kills the
+    // process.
     let shutdown = shutdown_signal()?;
     let mut hangup = signal(SignalKind::hangup())?;
-    let config = config::from_process(file.as_deref())?;
+    let config = config::load(file.as_deref())?;
     logging::init(config.log);
     let mut app = App::start(&config, Listeners::take(&config)?)?;
-    let reloads = app.reload_from(file);
+    let live_config = app.reload_from(file);
     actix_rt::spawn(async move {
         while hangup.recv().await.is_some() {
-            reloads.reload().await;
+            live_config.request_reload().await;
         }
     });
     tokio::select! {
@@ -99,7 +100,7 @@ fn shutdown_signal() -> io::Result<impl Future<Output = ()>> {
     })
 }
 
-/// Asks the readiness probe of the balancer that runs with the same settings.
+/// Calls the readiness probe of the balancer that runs with the same settings.
 async fn healthcheck(mut admin: SocketAddr) -> Result<(), Box<dyn Error>> {
     if admin.ip().is_unspecified() {
         let loopback = if admin.is_ipv4() {

@@ -6,9 +6,9 @@ use crate::{
         metrics::ServiceRules,
         poll::PollSettings,
     },
-    config::{Config, Service},
+    config::{Config, ServiceSettings},
     domain::balance::pool::PoolSettings,
-    net::dns::lookup::Source,
+    net::dns::DnsSource,
 };
 
 /// Which service the control actors know by which number, as long as the process lives: a number is
@@ -37,11 +37,11 @@ impl Indexes {
     /// What is looked up: pods for each service, replicas once for all that count them alike.
     pub fn lookups(&mut self, config: &Config) -> Vec<Watch> {
         let mut lookups: Vec<Watch> = Vec::new();
-        for Service { name, discovery, balancer, .. } in &config.services {
+        for ServiceSettings { name, discovery, balancer, .. } in &config.services {
             let index = self.of(name);
             let resolver = balancer.resolver_settings();
             if let Some(name) = &balancer.replicas_name {
-                let lookup = Source::Host { name: name.clone(), port: 0 };
+                let lookup = DnsSource::Host { name: name.clone(), port: 0 };
                 let same = |watch: &&mut Watch| {
                     matches!(watch.subject, Subject::Replicas { .. })
                         && watch.lookup == lookup
@@ -68,7 +68,7 @@ impl Indexes {
 }
 
 /// How the pods of a service are chosen and polled.
-fn rules(service: &Service) -> ServiceRules {
+fn rules(service: &ServiceSettings) -> ServiceRules {
     let balancer = &service.balancer;
     let settings = PoolSettings {
         strategy: balancer.strategy,

@@ -13,9 +13,9 @@ use std::{
 use libfuzzer_sys::fuzz_target;
 use toml::{Table, Value};
 use wsbalancer::{
-    config::{Config, Discovery, Layers, Problems, Service, layers::Problem},
+    config::{Config, DiscoverySettings, Layers, Problems, ServiceSettings, layers::Problem},
     domain::balance::lease::Transport,
-    net::dns::lookup::Source,
+    net::dns::DnsSource,
 };
 
 const PREFIX: &str = "WSBALANCER__";
@@ -135,15 +135,15 @@ fuzz_target!(|input: &str| {
 /// Checks the invariants of accepted settings.
 fn check_invariants(config: &Config) {
     assert!(!config.services.is_empty());
-    for Service { backends, discovery, balancer, .. } in &config.services {
+    for ServiceSettings { backends, discovery, balancer, .. } in &config.services {
         let addresses: HashSet<&str> =
             backends.iter().map(|backend| backend.address.as_str()).collect();
         assert!(addresses.is_empty() == discovery.is_some() && addresses.len() == backends.len());
-        if let Some(Discovery { source, pod }) = discovery {
+        if let Some(DiscoverySettings { source, pod }) = discovery {
             assert!(pod.transport != Transport::Unix);
-            let (Source::Host { name, .. } | Source::Service(name)) = source;
+            let (DnsSource::Host { name, .. } | DnsSource::Srv(name)) = source;
             assert!(!name.as_str().is_empty());
-            assert!(matches!(source, Source::Host { .. }) || name.ip().is_none());
+            assert!(matches!(source, DnsSource::Host { .. }) || name.ip().is_none());
             assert!(pod.transport == Transport::Tcp || balancer.tls.is_some());
         }
         for backend in backends.iter().filter(|backend| backend.transport != Transport::Unix) {

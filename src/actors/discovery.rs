@@ -15,7 +15,7 @@ use crate::{
         balance::lease::Backend,
         dns::{Answer, KnownAddresses, LookupError, Notice},
     },
-    net::dns::lookup::{Resolver, ResolverSettings, Source},
+    net::dns::{DnsSource, Resolver, ResolverSettings},
 };
 
 /// Share of the wait by which it is lengthened at random, so that replicas do not ask in step.
@@ -94,7 +94,7 @@ pub struct Watch {
     /// The name, as it was configured.
     pub source: String,
     /// What is asked.
-    pub lookup: Source,
+    pub lookup: DnsSource,
     /// Who is asked.
     pub resolver: ResolverSettings,
     /// What for.
@@ -175,7 +175,7 @@ impl DiscoveryActor {
             watched.say(notice);
         }
         if matches!(step.notice, Some(Notice::Empty(_))) {
-            watched.resolver.forget();
+            watched.resolver.forget_completed_name();
         }
         if step.changed {
             watched.tell(&self.backends, &self.replicas);

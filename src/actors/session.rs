@@ -207,7 +207,7 @@ impl Actor for SessionActor {
 impl Drop for SessionActor {
     fn drop(&mut self) {
         let ending = self.ending();
-        self.counters.ended(ending.label());
+        self.counters.count_ending(ending.label());
         let SessionInfo { id, client, backend, stats, opened_at, .. } = &*self.info;
         log::log!(
             ending.level(),

@@ -177,7 +177,7 @@ mod tests {
             session::timeouts::SessionTimeouts,
         },
         relay::{TunnelPeer, TunnelRules, close::CloseCode},
-        telemetry::counters::{Counters, Labels},
+        telemetry::counters::{Counters, LabelValues},
     };
 
     /// Counts what it is told, and how often it was begun and mended.
@@ -337,7 +337,7 @@ mod tests {
     async fn a_session_that_panics_ends_alone_and_gives_everything_back() {
         let registry = Arc::new(RegistryActor::default().start());
         let endings = &Ending::ALL.map(Ending::label);
-        let labels = Labels { refusals: &[], cookies: &[], reloads: &[], endings };
+        let labels = LabelValues { refusals: &[], cookies: &[], reloads: &[], endings };
         let counters = Arc::new(Counters::new(labels));
         let gauge = Arc::<Gauge>::default();
         let backend = Arc::new(Backend {

@@ -115,7 +115,7 @@ impl Access {
         let given = given.and_then(|value| value.split_once(' '));
         match given {
             Some((scheme, given))
-                if scheme.eq_ignore_ascii_case("bearer") && token.is(given.trim()) =>
+                if scheme.eq_ignore_ascii_case("bearer") && token.matches(given.trim()) =>
             {
                 Ok(())
             }
@@ -160,7 +160,7 @@ async fn authorise(
     }
     let peer = request.peer_addr().map(|peer| peer.ip());
     let call = format!("{} {}", request.method(), request.uri());
-    let access = Access(state.reloads.config().admin.token.clone());
+    let access = Access(state.live_config.current().admin.token.clone());
     let answered = match access.check(peer, request.headers()) {
         Ok(()) => next.call(request).await?.map_into_boxed_body(),
         Err(denial) => request.into_response(denial.answer()),
@@ -329,7 +329,7 @@ async fn set_log_level(body: Result<String, Error>) -> HttpResponse {
 
 /// `POST /api/reload`
 async fn reload(state: State) -> HttpResponse {
-    match state.reloads.reload().await {
+    match state.live_config.request_reload().await {
         Some(outcome) => HttpResponse::build(status_of(outcome.result)).json(&*outcome),
         None => error(StatusCode::NOT_IMPLEMENTED, "this process reads its settings only once"),
     }
@@ -337,7 +337,7 @@ async fn reload(state: State) -> HttpResponse {
 
 /// `GET /api/config`: what `wsbalancer check` would print of the settings that hold.
 async fn config(state: State) -> HttpResponse {
-    let config = state.reloads.config().to_string();
+    let config = state.live_config.current().to_string();
     HttpResponse::Ok().insert_header(ContentType::plaintext()).body(config)
 }
 

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::{
     actors::discovery::{Discovery, Subject},
-    config::live::Outcome,
+    config::live::ReloadOutcome,
     domain::balance::pool::{BackendSnapshot, State},
 };
 
@@ -29,7 +29,7 @@ pub struct Distribution {
     lookups: Vec<Lookup>,
     /// What came of the last one.
     #[serde(skip_serializing_if = "Option::is_none")]
-    reload: Option<Outcome>,
+    reload: Option<ReloadOutcome>,
 }
 
 #[derive(Debug, Serialize)]
@@ -138,7 +138,7 @@ impl Distribution {
     }
 
     /// With what came of the last reload, if there was one.
-    pub fn with_reload(mut self, last: Option<Arc<Outcome>>) -> Self {
+    pub fn with_reload(mut self, last: Option<Arc<ReloadOutcome>>) -> Self {
         self.reload = last.map(Arc::unwrap_or_clone);
         self
     }

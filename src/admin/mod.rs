@@ -112,7 +112,7 @@ async fn latest(state: &AdminState) -> actix_web::Result<Distribution> {
     let backends = state.metrics.send(Snapshot).await.map_err(ErrorInternalServerError)?;
     let sessions = state.registry.send(CountSessions).await.map_err(ErrorInternalServerError)?;
     let lookups = state.discovery.send(Discovered).await.map_err(ErrorInternalServerError)?.0;
-    let reload = state.reloads.last();
+    let reload = state.live_config.last_outcome();
     let now = SystemTime::now();
     Ok(Distribution::new(backends.0, lookups, sessions, now).with_reload(reload))
 }

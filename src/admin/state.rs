@@ -6,7 +6,7 @@ use actix::Addr;
 
 use crate::{
     actors::{discovery::DiscoveryActor, metrics::MetricsActor, registry::RegistryActor},
-    config::live::Reloads,
+    config::live::LiveConfig,
     telemetry::counters::Counters,
     traffic::{lifecycle::Lifecycle, state::TrafficState},
 };
@@ -25,7 +25,7 @@ pub struct AdminState {
     /// What is counted.
     pub counters: Arc<Counters>,
     /// Who reads settings again.
-    pub reloads: Arc<Reloads>,
+    pub live_config: Arc<LiveConfig>,
 }
 
 impl AdminState {
@@ -33,7 +33,7 @@ impl AdminState {
     pub fn new(
         traffic: &TrafficState,
         discovery: Addr<DiscoveryActor>,
-        reloads: Arc<Reloads>,
+        live_config: Arc<LiveConfig>,
     ) -> Self {
         Self {
             metrics: traffic.metrics.clone(),
@@ -41,7 +41,7 @@ impl AdminState {
             registry: traffic.registry.clone(),
             health: traffic.lifecycle.clone(),
             counters: traffic.counters.clone(),
-            reloads,
+            live_config,
         }
     }
 }

@@ -28,10 +28,10 @@ use crate::{
         supervision::Supervisor,
     },
     admin::{self, AdminState},
-    config::{self, Config, live::Reloads},
+    config::{self, Config, live::LiveConfig},
     domain::session::admission::Admission,
     net::{
-        activation::{self, Handed},
+        activation::{self, InheritedSockets},
         listen::{ListenAddress, Listener, SocketFile, bind_tcp},
     },
     services::Indexes,
@@ -116,12 +116,16 @@ impl Listeners {
     /// # Errors
     /// One cannot be taken over or bound; the error names its key and address.
     pub fn take(config: &Config) -> io::Result<Self> {
-        let handed = Handed::take(&config::socket_names())?;
+        let handed = InheritedSockets::take(&config::socket_names())?;
         let inherited =
             Inherited { traffic: handed.traffic.is_some(), admin: handed.admin.is_some() };
         let traffic = match handed.traffic {
             Some(listener) => {
-                activation::tell("server.listen", &config.server.listen, &listener.address()?);
+                activation::log_inherited(
+                    "server.listen",
+                    &config.server.listen,
+                    &listener.address()?,
+                );
                 listener
             }
             None => bind_traffic(config)?,
@@ -129,7 +133,7 @@ impl Listeners {
         let admin = match handed.admin {
             Some(listener) => {
                 let configured = ListenAddress::Tcp(config.admin.listen);
-                activation::tell("admin.listen", &configured, &listener.address()?);
+                activation::log_inherited("admin.listen", &configured, &listener.address()?);
                 match listener {
                     Listener::Tcp(listener) => listener,
                     Listener::Unix(..) => {
@@ -182,7 +186,7 @@ pub struct App {
     /// Where operators connect.
     pub admin_address: SocketAddr,
     control: Control,
-    reloads: Arc<Reloads>,
+    live_config: Arc<LiveConfig>,
     /// Until it runs.
     reloader: Option<Reloader>,
     health: Arc<Lifecycle>,
@@ -216,11 +220,11 @@ impl App {
         let traffic = TrafficState::new(config, control.metrics.clone(), control.registry.clone());
         let (health, arrivals) = (traffic.lifecycle.clone(), traffic.unanswered.clone());
         let admission = traffic.admission.clone();
-        let reloads = Arc::new(Reloads::new(config.clone()));
-        let state = AdminState::new(&traffic, control.discovery.clone(), reloads.clone());
+        let live_config = Arc::new(LiveConfig::new(config.clone()));
+        let state = AdminState::new(&traffic, control.discovery.clone(), live_config.clone());
         let live = traffic.into_shared();
         let reloader = Reloader {
-            reloads: reloads.clone(),
+            live_config: live_config.clone(),
             live: live.clone(),
             metrics: control.metrics.clone(),
             discovery: control.discovery.clone(),
@@ -248,7 +252,7 @@ impl App {
             traffic_address,
             admin_address,
             control,
-            reloads,
+            live_config,
             reloader: Some(reloader),
             health,
             traffic_server: traffic_server.handle(),
@@ -260,18 +264,18 @@ impl App {
         };
         actix_rt::spawn(traffic_server);
         actix_rt::spawn(admin_server);
-        config.warn();
+        config.log_warnings();
         log::info!("traffic on {}, admin on {admin_address}", app.traffic_address);
         Ok(app)
     }
 
     /// Reads `file` and the environment again when asked to, or when the file has changed; what is
     /// returned asks. Where this is not called, the settings stay as they are.
-    pub fn reload_from(&mut self, file: Option<PathBuf>) -> Arc<Reloads> {
+    pub fn reload_from(&mut self, file: Option<PathBuf>) -> Arc<LiveConfig> {
         if let Some(reloader) = self.reloader.take() {
             actix_rt::spawn(reloader.run(file));
         }
-        self.reloads.clone()
+        self.live_config.clone()
     }
 
     /// Why the process cannot go on; resolves when that is so.
@@ -301,10 +305,10 @@ impl App {
         self.health.start_leaving();
         self.hand_over().await;
         if !self.inherited.traffic {
-            sleep(self.reloads.config().server.drain_delay).await;
+            sleep(self.live_config.current().server.drain_delay).await;
         }
         self.health.start_draining();
-        let config = self.reloads.config();
+        let config = self.live_config.current();
         self.control.registry.do_send(DrainAll { over: config.server.drain_time });
         let _ = timeout(config.server.shutdown_timeout, self.until_idle()).await;
     }
@@ -336,7 +340,7 @@ impl App {
             log::info!("accepts nothing more: what comes is for the next process");
             self.health.start_closing();
             // For a client that was accepted to say what it wants.
-            let at_most = self.reloads.config().server.request_timeout;
+            let at_most = self.live_config.current().server.request_timeout;
             let _ = timeout(at_most, self.arrivals.wait_until_none()).await;
         }
     }

@@ -25,7 +25,7 @@ use crate::{
     config::{
         self, Config, FileChange, FileWatch, Problems,
         diff::Difference,
-        live::{Outcome, ReloadResult, Reloads},
+        live::{LiveConfig, ReloadOutcome, ReloadResult},
     },
     net::tls::ServerTls,
     services::Indexes,
@@ -39,7 +39,7 @@ const TRY_AGAIN: Duration = Duration::from_secs(5);
 /// Knows whom to tell of other settings.
 pub struct Reloader {
     /// Where requests come from and outcomes go to.
-    pub reloads: Arc<Reloads>,
+    pub live_config: Arc<LiveConfig>,
     /// What workers go by.
     pub live: Arc<CurrentState>,
     /// Who chooses pods.
@@ -56,19 +56,19 @@ impl Reloader {
     /// Reads `file` and the environment whenever that is asked for, or when the file or one of those
     /// that it names has changed. For ever.
     pub async fn run(mut self, file: Option<PathBuf>) {
-        let mut requests = self.reloads.listen();
+        let mut requests = self.live_config.take_requests();
         let mut watch = self.watch(file.as_ref(), None);
         loop {
             let (request, change) = tokio::select! {
                 Some(request) = requests.recv() => (Some(request), None),
                 change = changed(&mut watch, self.has_failed()) => (None, Some(change)),
             };
-            watch.as_mut().map(FileWatch::look);
-            let read = config::from_process(file.as_deref());
+            watch.as_mut().map(FileWatch::mark_as_read);
+            let read = config::load(file.as_deref());
             let is_known = match change {
                 // The files may have changed since the process began to read them.
-                Some(FileChange::Begun) => self.goes_by(&read),
-                Some(FileChange::Nothing) => self.fails_alike(&read),
+                Some(FileChange::Started) => self.goes_by(&read),
+                Some(FileChange::Retry) => self.fails_alike(&read),
                 Some(FileChange::Contents) | None => false,
             };
             if is_known {
@@ -85,32 +85,32 @@ impl Reloader {
     /// Whether the last settings were not to be had. The reason may lie in files that they name, which
     /// nobody watches.
     fn has_failed(&self) -> bool {
-        self.reloads.last().is_some_and(|last| last.result == ReloadResult::Invalid)
+        self.live_config.last_outcome().is_some_and(|last| last.result == ReloadResult::Invalid)
     }
 
     /// Whether what has been read is no better than at the last time.
     fn fails_alike(&self, read: &Result<Config, Problems>) -> bool {
-        let last = self.reloads.last();
+        let last = self.live_config.last_outcome();
         let same = |problems| last.is_some_and(|last| last.problems == sentences(problems));
         read.as_ref().err().is_some_and(same)
     }
 
     /// Whether what has been read holds already.
     fn goes_by(&self, read: &Result<Config, Problems>) -> bool {
-        let holds = self.reloads.config();
+        let holds = self.live_config.current();
         read.as_ref().is_ok_and(|config| Difference::between(&holds, config).is_empty())
     }
 
     /// Watches what the settings that hold were read from, if they say so.
     fn watch(&self, file: Option<&PathBuf>, before: Option<FileWatch>) -> Option<FileWatch> {
-        let config = self.reloads.config();
+        let config = self.live_config.current();
         if !config.admin.watch_config {
             return None;
         }
         let files: Vec<PathBuf> = file.cloned().into_iter().chain(config.pod_tls_files()).collect();
         match before {
             Some(mut watch) => {
-                watch.follow(files);
+                watch.set_files(files);
                 Some(watch)
             }
             None => match FileWatch::new(files) {
@@ -123,7 +123,7 @@ impl Reloader {
         }
     }
 
-    async fn reload(&mut self, read: Result<Config, Problems>) -> Arc<Outcome> {
+    async fn reload(&mut self, read: Result<Config, Problems>) -> Arc<ReloadOutcome> {
         let (result, problems) = match read {
             Ok(config) => self.take(config).await,
             Err(problems) => (ReloadResult::Invalid, sentences(&problems)),
@@ -131,40 +131,41 @@ impl Reloader {
         for problem in &problems {
             log::warn!("reload {}, nothing changes: {problem}", result.label());
         }
-        self.live.load().counters.reloaded(result.label());
+        self.live.load().counters.count_reload(result.label());
         let at = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
-        let outcome = Arc::new(Outcome { at, result, problems });
-        self.reloads.set_last(outcome.clone());
+        let outcome = Arc::new(ReloadOutcome { at, result, problems });
+        self.live_config.set_last_outcome(outcome.clone());
         outcome
     }
 
     async fn take(&mut self, mut config: Config) -> (ReloadResult, Vec<String>) {
-        let old = self.reloads.config();
+        let old = self.live_config.current();
         let difference = Difference::between(&old, &config);
         if difference.is_empty() {
             log::info!("reload: the settings are the same as before");
             return (ReloadResult::Unchanged, Vec::new());
         }
-        let fixed = difference.fixed();
-        let fixed: Vec<String> = fixed.map(|change| format!("{change} takes a restart")).collect();
+        let fixed = difference.needing_restart();
+        let fixed: Vec<String> =
+            fixed.map(|change| format!("{change} requires a restart")).collect();
         if !fixed.is_empty() {
             return (ReloadResult::Refused, fixed);
         }
-        config.inherit(&old, &difference);
+        config.reuse_unchanged(&old, &difference);
         if let Err(error) = self.apply(&config).await {
             return (ReloadResult::Refused, vec![format!("the control actors are away: {error}")]);
         }
-        if difference.is_about_server_tls() {
+        if difference.affects_server_tls() {
             self.certificate = CertificateWatch::new(config.server.tls.as_ref());
         }
-        config.warn();
+        config.log_warnings();
         // What an operator has set meanwhile goes on until the file says something else.
         let level = Some(config.log.level).filter(|level| *level != old.log.level);
         // A level that hides this line holds only after it.
         level.into_iter().for_each(|level| logging::set_level(level.max(log::max_level())));
         log::info!("reload applied: {difference}");
         level.into_iter().for_each(logging::set_level);
-        self.reloads.set_config(config);
+        self.live_config.replace(config);
         (ReloadResult::Applied, Vec::new())
     }
 
@@ -191,7 +192,7 @@ fn sentences(Problems(problems): &Problems) -> Vec<String> {
 /// Why the files are to be read: what has failed is tried again.
 async fn changed(watch: &mut Option<FileWatch>, has_failed: bool) -> FileChange {
     match watch {
-        Some(watch) => watch.changed(has_failed.then_some(TRY_AGAIN)).await,
+        Some(watch) => watch.wait_for_change(has_failed.then_some(TRY_AGAIN)).await,
         None => std::future::pending().await,
     }
 }
@@ -202,7 +203,7 @@ pub struct CertificateWatch(Option<JoinHandle<()>>);
 impl CertificateWatch {
     /// At those of `tls`, if clients speak TLS.
     pub fn new(tls: Option<&ServerTls>) -> Self {
-        Self(tls.map(|tls| actix_rt::spawn(tls.certificate.clone().watch())))
+        Self(tls.map(|tls| actix_rt::spawn(tls.certificate.clone().watch_files())))
     }
 }
 

@@ -1,14 +1,17 @@
-//! What is different between two configurations, and whether it can be so without a restart.
+//! What differs between two configurations, and which differences require a restart.
 
 use std::{collections::BTreeSet, fmt};
 
 use super::{
-    Affinity, Config, Service,
-    layers::{is_secret, shown_item},
+    affinity::AffinitySettings,
+    layers::{is_secret, redact_item},
+    model::Config,
+    services::ServiceSettings,
 };
 
-/// Keys that hold from a process's start to its end: what they are about is made once.
-const FIXED: [&str; 7] = [
+/// Keys that cannot change while the process runs: listeners, worker threads and the log format are
+/// set up once.
+const NEEDS_RESTART: [&str; 7] = [
     "server.listen",
     "server.workers",
     "server.tcp_keepalive",
@@ -18,42 +21,42 @@ const FIXED: [&str; 7] = [
     "log.format",
 ];
 
-/// Keys of a service, or of all, that say what pods are asked.
-const QUESTIONS: [&str; 2] = ["metric_", "health_"];
+/// Prefixes of the keys that define how pods are polled.
+const POLL_KEY_PREFIXES: [&str; 2] = ["metric_", "health_"];
 
-/// Keys that say with which files clients are spoken TLS to.
-const SERVER_TLS: &str = "server.tls_";
+/// Prefix of the keys of the traffic listener's certificate.
+const SERVER_TLS_PREFIX: &str = "server.tls_";
 
-/// A key with another value than before.
+/// A key whose value has changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// Its dotted path.
+    /// Dotted path of the key.
     pub key: String,
-    /// As it was, if it was there; of header fields it has the names.
+    /// Old value, `None` if it was unset. Of header fields it has only the names.
     pub from: Option<String>,
-    /// As it is now, likewise.
+    /// New value, likewise.
     pub to: Option<String>,
 }
 
 impl Change {
-    /// Whether it takes a restart.
-    pub fn is_fixed(&self) -> bool {
-        FIXED.contains(&self.key.as_str())
+    /// Whether the change requires a restart.
+    pub fn needs_restart(&self) -> bool {
+        NEEDS_RESTART.contains(&self.key.as_str())
     }
 
-    /// Whether it is about `service`, with a key that begins with one of `names`.
-    fn is_about(&self, service: &str, names: &[&str]) -> bool {
-        let of_all = self.key.strip_prefix("balancer.");
+    /// Whether the key starts with one of `prefixes` in the table of `service` or in `[balancer]`.
+    fn affects(&self, service: &str, prefixes: &[&str]) -> bool {
+        let shared = self.key.strip_prefix("balancer.");
         let own = || self.key.strip_prefix("services.")?.strip_prefix(service)?.strip_prefix('.');
-        let name = of_all.or_else(own);
-        name.is_some_and(|name| names.iter().any(|start| name.starts_with(start)))
+        let name = shared.or_else(own);
+        name.is_some_and(|name| prefixes.iter().any(|prefix| name.starts_with(prefix)))
     }
 }
 
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shown = |value: &Option<String>| match value {
-            None => "nothing".to_owned(),
+            None => "unset".to_owned(),
             Some(text) if is_secret(&self.key) && !text.is_empty() => "***".to_owned(),
             Some(text) => format!("{text:?}"),
         };
@@ -61,23 +64,23 @@ impl fmt::Display for Change {
     }
 }
 
-/// What is different.
+/// All differences between two configurations.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Difference {
-    /// By key.
+    /// Changed values, sorted by key.
     pub changes: Vec<Change>,
-    /// Services whose files for TLS with pods hold something else, under names that are the same.
-    pub renewed: Vec<String>,
+    /// Services whose TLS files have new contents under the same names.
+    pub renewed_tls: Vec<String>,
 }
 
 impl Difference {
-    /// From `old` to `new`.
+    /// Compares `old` with `new`.
     pub fn between(old: &Config, new: &Config) -> Self {
         let keys: BTreeSet<&String> = old.settings.keys().chain(new.settings.keys()).collect();
         let change = |key: &String| {
             let [from, to] = [old, new].map(|config| value(config, key));
             let shown = |items: Vec<&str>| {
-                items.iter().map(|item| shown_item(key, item)).collect::<Vec<_>>().join(", ")
+                items.iter().map(|item| redact_item(key, item)).collect::<Vec<_>>().join(", ")
             };
             (from != to).then(|| Change {
                 key: key.clone(),
@@ -86,39 +89,41 @@ impl Difference {
             })
         };
         let changes: Vec<Change> = keys.into_iter().filter_map(change).collect();
-        let renewed = new.services.iter().filter(|service| {
-            let by_key = changes.iter().any(|change| change.is_about(&service.name, &["tls_"]));
+        let renewed_tls = new.services.iter().filter(|service| {
+            let by_key = changes.iter().any(|change| change.affects(&service.name, &["tls_"]));
             !by_key && same_service(old, service).is_some_and(|known| !has_same_tls(known, service))
         });
-        let renewed = renewed.map(|service| service.name.clone()).collect();
-        Self { changes, renewed }
+        let renewed_tls = renewed_tls.map(|service| service.name.clone()).collect();
+        Self { changes, renewed_tls }
     }
 
-    /// Whether nothing is.
+    /// Whether there are no differences.
     pub fn is_empty(&self) -> bool {
-        self.changes.is_empty() && self.renewed.is_empty()
+        self.changes.is_empty() && self.renewed_tls.is_empty()
     }
 
-    /// The changes that take a restart.
-    pub fn fixed(&self) -> impl Iterator<Item = &Change> {
-        self.changes.iter().filter(|change| change.is_fixed())
+    /// Returns the changes that require a restart.
+    pub fn needing_restart(&self) -> impl Iterator<Item = &Change> {
+        self.changes.iter().filter(|change| change.needs_restart())
     }
 
-    /// Whether clients are spoken TLS to with other files, or these are looked at in other intervals.
-    pub fn is_about_server_tls(&self) -> bool {
-        self.changes.iter().any(|change| change.key.starts_with(SERVER_TLS))
+    /// Whether the certificate files of the traffic listener, or the interval at which they are
+    /// checked, have changed.
+    pub fn affects_server_tls(&self) -> bool {
+        self.changes.iter().any(|change| change.key.starts_with(SERVER_TLS_PREFIX))
     }
 }
 
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let changes = self.changes.iter().map(ToString::to_string);
-        let renewed = self.renewed.iter().map(|name| format!("service {name}: renewed TLS files"));
+        let renewed =
+            self.renewed_tls.iter().map(|name| format!("service {name}: renewed TLS files"));
         f.write_str(&changes.chain(renewed).collect::<Vec<_>>().join(", "))
     }
 }
 
-/// A key's value; lists are the same however they are written.
+/// Returns the value of a key as a list of items. Lists are equal however they are written.
 fn value<'a>(config: &'a Config, key: &str) -> Option<Vec<&'a str>> {
     let setting = config.settings.get(key)?;
     Some(match config.lists.contains(key) {
@@ -127,22 +132,22 @@ fn value<'a>(config: &'a Config, key: &str) -> Option<Vec<&'a str>> {
     })
 }
 
-fn same_service<'a>(config: &'a Config, service: &Service) -> Option<&'a Service> {
+fn same_service<'a>(config: &'a Config, service: &ServiceSettings) -> Option<&'a ServiceSettings> {
     config.services.iter().find(|known| known.name == service.name)
 }
 
-fn has_same_tls(one: &Service, other: &Service) -> bool {
+fn has_same_tls(one: &ServiceSettings, other: &ServiceSettings) -> bool {
     match (&one.balancer.tls, &other.balancer.tls) {
-        (Some(one), Some(other)) => one.is_like(other),
+        (Some(one), Some(other)) => one.is_equivalent(other),
         (one, other) => one.is_none() && other.is_none(),
     }
 }
 
 impl Config {
-    /// Takes over from `old`, to which `difference` is known, what is the same and must stay the very
-    /// same: keys that were drawn at random, and what is made with some effort.
-    pub fn inherit(&mut self, old: &Self, difference: &Difference) {
-        if !difference.is_about_server_tls() {
+    /// Reuses what `old` holds for unchanged keys: random cookie keys must stay the same, and
+    /// loaded TLS files need not be replaced. `difference` is between `old` and these settings.
+    pub fn reuse_unchanged(&mut self, old: &Self, difference: &Difference) {
+        if !difference.affects_server_tls() {
             self.server.tls = old.server.tls.clone();
         }
         for service in &mut self.services {
@@ -150,12 +155,14 @@ impl Config {
             if has_same_tls(known, service) {
                 service.balancer.tls = known.balancer.tls.clone();
             }
-            let asks_otherwise =
-                difference.changes.iter().any(|change| change.is_about(&service.name, &QUESTIONS));
-            if !asks_otherwise {
+            let polls_differ = difference
+                .changes
+                .iter()
+                .any(|change| change.affects(&service.name, &POLL_KEY_PREFIXES));
+            if !polls_differ {
                 service.balancer.question = known.balancer.question.clone();
             }
-            if let (Affinity::Cookie(cookie), Affinity::Cookie(known)) =
+            if let (AffinitySettings::Cookie(cookie), AffinitySettings::Cookie(known)) =
                 (&mut service.balancer.affinity, &known.balancer.affinity)
                 && !cookie.key_is_shared
                 && !known.key_is_shared
@@ -181,12 +188,12 @@ mod tests {
         Config::resolve(Layers::from_texts(Some(toml), variables).unwrap()).unwrap()
     }
 
-    fn told(old: &Config, new: &Config) -> Vec<String> {
+    fn changes(old: &Config, new: &Config) -> Vec<String> {
         Difference::between(old, new).changes.iter().map(ToString::to_string).collect()
     }
 
     #[test]
-    fn the_same_values_are_no_difference_wherever_they_come_from() {
+    fn equal_values_of_different_origin_are_no_difference() {
         let old = config(BASE, &[]);
         let other = BASE.replace("[\"http://a:1\"]", "\"http://a:1\"");
         let variables = [
@@ -198,13 +205,13 @@ mod tests {
     }
 
     #[test]
-    fn each_key_is_named_with_both_values_and_secrets_are_not() {
+    fn changes_are_printed_with_both_values_and_without_secrets() {
         let old = config(BASE, &[]);
         let changed = BASE.replace("http://a:1", "http://c:1")
             + "[balancer]\nretries = 7\n"
             + "cookie_key = \"0123456789abcdef\"\n";
         assert_eq!(
-            told(&old, &config(&changed, &[])),
+            changes(&old, &config(&changed, &[])),
             [
                 "balancer.cookie_key: \"\" -> ***",
                 "balancer.retries: \"2\" -> \"7\"",
@@ -213,17 +220,17 @@ mod tests {
         );
         let fields =
             |values: &str| config(&format!("{BASE}[balancer]\nset_headers = [{values}]\n"), &[]);
-        let changed = told(&fields("\"X-Key: s3cret, s3cret\""), &fields("\"X-Key: s3crets\""));
+        let changed = changes(&fields("\"X-Key: s3cret, s3cret\""), &fields("\"X-Key: s3crets\""));
         assert_eq!(changed, ["balancer.set_headers: \"X-Key: ***\" -> \"X-Key: ***\""]);
         let fewer = BASE.replace("[services.web]\nbackends = [\"http://b:1\"]\n", "");
         assert_eq!(
-            told(&old, &config(&fewer, &[])),
-            ["services.web.backends: \"http://b:1\" -> nothing"]
+            changes(&old, &config(&fewer, &[])),
+            ["services.web.backends: \"http://b:1\" -> unset"]
         );
     }
 
     #[test]
-    fn what_is_made_once_takes_a_restart() {
+    fn changes_of_listeners_workers_and_log_format_require_a_restart() {
         let old = config(BASE, &[]);
         let mut seen = 0;
         for (key, value) in [
@@ -237,36 +244,37 @@ mod tests {
         ] {
             let new = config(BASE, &[(&format!("WSBALANCER__{key}"), value)]);
             let difference = Difference::between(&old, &new);
-            let fixed: Vec<_> = difference.fixed().map(|change| change.key.clone()).collect();
+            let fixed: Vec<_> =
+                difference.needing_restart().map(|change| change.key.clone()).collect();
             assert_eq!(fixed, [key.to_lowercase().replace("__", ".")]);
             seen += 1;
         }
-        assert_eq!(seen, FIXED.len());
+        assert_eq!(seen, NEEDS_RESTART.len());
         let new = config(BASE, &[("WSBALANCER__LOG__LEVEL", "debug")]);
-        assert_eq!(Difference::between(&old, &new).fixed().count(), 0);
+        assert_eq!(Difference::between(&old, &new).needing_restart().count(), 0);
     }
 
     #[test]
-    fn what_was_drawn_or_made_stays_the_very_same_unless_its_keys_change() {
+    fn random_keys_and_queries_are_reused_unless_their_settings_change() {
         let old = config(BASE, &[]);
         let key = |config: &Config| config.services[0].balancer.affinity_key().unwrap().tag("", "");
         let question = |config: &Config, at: usize| config.services[at].balancer.question.clone();
         let mut new = config(&(BASE.to_owned() + "[balancer]\nretries = 7\n"), &[]);
-        assert_ne!(key(&old), key(&new), "drawn anew");
-        assert!(question(&old, 0) != question(&new, 0), "made anew");
-        new.inherit(&old, &Difference::between(&old, &new));
+        assert_ne!(key(&old), key(&new), "a new random key");
+        assert!(question(&old, 0) != question(&new, 0), "a new query");
+        new.reuse_unchanged(&old, &Difference::between(&old, &new));
         assert_eq!(key(&old), key(&new));
         assert!(question(&old, 0) == question(&new, 0));
 
         let asks = BASE.replace("[services.web]\n", "[services.web]\nmetric_count = \"/n\"\n");
         let mut new = config(&asks, &[]);
-        new.inherit(&old, &Difference::between(&old, &new));
+        new.reuse_unchanged(&old, &Difference::between(&old, &new));
         assert!(question(&old, 0) == question(&new, 0));
         assert!(question(&old, 1) != question(&new, 1));
 
         let shared = [("WSBALANCER__BALANCER__COOKIE_KEY", "0123456789abcdef")];
         let mut new = config(BASE, &shared);
-        new.inherit(&old, &Difference::between(&old, &new));
+        new.reuse_unchanged(&old, &Difference::between(&old, &new));
         assert_ne!(key(&old), key(&new));
     }
 }

@@ -1,8 +1,8 @@
-//! Tells when files hold something else than before.
+//! Notices when the contents of files change.
 //!
-//! The folders are watched and the contents compared: editors put another file in a file's place, and
-//! Kubernetes swaps a link (`..data`) several links away. Who writes into a file is waited for: half
-//! of a configuration may be one, too.
+//! Folders are watched and contents are compared: editors replace a file by a new one, and
+//! Kubernetes swaps a symbolic link (`..data`) in the path. A file that is open for writing is read
+//! after it has been closed: half of a configuration can be a valid one.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -22,58 +22,58 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-/// Nothing must have happened for so long...
-const QUIET: Duration = Duration::from_millis(200);
+/// A change is reported once no event came for this long.
+const QUIET_TIME: Duration = Duration::from_millis(200);
 
-/// ... unless it goes on for longer than this.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// A change is reported after this time even if events keep coming.
+const MAX_SETTLE_TIME: Duration = Duration::from_secs(2);
 
-/// How long a file may stay open for writing before it is read all the same.
-const WRITER_PATIENCE: Duration = Duration::from_secs(10);
+/// A file that is open for writing is read after this time at the latest.
+const MAX_WRITE_TIME: Duration = Duration::from_secs(10);
 
-/// How often the files are looked at without any event: a folder further up may have been replaced,
-/// and some file systems tell nothing.
-const LOOK_ANYWAY: Duration = Duration::from_secs(10);
+/// Interval at which the files are read without an event: a parent folder can have been replaced,
+/// and some file systems send no events.
+const RESCAN_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Why files should be read.
+/// Why the files should be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileChange {
-    /// The watch of these files has begun; nobody saw what happened before.
-    Begun,
-    /// They hold something else.
+    /// The watch of these files has started; changes before that were not noticed.
+    Started,
+    /// Their contents have changed.
     Contents,
-    /// None of their doing: it is time to try again.
-    Nothing,
+    /// Nothing has changed, but the time to retry has come.
+    Retry,
 }
 
-/// Watches some files.
+/// Watches files for changes of their contents.
 pub struct FileWatch {
     files: Vec<PathBuf>,
-    /// What they held when they were looked at last, as far as they could be read.
+    /// Digests of the contents at the last read; `None` for a file that could not be read.
     seen: Vec<Option<Vec<u8>>>,
     watcher: RecommendedWatcher,
     folders: BTreeSet<PathBuf>,
-    /// Those among them that cannot be watched, which has been said.
+    /// Folders that cannot be watched, which has been logged.
     unwatched: BTreeSet<PathBuf>,
     events: mpsc::Receiver<()>,
-    written: Written,
-    /// Nobody has read them since the watch began.
+    open_writes: OpenWrites,
+    /// Whether the files have not been read since the watch started.
     is_unread: bool,
-    /// [`LOOK_ANYWAY`]
-    look_anyway: Duration,
+    /// [`RESCAN_INTERVAL`], except in tests.
+    rescan_interval: Duration,
 }
 
-/// Files in the folders that somebody has written into and not closed yet.
+/// Files in the watched folders that have been written to and not closed yet.
 #[derive(Clone, Default)]
-struct Written(Arc<Mutex<HashSet<PathBuf>>>);
+struct OpenWrites(Arc<Mutex<HashSet<PathBuf>>>);
 
-impl Written {
+impl OpenWrites {
     fn files(&self) -> MutexGuard<'_, HashSet<PathBuf>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes an event in; whether it can be about other contents.
-    fn note(&self, Event { kind, paths, .. }: Event) -> bool {
+    /// Records an event. Returns whether it can be a change of contents.
+    fn record(&self, Event { kind, paths, .. }: Event) -> bool {
         let paths = paths.into_iter().filter_map(|path| fs::canonicalize(path).ok());
         match kind {
             EventKind::Modify(ModifyKind::Data(_)) => self.files().extend(paths),
@@ -83,36 +83,36 @@ impl Written {
                     files.remove(&path);
                 });
             }
-            // That somebody reads is no change.
+            // Reading changes nothing.
             kind if kind.is_access() => return false,
-            // Who is deleted is not closed.
+            // A deleted file sends no event when it is closed.
             _ => self.files().retain(|path| path.exists()),
         }
         true
     }
 
-    fn has_any(&self, files: &[PathBuf]) -> bool {
-        let written = self.files();
-        !written.is_empty()
+    fn includes_any(&self, files: &[PathBuf]) -> bool {
+        let open_writes = self.files();
+        !open_writes.is_empty()
             && files
                 .iter()
                 .filter_map(|file| fs::canonicalize(file).ok())
-                .any(|file| written.contains(&file))
+                .any(|file| open_writes.contains(&file))
     }
 }
 
 impl FileWatch {
-    /// Watches `files` from what they hold now.
+    /// Watches `files`, starting with their current contents.
     ///
     /// # Errors
-    /// The system has no watch to give.
+    /// The system provides no further watch.
     pub fn new(files: Vec<PathBuf>) -> notify::Result<Self> {
         let (sender, events) = mpsc::channel(1);
-        let written = Written::default();
-        let noted = written.clone();
+        let open_writes = OpenWrites::default();
+        let recorder = open_writes.clone();
         let watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
-            // A full channel says already that something is up.
-            if event.is_ok_and(|event| noted.note(event)) {
+            // If the channel is full, the change is already signalled.
+            if event.is_ok_and(|event| recorder.record(event)) {
                 let _ = sender.try_send(());
             }
         })?;
@@ -123,47 +123,48 @@ impl FileWatch {
             folders: BTreeSet::new(),
             unwatched: BTreeSet::new(),
             events,
-            written,
+            open_writes,
             is_unread: false,
-            look_anyway: LOOK_ANYWAY,
+            rescan_interval: RESCAN_INTERVAL,
         };
-        watch.follow(files);
+        watch.set_files(files);
         Ok(watch)
     }
 
-    /// Watches `files` instead of those before; if they are others, that is a beginning.
-    pub fn follow(&mut self, files: Vec<PathBuf>) {
+    /// Watches `files` instead of the previous ones. If they differ, the watch starts anew.
+    pub fn set_files(&mut self, files: Vec<PathBuf>) {
         if files != self.files {
             self.files = files;
-            self.look();
+            self.mark_as_read();
             self.is_unread = true;
         }
         self.watch_folders();
     }
 
-    /// Looks at the files, to be called before somebody reads them unasked: what they hold now is no
-    /// change any more.
-    pub fn look(&mut self) {
+    /// Marks the current contents as known. Call it before reading the files for another reason
+    /// than a reported change.
+    pub fn mark_as_read(&mut self) {
         self.seen = contents(&self.files);
         self.is_unread = false;
     }
 
-    /// Resolves when one of the files holds something else, or when that is not so and nobody has
-    /// written for `at_most`; and at the beginning, as soon as nobody writes.
-    pub async fn changed(&mut self, at_most: Option<Duration>) -> FileChange {
+    /// Waits until the contents of a file change, or until `at_most` has passed without a change.
+    /// The first call returns as soon as no file is open for writing.
+    pub async fn wait_for_change(&mut self, at_most: Option<Duration>) -> FileChange {
         if self.is_unread {
-            self.settled().await;
-            self.look();
-            return FileChange::Begun;
+            self.wait_until_quiet().await;
+            self.mark_as_read();
+            return FileChange::Started;
         }
         loop {
-            let wait = at_most.map_or(self.look_anyway, |at_most| at_most.min(self.look_anyway));
+            let wait =
+                at_most.map_or(self.rescan_interval, |at_most| at_most.min(self.rescan_interval));
             let event = timeout(wait, self.events.recv()).await;
             if event == Ok(None) {
                 return std::future::pending().await;
             }
-            if event.is_ok() || self.written.has_any(&self.files) {
-                self.settled().await;
+            if event.is_ok() || self.open_writes.includes_any(&self.files) {
+                self.wait_until_quiet().await;
             }
             self.watch_folders();
             let now = contents(&self.files);
@@ -172,45 +173,48 @@ impl FileWatch {
                 return FileChange::Contents;
             }
             if event.is_err() && at_most.is_some() {
-                return FileChange::Nothing;
+                return FileChange::Retry;
             }
         }
     }
 
-    /// Resolves when nothing happens any more, or when that takes too long.
-    async fn settled(&mut self) {
+    /// Waits until there are no more events and no open writes, up to a limit.
+    async fn wait_until_quiet(&mut self) {
         let since = Instant::now();
         loop {
-            let patience = match self.written.has_any(&self.files) {
-                true => WRITER_PATIENCE,
-                false => PATIENCE,
+            let patience = match self.open_writes.includes_any(&self.files) {
+                true => MAX_WRITE_TIME,
+                false => MAX_SETTLE_TIME,
             };
             let now = Instant::now();
             let until = since + patience;
             if now >= until {
                 return;
             }
-            let more = timeout_at(until.min(now + QUIET), self.events.recv()).await;
-            if more.is_err() && !self.written.has_any(&self.files) {
+            let more = timeout_at(until.min(now + QUIET_TIME), self.events.recv()).await;
+            if more.is_err() && !self.open_writes.includes_any(&self.files) {
                 return;
             }
         }
     }
 
-    /// Watches the folders in which the files and what they are links to stand now.
+    /// Watches the folders that now contain the files and the targets of their links.
     fn watch_folders(&mut self) {
         let folders: BTreeSet<PathBuf> = self.files.iter().flat_map(|file| folders(file)).collect();
         for gone in self.folders.difference(&folders) {
             let _ = self.watcher.unwatch(gone);
         }
-        // Folders that were watched are watched again: another may stand in one's place.
+        // Watched again even if they were watched: a folder can have been replaced by another.
         for folder in &folders {
             match self.watcher.watch(folder, RecursiveMode::NonRecursive) {
                 Ok(()) => {
                     self.unwatched.remove(folder);
                 }
                 Err(error) if self.unwatched.insert(folder.clone()) => {
-                    log::warn!("{} is not watched: {error}", folder.display());
+                    log::warn!(
+                        "folder {} cannot be watched, checking every {RESCAN_INTERVAL:?} instead: {error}",
+                        folder.display()
+                    );
                 }
                 Err(_) => {}
             }
@@ -219,7 +223,7 @@ impl FileWatch {
     }
 }
 
-/// Where `file` stands, and where the file stands that it is a link to.
+/// Returns the folder of `file`, and that of the file it is a link to.
 fn folders(file: &Path) -> impl Iterator<Item = PathBuf> {
     let folder = |file: &Path| match file.parent() {
         Some(parent) if parent != Path::new("") => parent.to_owned(),
@@ -231,7 +235,7 @@ fn folders(file: &Path) -> impl Iterator<Item = PathBuf> {
 
 fn contents(files: &[PathBuf]) -> Vec<Option<Vec<u8>>> {
     let digest = |file: &PathBuf| {
-        // Nothing else: it might block, or have no end.
+        // Reading a pipe or a device could block or never end.
         let is_file = fs::metadata(file).is_ok_and(|found| found.is_file());
         let text = is_file.then(|| fs::read(file).ok())??;
         Some(digest(&SHA256, &text).as_ref().to_vec())
@@ -267,40 +271,40 @@ mod tests {
     const AT_MOST: Duration = Duration::from_secs(30);
 
     async fn change(watch: &mut FileWatch) -> FileChange {
-        tokio::time::timeout(AT_MOST, watch.changed(None)).await.expect("a change")
+        tokio::time::timeout(AT_MOST, watch.wait_for_change(None)).await.expect("a change")
     }
 
-    /// A watch that somebody has read the files of.
+    /// Starts a watch and reads the files once.
     async fn watch(file: &Path) -> FileWatch {
         let mut watch = FileWatch::new(vec![file.to_owned()]).unwrap();
-        assert_eq!(change(&mut watch).await, FileChange::Begun);
+        assert_eq!(change(&mut watch).await, FileChange::Started);
         watch
     }
 
-    async fn sees(watch: &mut FileWatch) {
+    async fn expect_change(watch: &mut FileWatch) {
         assert_eq!(change(watch).await, FileChange::Contents);
     }
 
     #[actix_rt::test]
-    async fn other_contents_are_seen_however_they_get_there() {
+    async fn changed_contents_are_noticed_however_they_are_written() {
         let folder = Folder::new();
         let file = folder.0.join("a.toml");
         fs::write(&file, "one").unwrap();
         let mut watch = watch(&file).await;
         fs::write(&file, "two").unwrap();
-        sees(&mut watch).await;
+        expect_change(&mut watch).await;
         fs::write(folder.0.join("new"), "three").unwrap();
         fs::rename(folder.0.join("new"), &file).unwrap();
-        sees(&mut watch).await;
+        expect_change(&mut watch).await;
         fs::remove_file(&file).unwrap();
-        sees(&mut watch).await;
+        expect_change(&mut watch).await;
         fs::write(&file, "four").unwrap();
-        sees(&mut watch).await;
+        expect_change(&mut watch).await;
     }
 
-    /// As the kubelet does it: file -> ..data/file, ..data -> a folder of its own for each version.
+    /// The kubelet does it this way: file -> ..data/file, ..data -> a folder per version.
     #[actix_rt::test]
-    async fn a_swapped_link_is_seen_again_and_again() {
+    async fn every_swap_of_a_link_is_noticed() {
         let folder = Folder::new();
         let version = |number: u32| {
             let name = format!("..{number}");
@@ -315,52 +319,51 @@ mod tests {
         for number in 1..4 {
             version(number);
             fs::remove_dir_all(folder.0.join(format!("..{}", number - 1))).unwrap();
-            sees(&mut watch).await;
+            expect_change(&mut watch).await;
         }
     }
 
-    /// Whoever writes in pieces is not done before the file is closed.
     #[actix_rt::test]
-    async fn a_file_is_not_looked_at_while_somebody_writes_it() {
+    async fn a_file_is_not_read_while_it_is_open_for_writing() {
         let folder = Folder::new();
         let file = folder.0.join("a.toml");
         fs::write(&file, "one").unwrap();
         let mut watch = watch(&file).await;
         let mut writer = fs::File::create(&file).unwrap();
         writer.write_all(b"half ").unwrap();
-        // Not even if what was there is to be read again.
-        for again in [None, Some(QUIET)] {
-            let mut changed = Box::pin(watch.changed(again));
-            let quiet = tokio::time::timeout(3 * QUIET, &mut changed).await;
+        // Not even for a retry.
+        for again in [None, Some(QUIET_TIME)] {
+            let mut changed = Box::pin(watch.wait_for_change(again));
+            let quiet = tokio::time::timeout(3 * QUIET_TIME, &mut changed).await;
             assert!(quiet.is_err(), "half of it is no change yet");
         }
         writer.write_all(b"and half").unwrap();
         drop(writer);
-        sees(&mut watch).await;
+        expect_change(&mut watch).await;
         assert_eq!(watch.seen, contents(&[file]));
-        assert_eq!(watch.changed(Some(QUIET)).await, FileChange::Nothing);
-        assert!(watch.written.files().is_empty());
+        assert_eq!(watch.wait_for_change(Some(QUIET_TIME)).await, FileChange::Retry);
+        assert!(watch.open_writes.files().is_empty());
     }
 
     #[actix_rt::test]
-    async fn what_is_written_when_the_watch_begins_is_waited_for() {
+    async fn a_file_that_is_being_written_at_the_start_is_read_when_it_is_closed() {
         let folder = Folder::new();
         let file = folder.0.join("a.toml");
         let mut writer = fs::File::create(&file).unwrap();
         let mut watch = FileWatch::new(vec![file.clone()]).unwrap();
         writer.write_all(b"half ").unwrap();
-        let mut changed = Box::pin(watch.changed(None));
-        let quiet = tokio::time::timeout(3 * QUIET, &mut changed).await;
-        assert!(quiet.is_err(), "half of it is not to be read");
+        let mut changed = Box::pin(watch.wait_for_change(None));
+        let quiet = tokio::time::timeout(3 * QUIET_TIME, &mut changed).await;
+        assert!(quiet.is_err(), "half of it must not be read");
         writer.write_all(b"and half").unwrap();
         drop(writer);
-        assert_eq!(changed.await, FileChange::Begun);
+        assert_eq!(changed.await, FileChange::Started);
         assert_eq!(watch.seen, contents(&[file]));
     }
 
-    /// Nobody tells of what happens further up than the folder in which the file stands.
+    /// There are no events for changes above the folder of the file.
     #[actix_rt::test]
-    async fn a_folder_that_is_replaced_is_seen_too() {
+    async fn a_replaced_folder_is_noticed() {
         let folder = Folder::new();
         for version in ["v1", "v2"] {
             fs::create_dir(folder.0.join(version)).unwrap();
@@ -369,15 +372,15 @@ mod tests {
         let current = folder.0.join("current");
         symlink("v1", &current).unwrap();
         let mut watch = watch(&current.join("a.toml")).await;
-        watch.look_anyway = QUIET;
+        watch.rescan_interval = QUIET_TIME;
         symlink("v2", folder.0.join("next")).unwrap();
         fs::rename(folder.0.join("next"), &current).unwrap();
-        sees(&mut watch).await;
+        expect_change(&mut watch).await;
     }
 
-    /// Reading it would wait for a writer, with all else that the thread has to do.
+    /// Reading a pipe would block the thread until there is a writer.
     #[test]
-    fn what_is_no_file_is_not_read() {
+    fn pipes_and_devices_are_not_read() {
         let folder = Folder::new();
         let pipe = folder.0.join("a.toml");
         assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
@@ -386,33 +389,32 @@ mod tests {
         assert_eq!(read.recv_timeout(AT_MOST), Ok(vec![None, None]));
     }
 
-    /// Who names them has read them before, and they may have changed since.
+    /// The settings that name the files were read before, and the files can have changed since.
     #[actix_rt::test]
-    async fn files_that_are_added_are_a_beginning() {
+    async fn adding_files_starts_the_watch_anew() {
         let folder = Folder::new();
         let [a, b] = ["a.toml", "b.pem"].map(|name| folder.0.join(name));
         fs::write(&a, "one").unwrap();
         let mut watch = watch(&a).await;
-        watch.follow(vec![a.clone(), b]);
-        assert_eq!(change(&mut watch).await, FileChange::Begun);
+        watch.set_files(vec![a.clone(), b]);
+        assert_eq!(change(&mut watch).await, FileChange::Started);
         fs::write(&a, "two").unwrap();
-        sees(&mut watch).await;
+        expect_change(&mut watch).await;
     }
 
-    /// The target of a link elsewhere.
     #[actix_rt::test]
-    async fn what_a_link_leads_to_is_watched_too_and_neighbours_are_not() {
+    async fn the_target_of_a_link_is_watched_and_other_files_are_not() {
         let (folder, other) = (Folder::new(), Folder::new());
         fs::write(other.0.join("b.toml"), "one").unwrap();
         symlink(other.0.join("b.toml"), folder.0.join("a.toml")).unwrap();
         let mut watch = watch(&folder.0.join("a.toml")).await;
-        fs::write(folder.0.join("neighbour"), "x").unwrap();
-        let mut changed = Box::pin(watch.changed(None));
-        let quiet = tokio::time::timeout(3 * QUIET, &mut changed).await;
-        assert!(quiet.is_err(), "a neighbour is no change");
+        fs::write(folder.0.join("other"), "x").unwrap();
+        let mut changed = Box::pin(watch.wait_for_change(None));
+        let quiet = tokio::time::timeout(3 * QUIET_TIME, &mut changed).await;
+        assert!(quiet.is_err(), "another file is no change");
         assert!((&mut changed).now_or_never().is_none());
         drop(changed);
         fs::write(other.0.join("b.toml"), "two").unwrap();
-        sees(&mut watch).await;
+        expect_change(&mut watch).await;
     }
 }

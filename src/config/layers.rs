@@ -1,4 +1,4 @@
-//! The layers of settings and the origin of each value.
+//! The layers of settings: defaults, file, environment. Each value keeps its origin.
 
 use std::{
     borrow::Cow,
@@ -9,78 +9,78 @@ use std::{
 
 use config::{ConfigError, Environment, File, FileFormat, Source, Value, ValueKind};
 
-/// The defaults: every key, commented.
+/// The compiled-in defaults: every key with a comment.
 pub const DEFAULTS: &str = include_str!("../../config/default.toml");
 
-/// Tables that may be empty.
+/// Tables that can be empty.
 const SECTIONS: [&str; 6] = ["services", "server", "admin", "balancer", "routes", "log"];
 
-/// Origin of values that nothing overrides.
+/// Origin of a default.
 const DEFAULT_ORIGIN: &str = "default";
 
-/// Environment variables `WSBALANCER__SECTION__KEY` set keys.
+/// Prefix of the environment variables that set keys: `WSBALANCER__SECTION__KEY`.
 const ENV_PREFIX: &str = "WSBALANCER__";
 
-/// Short for `WSBALANCER__SERVICES`.
+/// Shorthand for `WSBALANCER__SERVICES`.
 const ENV_SERVICES: &str = "WSBALANCER_SERVICES";
 
-/// Whether the value of `key` is nobody's business, not even in messages.
+/// Whether the value of `key` is a secret, which is never printed.
 pub fn is_secret(key: &str) -> bool {
     key.ends_with("cookie_key") || key == "admin.token"
 }
 
-/// Whether `key` holds `Name: value` fields, whose values may be credentials.
-pub fn holds_fields(key: &str) -> bool {
+/// Whether `key` holds header fields (`Name: value`), whose values can be credentials.
+pub fn holds_header_fields(key: &str) -> bool {
     key.ends_with(".add_headers") || key.ends_with(".set_headers")
 }
 
-/// What anybody may see of `item` in the list `key`.
-pub fn shown_item<'a>(key: &str, item: &'a str) -> Cow<'a, str> {
+/// Returns `item` of the list `key` as it can be printed, without credentials.
+pub fn redact_item<'a>(key: &str, item: &'a str) -> Cow<'a, str> {
     match item.split_once(':') {
-        _ if !holds_fields(key) => without_password(item),
+        _ if !holds_header_fields(key) => redact_urls(item),
         Some((name, _)) => format!("{name}: ***").into(),
-        // Maybe the rest of a value with a comma.
+        // This can be the rest of a value that contains a comma.
         None => "***".into(),
     }
 }
 
-/// `text` with asterisks for the user names and passwords of the URLs in it (RFC 3986 §3.2.1), which no
-/// setting takes.
-pub fn without_password(text: &str) -> Cow<'_, str> {
+/// Returns `text` with the user names and passwords of its URLs (RFC 3986 §3.2.1) replaced by
+/// asterisks. No setting accepts them, but error messages quote what was written.
+pub fn redact_urls(text: &str) -> Cow<'_, str> {
     let Some((before, rest)) = text.split_once("//") else { return text.into() };
-    let (authority, behind) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
-    match (authority.rsplit_once('@'), without_password(behind)) {
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    match (authority.rsplit_once('@'), redact_urls(path)) {
         (None, Cow::Borrowed(_)) => text.into(),
-        (None, behind) => format!("{before}//{authority}{behind}").into(),
-        (Some((_, host)), behind) => format!("{before}//***@{host}{behind}").into(),
+        (None, path) => format!("{before}//{authority}{path}").into(),
+        (Some((_, host)), path) => format!("{before}//***@{host}{path}").into(),
     }
 }
 
-/// The text of a file, and nothing that there might be no end of.
-fn text_of(path: &Path) -> io::Result<String> {
+/// Reads a regular file. Reading a pipe or a device could block or never end.
+fn read_regular_file(path: &Path) -> io::Result<String> {
     if !path.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
     fs::read_to_string(path)
 }
 
-/// What the sockets are called that were opened for this process (LISTEN_FDNAMES of
+/// Returns the names of the sockets that this process inherits (LISTEN_FDNAMES of
 /// sd_listen_fds(3)).
 pub fn socket_names() -> Vec<String> {
     let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
     names.split(':').map(ToOwned::to_owned).collect()
 }
 
-/// One mistake: which key, which value, from where, what would be right.
+/// One problem in the settings: which key and value, where they were set, and what is expected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// Dotted path of the key, or the file that could not be read.
     pub key: String,
-    /// The value as it was written, if there is one.
+    /// The value as written; `None` for a missing or unknown key and for a secret.
     pub value: Option<String>,
-    /// File or environment variable that the value came from.
+    /// File or environment variable that set the value.
     pub origin: String,
-    /// What is wrong and how to mend it.
+    /// What is wrong and what is expected.
     pub advice: String,
 }
 
@@ -94,7 +94,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Everything that is wrong with the settings; never empty.
+/// All problems in the settings; never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problems(pub Vec<Problem>);
 
@@ -108,19 +108,19 @@ impl fmt::Display for Problems {
 
 impl std::error::Error for Problems {}
 
-/// A value as it was written, and where.
+/// A value as written, and where it was set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting {
-    /// One text, or several for a list.
+    /// One text, or the items of a list.
     pub texts: Vec<String>,
     /// `default`, a file, or an environment variable.
     pub origin: String,
-    /// Written as a list; otherwise commas in the one text may separate several.
+    /// Whether it was written as a list. Otherwise commas in the text separate the items.
     pub is_list: bool,
 }
 
 impl Setting {
-    /// The items of a list, in whichever way it was written.
+    /// Returns the items of a list, however it was written.
     pub fn items(&self) -> impl Iterator<Item = &str> {
         let separators: &[char] = if self.is_list { &[] } else { &[','] };
         let items = self.texts.iter().flat_map(move |text| text.split(separators));
@@ -133,19 +133,19 @@ impl Setting {
 pub struct Layers(pub BTreeMap<String, Setting>);
 
 impl Layers {
-    /// The layers of this process.
+    /// Reads the layers of this process.
     ///
     /// # Errors
     /// The file cannot be read or is not TOML.
-    pub fn of_process(file: Option<&Path>) -> Result<Self, Problems> {
-        // Variables that are not UTF-8 are not ours.
+    pub fn from_process(file: Option<&Path>) -> Result<Self, Problems> {
+        // All our variables are UTF-8.
         let text = |(key, value): (std::ffi::OsString, std::ffi::OsString)| {
             Some((key.into_string().ok()?, value.into_string().ok()?))
         };
         Self::new(file, std::env::vars_os().filter_map(text))
     }
 
-    /// Defaults, then `file`, then `environment`.
+    /// Merges the defaults, `file` and `environment`; later ones win.
     ///
     /// # Errors
     /// The file cannot be read or is not TOML.
@@ -156,7 +156,7 @@ impl Layers {
         let mut layers = Self::defaults();
         if let Some(path) = file {
             let origin = path.display().to_string();
-            let text = text_of(path).map_err(|error| {
+            let text = read_regular_file(path).map_err(|error| {
                 let (key, origin) = (origin.clone(), origin.clone());
                 let advice = format!("cannot be read: {error}");
                 Problems(vec![Problem { key, value: None, origin, advice }])
@@ -168,7 +168,7 @@ impl Layers {
         Ok(layers)
     }
 
-    /// Like [`new`](Self::new), with the file's text in place of its path.
+    /// Like [`new`](Self::new), with the text of the file instead of its path.
     ///
     /// # Errors
     /// The text is not TOML.
@@ -190,8 +190,8 @@ impl Layers {
     ) -> Result<(), Problems> {
         let mut variables = HashMap::new();
         for (name, value) in environment {
-            // Kubernetes sets WSBALANCER_PORT and the like for a Service of that name: only the
-            // shorthand is ours among those with a single underscore.
+            // Kubernetes sets WSBALANCER_PORT and others for a Service named wsbalancer, so that
+            // only this variable with a single underscore is accepted.
             if name == ENV_SERVICES {
                 variables.entry(format!("{ENV_PREFIX}SERVICES")).or_insert(value);
             } else if name.starts_with(ENV_PREFIX) {
@@ -208,7 +208,7 @@ impl Layers {
         })
     }
 
-    /// The compiled-in defaults alone.
+    /// Returns the compiled-in defaults.
     pub fn defaults() -> Self {
         let mut layers = Self(BTreeMap::new());
         let source = File::from_str(DEFAULTS, FileFormat::Toml);
@@ -224,8 +224,8 @@ impl Layers {
         self.0.insert(key.to_owned(), Setting { texts, origin: origin.to_owned(), is_list });
     }
 
-    /// Forgets the keys below `table`.
-    pub fn remove_below(&mut self, table: &str) {
+    /// Removes the keys below `table`.
+    pub fn remove_table(&mut self, table: &str) {
         self.0.retain(|key, _| !key.strip_prefix(table).is_some_and(|rest| rest.starts_with('.')));
     }
 
@@ -245,7 +245,7 @@ impl Layers {
                 key: name.to_owned(),
                 value: None,
                 origin: name.to_owned(),
-                advice: format!("cannot be read: {}", without_source(&error)),
+                advice: format!("cannot be read: {}", describe_parse_error(&error)),
             }])
         })?;
         for (key, value) in table {
@@ -265,7 +265,7 @@ impl Layers {
                 }
                 return;
             }
-            // So that a misspelt section is noticed even while it is empty.
+            // Kept as a key, so that a misspelt section is reported even if it is empty.
             ValueKind::Table(table) if table.is_empty() && !SECTIONS.contains(&key.as_str()) => {
                 Vec::new()
             }
@@ -275,16 +275,17 @@ impl Layers {
                 }
                 return;
             }
-            ValueKind::Array(values) => values.into_iter().map(text).collect(),
-            scalar => vec![text(Value::new(None, scalar))],
+            ValueKind::Array(values) => values.into_iter().map(scalar_text).collect(),
+            scalar => vec![scalar_text(Value::new(None, scalar))],
         };
         let origin = origin(&key);
         self.0.insert(key, Setting { texts, origin, is_list });
     }
 }
 
-/// A scalar as it stands; lists and tables are none, and quoting one in another doubles it.
-fn text(value: Value) -> String {
+/// Returns a scalar as written. Lists and tables are not quoted: nested ones would double in size
+/// at each level.
+fn scalar_text(value: Value) -> String {
     match value.kind {
         ValueKind::Array(_) => "[…]".to_owned(),
         ValueKind::Table(_) => "{…}".to_owned(),
@@ -292,9 +293,9 @@ fn text(value: Value) -> String {
     }
 }
 
-/// What is wrong and where, on one line: the lines of the file that TOML's errors quote may hold
-/// secrets.
-fn without_source(error: &ConfigError) -> String {
+/// Describes an error and its position on one line, without the quoted lines of the file: they can
+/// contain secrets.
+fn describe_parse_error(error: &ConfigError) -> String {
     let text = match error {
         ConfigError::FileParse { cause, .. } => cause.to_string(),
         other => other.to_string(),
@@ -302,6 +303,6 @@ fn without_source(error: &ConfigError) -> String {
     let is_quoted = |line: &str| {
         line.trim_start_matches(|c: char| c.is_ascii_digit() || c == ' ').starts_with('|')
     };
-    let said: Vec<&str> = text.lines().filter(|line| !is_quoted(line)).collect();
-    said.join(": ")
+    let lines: Vec<&str> = text.lines().filter(|line| !is_quoted(line)).collect();
+    lines.join(": ")
 }

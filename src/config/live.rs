@@ -1,4 +1,4 @@
-//! What the rest of the program knows of reloads: how to ask for one, and what came of the last.
+//! The settings in use: read them, request a reload, see the result of the last one.
 
 use std::sync::{Arc, OnceLock};
 
@@ -6,27 +6,25 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
-use super::Config;
+use super::model::Config;
 
-/// What came of a reload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ReloadResult {
-    /// The new settings hold.
+    /// The new settings are in use.
     Applied,
-    /// They are the old ones.
+    /// The settings are the same as before.
     Unchanged,
-    /// Some of them take a restart: nothing has changed.
+    /// A changed setting requires a restart: the old settings stay in use.
     Refused,
-    /// Some of them are wrong, or cannot be read: nothing has changed.
+    /// The new settings have problems or cannot be read: the old settings stay in use.
     Invalid,
 }
 
 impl ReloadResult {
-    /// All of them.
     pub const ALL: [Self; 4] = [Self::Applied, Self::Unchanged, Self::Refused, Self::Invalid];
 
-    /// Its name in telemetry.
+    /// Returns the name that telemetry uses.
     pub const fn label(self) -> &'static str {
         match self {
             Self::Applied => "applied",
@@ -37,69 +35,64 @@ impl ReloadResult {
     }
 }
 
-/// A reload that has been tried.
+/// A finished reload.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Outcome {
-    /// When (RFC 3339).
+pub struct ReloadOutcome {
+    /// When it finished (RFC 3339).
     pub at: String,
-    /// What came of it.
     pub result: ReloadResult,
-    /// Why it was not applied, one sentence for each key.
+    /// Why it was not applied, one sentence per key.
     pub problems: Vec<String>,
 }
 
-/// Whoever waits for a reload.
-pub type Request = oneshot::Sender<Arc<Outcome>>;
+/// A request for a reload; the outcome is sent to it.
+pub type ReloadRequest = oneshot::Sender<Arc<ReloadOutcome>>;
 
-/// Reloads that may wait; more wait for a place first.
-const WAITING: usize = 16;
+/// Requests for a reload that can be queued. Further ones wait until there is room.
+const MAX_QUEUED_REQUESTS: usize = 16;
 
-/// Asks for reloads and knows the settings that hold.
+/// The settings in use, and the requests to reload them.
 #[derive(Debug)]
-pub struct Reloads {
-    requests: OnceLock<mpsc::Sender<Request>>,
-    config: ArcSwap<Config>,
-    last: ArcSwapOption<Outcome>,
+pub struct LiveConfig {
+    requests: OnceLock<mpsc::Sender<ReloadRequest>>,
+    current: ArcSwap<Config>,
+    last_outcome: ArcSwapOption<ReloadOutcome>,
 }
 
-impl Reloads {
-    /// Nobody answers requests yet.
+impl LiveConfig {
+    /// Holds `config`; reloads are not available before [`take_requests`](Self::take_requests).
     pub fn new(config: Config) -> Self {
-        let config = ArcSwap::from_pointee(config);
-        Self { requests: OnceLock::new(), config, last: ArcSwapOption::empty() }
+        let current = ArcSwap::from_pointee(config);
+        Self { requests: OnceLock::new(), current, last_outcome: ArcSwapOption::empty() }
     }
 
-    /// The requests, for whoever answers them.
-    pub fn listen(&self) -> mpsc::Receiver<Request> {
-        let (sender, requests) = mpsc::channel(WAITING);
+    /// Returns the requests for the one task that answers them.
+    pub fn take_requests(&self) -> mpsc::Receiver<ReloadRequest> {
+        let (sender, requests) = mpsc::channel(MAX_QUEUED_REQUESTS);
         let _ = self.requests.set(sender);
         requests
     }
 
-    /// Reads the settings again; `None` where nobody does that.
-    pub async fn reload(&self) -> Option<Arc<Outcome>> {
+    /// Requests a reload and waits for its outcome; `None` if this process does not reload.
+    pub async fn request_reload(&self) -> Option<Arc<ReloadOutcome>> {
         let (sender, outcome) = oneshot::channel();
         self.requests.get()?.send(sender).await.ok()?;
         outcome.await.ok()
     }
 
-    /// The settings that hold.
-    pub fn config(&self) -> Arc<Config> {
-        self.config.load_full()
+    pub fn current(&self) -> Arc<Config> {
+        self.current.load_full()
     }
 
-    /// What came of the last reload, if there was one.
-    pub fn last(&self) -> Option<Arc<Outcome>> {
-        self.last.load_full()
+    pub fn replace(&self, config: Config) {
+        self.current.store(Arc::new(config));
     }
 
-    /// From now on these settings hold.
-    pub fn set_config(&self, config: Config) {
-        self.config.store(Arc::new(config));
+    pub fn last_outcome(&self) -> Option<Arc<ReloadOutcome>> {
+        self.last_outcome.load_full()
     }
 
-    /// This came of the last reload.
-    pub fn set_last(&self, outcome: Arc<Outcome>) {
-        self.last.store(Some(outcome));
+    pub fn set_last_outcome(&self, outcome: Arc<ReloadOutcome>) {
+        self.last_outcome.store(Some(outcome));
     }
 }

@@ -1,45 +1,57 @@
-//! Settings: where they come from, what they may be.
+//! Settings: where they come from and which values they can have.
 //!
 //! `config/default.toml` is compiled in and names every key; a file and the environment override
-//! it. [`layers`] merges the layers and remembers where each value came from, [`model`] turns them
-//! into typed, checked settings; [`diff`] tells what is different between two of them. All mistakes are reported at once. The environment is read
-//! nowhere else.
+//! it.
+//!
+//! - [`layers`] merges these layers and keeps the origin of each value.
+//! - `reader` and `parse` turn the values into types and collect all problems.
+//! - [`model`] reads the sections; `services`, `session`, `affinity`, `query`, `tls`, `routes` and
+//!   `discovery` read their parts.
+//! - [`diff`] finds what differs between two configurations, `file_watch` notices changed files,
+//!   and [`live`] holds the settings in use.
+//!
+//! Only this module reads the settings of the environment.
 
+mod affinity;
 pub mod diff;
 mod discovery;
 mod file_watch;
 pub mod layers;
 pub mod live;
 pub mod model;
+mod parse;
+mod query;
 mod reader;
 mod routes;
 pub mod services;
 mod session;
+mod tls;
 mod token;
 
 use std::{net::SocketAddr, path::Path};
 
 pub use self::{
-    discovery::Discovery,
+    affinity::{AffinitySettings, CookieSettings, SecureAttribute},
+    discovery::DiscoverySettings,
     file_watch::{FileChange, FileWatch},
     layers::{Layers, Problems, socket_names},
-    model::{Admin, Config, LEVELS, Log, LogFormat, Server},
-    services::{Affinity, Balancer, Cookie, Secure, Service},
+    model::{AdminSettings, Config, ServerSettings},
+    services::{BalancerSettings, ServiceSettings},
     token::Token,
 };
 
-/// Where the admin listener of a process with the same settings is.
+/// Reads only the address of the admin listener, for a process with the same settings.
 ///
 /// # Errors
-/// What is wrong with the file or the key.
-pub fn admin_listen_of_process(file: Option<&Path>) -> Result<SocketAddr, Problems> {
-    model::admin_listen(Layers::of_process(file)?)
+/// The file cannot be read, or the key has a problem.
+pub fn load_admin_listen(file: Option<&Path>) -> Result<SocketAddr, Problems> {
+    model::admin_listen(Layers::from_process(file)?)
 }
 
 /// Reads the settings of this process: defaults, then `file`, then the environment.
 ///
 /// # Errors
-/// Every problem found, each with key, value, origin and fix.
-pub fn from_process(file: Option<&Path>) -> Result<Config, Problems> {
-    Config::resolve(Layers::of_process(file)?)
+/// All problems, each with key, value, origin and what is expected.
+pub fn load(file: Option<&Path>) -> Result<Config, Problems> {
+    Config::resolve(Layers::from_process(file)?)
 }

@@ -1,58 +1,52 @@
-//! Reads settings one by one, each with its type and range, and gathers what is wrong with them.
+//! Reads typed settings from the layers and collects every problem in them.
 
 use std::{
     collections::{BTreeMap, HashSet},
-    net::{IpAddr, SocketAddr},
-    num::{NonZeroU16, NonZeroU32},
+    net::SocketAddr,
+    num::NonZeroU32,
     ops::RangeInclusive,
     time::Duration,
 };
 
-use actix_http::{
-    Uri,
-    header::{HeaderName, HeaderValue},
-};
 use ipnet::IpNet;
 
-use super::layers::{
-    Layers, Problem, Problems, Setting, holds_fields, is_secret, shown_item, without_password,
+use super::{
+    layers::{
+        Layers, Problem, Problems, Setting, holds_header_fields, is_secret, redact_item,
+        redact_urls,
+    },
+    parse::{
+        did_you_mean, parse_duration, parse_listen_address, parse_network, parse_path, parse_pod,
+        parse_socket_address,
+    },
 };
 use crate::{
-    domain::{
-        balance::{
-            lease::{Backend, Transport},
-            settings::Share,
-        },
-        routing::route::has_dot_segments,
-    },
+    domain::balance::{lease::Backend, settings::Share},
     net::listen::ListenAddress,
+    relay::close::CloseCode,
 };
 
 /// The pods of a list.
 #[derive(Default)]
-pub(super) struct Pods {
+pub(super) struct PodList {
     pub backends: Vec<Backend>,
-    /// By address, where they are not the usual ones.
+    /// Options of the pods that have any, by address.
     pub shares: BTreeMap<String, Share>,
 }
 
-/// What a route may say.
+/// Keys of a `[[routes]]` table.
 pub(super) const ROUTE_KEYS: [&str; 6] =
     ["host", "path_prefix", "methods", "strip_prefix", "replace_path", "service"];
 
-/// Weights that a pod may have.
-const WEIGHTS: RangeInclusive<f64> = 0.01..=1000.0;
-
-/// What switches may be.
-pub(super) const SWITCH: [(&str, bool); 2] = [("true", true), ("false", false)];
-
-/// Takes settings out of the layers one by one and gathers what is wrong with them.
+/// Reads settings from the layers by key and collects the problems.
+///
+/// After a problem it returns the default, so that all problems are found in one pass.
 pub(super) struct Reader {
     settings: BTreeMap<String, Setting>,
     defaults: BTreeMap<String, Setting>,
-    /// The service whose table overrides `[balancer]` just now.
+    /// The service whose table overrides `[balancer]` at the moment.
     service: Option<String>,
-    taken: HashSet<String>,
+    used_keys: HashSet<String>,
     /// Keys that hold lists.
     pub(super) lists: HashSet<String>,
     problems: Vec<Problem>,
@@ -64,26 +58,26 @@ impl Reader {
             settings: layers.0,
             defaults: Layers::defaults().0,
             service: None,
-            taken: HashSet::new(),
+            used_keys: HashSet::new(),
             lists: HashSet::new(),
             problems: Vec::new(),
         }
     }
 
-    /// Whatever is read of `[balancer]` from now on is read for `service`.
-    pub(super) fn of_service(&mut self, service: Option<&str>) {
+    /// Reads keys of `[balancer]` for `service` from now on: its own table overrides them.
+    pub(super) fn set_service(&mut self, service: Option<&str>) {
         self.service = service.map(ToOwned::to_owned);
     }
 
-    /// Where the value of `key` stands: in the service's own table or at the key itself.
-    pub(super) fn place(&self, key: &str) -> String {
+    /// Returns the key that sets the value of `key`: the one in the service's own table, or `key`.
+    pub(super) fn effective_key(&self, key: &str) -> String {
         let own = self.service.as_ref().zip(key.strip_prefix("balancer."));
         let own = own.map(|(service, name)| format!("services.{service}.{name}"));
         own.filter(|own| self.settings.contains_key(own)).unwrap_or_else(|| key.to_owned())
     }
 
-    /// The parts behind `table.` of all keys below it, such as `chat` of `services.chat.backends`.
-    pub(super) fn names_below(&self, table: &str) -> Vec<String> {
+    /// Returns the names of the tables in `table`, such as `chat` for `services.chat.backends`.
+    pub(super) fn table_names(&self, table: &str) -> Vec<String> {
         let rest = |key: &String| Some(key.strip_prefix(table)?.strip_prefix('.')?.to_owned());
         let name = |rest: String| rest.split('.').next().unwrap_or_default().to_owned();
         let mut names: Vec<String> = self.settings.keys().filter_map(rest).map(name).collect();
@@ -91,12 +85,12 @@ impl Reader {
         names
     }
 
-    /// Whether `key` stands somewhere.
+    /// Whether `key` is set, even if to an empty value.
     pub(super) fn has(&self, key: &str) -> bool {
         self.settings.contains_key(key)
     }
 
-    /// A single value of a key that has no default. An empty one is as good as none.
+    /// Reads a single value of a key without a default. An empty value counts as unset.
     pub(super) fn optional<T>(
         &mut self,
         key: &str,
@@ -105,11 +99,11 @@ impl Reader {
         if self.has(key) && self.setting(key).texts.iter().all(String::is_empty) {
             return None;
         }
-        self.given(key, parse)
+        self.optional_or_empty(key, parse)
     }
 
-    /// A single value of a key that has no default and means something wherever it stands.
-    pub(super) fn given<T>(
+    /// Reads a single value of a key without a default. An empty value is parsed like any other.
+    pub(super) fn optional_or_empty<T>(
         &mut self,
         key: &str,
         parse: impl Fn(&str) -> Result<T, String>,
@@ -117,34 +111,45 @@ impl Reader {
         if !self.has(key) {
             return None;
         }
-        let parsed = match &self.setting(key).texts[..] {
+        self.parse_single(key, parse).map_err(|advice| self.add_problem(key, advice)).ok()
+    }
+
+    fn parse_single<T>(
+        &mut self,
+        key: &str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Result<T, String> {
+        match &self.setting(key).texts[..] {
             [text] => parse(text),
             _ => Err("expected one value, not a list".to_owned()),
-        };
-        parsed.map_err(|advice| self.complain(key, advice)).ok()
+        }
     }
 
     fn setting(&mut self, key: &str) -> Setting {
-        let place = self.place(key);
-        self.taken.extend([key.to_owned(), place.clone()]);
-        self.settings.get(&place).cloned().unwrap_or_else(|| panic!("{key} is not in default.toml"))
+        let effective = self.effective_key(key);
+        self.used_keys.extend([key.to_owned(), effective.clone()]);
+        self.settings
+            .get(&effective)
+            .cloned()
+            .unwrap_or_else(|| panic!("{key} is not in default.toml"))
     }
 
-    pub(super) fn complain(&mut self, key: &str, advice: impl Into<String>) {
+    /// Adds a problem with the value of `key`.
+    pub(super) fn add_problem(&mut self, key: &str, advice: impl Into<String>) {
         let setting = self.setting(key);
-        let key = self.place(key);
-        let fields = || setting.items().map(|item| shown_item(&key, item)).collect::<Vec<_>>();
-        let shown = || match holds_fields(&key) {
+        let key = self.effective_key(key);
+        let fields = || setting.items().map(|item| redact_item(&key, item)).collect::<Vec<_>>();
+        let shown = || match holds_header_fields(&key) {
             true => fields().join(","),
-            false => without_password(&setting.texts.join(",")).into_owned(),
+            false => redact_urls(&setting.texts.join(",")).into_owned(),
         };
         let value = (!is_secret(&key)).then(shown);
-        self.problem(Problem { value, key, origin: setting.origin, advice: advice.into() });
+        self.push_problem(Problem { value, key, origin: setting.origin, advice: advice.into() });
     }
 
-    /// About a table, or about something that should stand in one: where the table's first key
-    /// stands is said instead of where the missing one does.
-    pub(super) fn complain_of_table(&mut self, key: &str, advice: impl Into<String>) {
+    /// Adds a problem with a table, or with a key that is missing in one. Its origin is that of the
+    /// first key in the table.
+    pub(super) fn add_problem_in_table(&mut self, key: &str, advice: impl Into<String>) {
         let table = key.rsplit_once('.').map_or(key, |(table, _)| table);
         let first = |of: &str| {
             let below =
@@ -154,24 +159,20 @@ impl Reader {
         let near = first(key).or_else(|| first(table));
         let origin = near.map_or_else(|| "nowhere".to_owned(), |(_, near)| near.origin.clone());
         let key = key.to_owned();
-        self.problem(Problem { key, value: None, origin, advice: advice.into() });
+        self.push_problem(Problem { key, value: None, origin, advice: advice.into() });
     }
 
-    /// What several services share is wrong once.
-    fn problem(&mut self, problem: Problem) {
+    /// Adds a problem once: services that share a key would repeat it.
+    fn push_problem(&mut self, problem: Problem) {
         if !self.problems.contains(&problem) {
             self.problems.push(problem);
         }
     }
 
-    /// A single value. After a mistake the default stands in, so that reading can go on.
+    /// Reads a single value.
     pub(super) fn value<T>(&mut self, key: &str, parse: impl Fn(&str) -> Result<T, String>) -> T {
-        let parsed = match &self.setting(key).texts[..] {
-            [text] => parse(text),
-            _ => Err("expected one value, not a list".to_owned()),
-        };
-        parsed.unwrap_or_else(|advice| {
-            self.complain(key, advice);
+        self.parse_single(key, &parse).unwrap_or_else(|advice| {
+            self.add_problem(key, advice);
             let default = self.defaults.get(key).and_then(|setting| setting.texts.first());
             default
                 .and_then(|text| parse(text).ok())
@@ -179,40 +180,30 @@ impl Reader {
         })
     }
 
-    /// A text, or nothing.
-    pub(super) fn text(&mut self, key: &str) -> Option<String> {
+    /// Reads a text; `None` if it is empty.
+    pub(super) fn optional_text(&mut self, key: &str) -> Option<String> {
         self.value(key, |text| Ok((!text.is_empty()).then(|| text.to_owned())))
     }
 
-    pub(super) fn listen(&mut self, key: &str) -> ListenAddress {
-        self.value(key, |text| match text.strip_prefix("unix:") {
-            Some(path) if path.starts_with('/') => Ok(ListenAddress::Unix(path.into())),
-            Some(_) => Err("expected an absolute path behind unix:".to_owned()),
-            None => address(text).map(ListenAddress::Tcp),
-        })
+    pub(super) fn listen_address(&mut self, key: &str) -> ListenAddress {
+        self.value(key, parse_listen_address)
     }
 
-    pub(super) fn address(&mut self, key: &str) -> SocketAddr {
-        self.value(key, address)
+    pub(super) fn socket_address(&mut self, key: &str) -> SocketAddr {
+        self.value(key, parse_socket_address)
     }
 
     pub(super) fn networks(&mut self, key: &str) -> Vec<IpNet> {
-        self.list(key, |text| {
-            let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-            network.map_err(|_| "expected an IP address or a range such as 10.0.0.0/8".into())
-        })
+        self.list(key, parse_network)
     }
 
     pub(super) fn duration(&mut self, key: &str, range: RangeInclusive<Duration>) -> Duration {
-        self.value(key, |text| {
-            let (from, to) = (*range.start(), *range.end());
-            let bounds = format!("{} to {}", in_days(from), in_days(to));
-            match humantime::parse_duration(text) {
-                Ok(duration) if range.contains(&duration) => Ok(duration),
-                Ok(_) => Err(format!("out of range, expected {bounds}")),
-                Err(_) => Err(format!("expected a duration with its unit, {bounds}")),
-            }
-        })
+        self.value(key, |text| parse_duration(text, &range))
+    }
+
+    /// Reads a duration up to `max`; `None` for zero.
+    pub(super) fn optional_duration(&mut self, key: &str, max: Duration) -> Option<Duration> {
+        Some(self.duration(key, Duration::ZERO..=max)).filter(|duration| !duration.is_zero())
     }
 
     pub(super) fn number(&mut self, key: &str, range: RangeInclusive<u64>) -> u64 {
@@ -223,10 +214,20 @@ impl Reader {
         })
     }
 
-    pub(super) fn path(&mut self, key: &str) -> String {
-        self.value(key, path)
+    /// Reads a limit; `None` for 0, which means no limit.
+    pub(super) fn limit(&mut self, key: &str) -> Option<NonZeroU32> {
+        NonZeroU32::new(self.number(key, 0..=u64::from(u32::MAX)) as u32)
     }
 
+    pub(super) fn boolean(&mut self, key: &str) -> bool {
+        self.choice(key, &[("true", true), ("false", false)])
+    }
+
+    pub(super) fn path(&mut self, key: &str) -> String {
+        self.value(key, parse_path)
+    }
+
+    /// Reads one of `choices`, by name.
     pub(super) fn choice<T: Copy>(&mut self, key: &str, choices: &[(&str, T)]) -> T {
         let names = || choices.iter().map(|(name, _)| *name);
         self.value(key, |text| match choices.iter().find(|(name, _)| *name == text) {
@@ -238,38 +239,42 @@ impl Reader {
         })
     }
 
-    /// A limit; 0 means none.
-    pub(super) fn limit(&mut self, key: &str) -> Option<NonZeroU32> {
-        NonZeroU32::new(self.number(key, 0..=u64::from(u32::MAX)) as u32)
+    /// Reads a close code that can be sent in a Close frame (RFC 6455 §7.4).
+    pub(super) fn close_code(&mut self, key: &str) -> CloseCode {
+        self.value(key, |text| {
+            let code = text.parse().ok().and_then(CloseCode::new);
+            let advice = "expected 1000 to 4999, but not 1004, 1005, 1006 or 1015";
+            code.ok_or_else(|| advice.to_owned())
+        })
     }
 
-    /// The items that are right; each wrong one is a problem of its own.
+    /// Reads a list. Returns the valid items; each invalid one is a problem of its own.
     pub(super) fn list<T>(
         &mut self,
         key: &str,
         parse: impl Fn(&str) -> Result<T, String>,
     ) -> Vec<T> {
-        self.lists.insert(self.place(key));
+        self.lists.insert(self.effective_key(key));
         let setting = self.setting(key);
         let mut parsed = Vec::new();
         for item in setting.items() {
             match parse(item) {
                 Ok(value) => parsed.push(value),
                 Err(advice) => {
-                    let item = shown_item(key, item);
-                    self.complain(key, format!("{item:?}: {advice}"));
+                    let item = redact_item(key, item);
+                    self.add_problem(key, format!("{item:?}: {advice}"));
                 }
             }
         }
         parsed
     }
 
-    /// Pods, and how large those are that say so.
-    pub(super) fn backends(&mut self, key: &str, service: &str) -> Pods {
-        let mut pods = Pods::default();
-        for (backend, share) in self.list(key, |text| pod(text, service)) {
+    /// Reads a list of pods with their options.
+    pub(super) fn pods(&mut self, key: &str, service: &str) -> PodList {
+        let mut pods = PodList::default();
+        for (backend, share) in self.list(key, |text| parse_pod(text, service)) {
             if pods.backends.iter().any(|known| known.address == backend.address) {
-                self.complain(key, format!("{:?} stands there twice", backend.url));
+                self.add_problem(key, format!("{:?} is listed twice", backend.url));
                 continue;
             }
             if share != Share::default() {
@@ -280,23 +285,30 @@ impl Reader {
         pods
     }
 
-    /// Without a word about keys that were not asked for.
-    pub(super) fn finish_partly(self) -> Result<(), Problems> {
+    /// Ends reading without checking for unknown keys.
+    ///
+    /// # Errors
+    /// The problems found so far.
+    pub(super) fn finish_ignoring_unknown_keys(self) -> Result<(), Problems> {
         if self.problems.is_empty() { Ok(()) } else { Err(Problems(self.problems)) }
     }
 
+    /// Ends reading: every key that was not read is unknown.
+    ///
+    /// # Errors
+    /// All problems.
     pub(super) fn finish(mut self) -> Result<(), Problems> {
         let mut known: Vec<String> = self.defaults.keys().cloned().collect();
-        for service in self.names_below("services") {
+        for service in self.table_names("services") {
             let rules = self.defaults.keys().filter_map(|key| key.strip_prefix("balancer."));
             let keys = rules.chain(["backends", "discovery.dns", "discovery.srv"]);
             known.extend(keys.map(|name| format!("services.{service}.{name}")));
         }
-        for route in self.names_below("routes") {
+        for route in self.table_names("routes") {
             known.extend(ROUTE_KEYS.map(|name| format!("routes.{route}.{name}")));
         }
         for (key, setting) in &self.settings {
-            if !self.taken.contains(key) {
+            if !self.used_keys.contains(key) {
                 let near = did_you_mean(key, known.iter().map(String::as_str));
                 self.problems.push(Problem {
                     key: key.clone(),
@@ -306,117 +318,6 @@ impl Reader {
                 });
             }
         }
-        self.finish_partly()
+        self.finish_ignoring_unknown_keys()
     }
-}
-
-/// A duration as it would be written; humantime makes months of many days.
-fn in_days(duration: Duration) -> String {
-    const DAY: u64 = 86_400;
-    match duration.as_secs() {
-        seconds if seconds > DAY && seconds % DAY == 0 => format!("{}d", seconds / DAY),
-        _ => humantime::format_duration(duration).to_string(),
-    }
-}
-
-fn address(text: &str) -> Result<SocketAddr, String> {
-    let advice = "expected IP address and port, such as 0.0.0.0:8080 or [::]:8080";
-    text.parse().map_err(|_| advice.to_owned())
-}
-
-/// A path without query.
-pub(super) fn path(text: &str) -> Result<String, String> {
-    if has_dot_segments(text) {
-        return Err("expected a path without segments of dots".to_owned());
-    }
-    let origin_form = text.starts_with('/') && !text.contains(['?', '#', '{', '}']);
-    if origin_form && text.parse::<Uri>().is_ok() {
-        Ok(text.to_owned())
-    } else {
-        Err("expected a path such as /metric, without query".to_owned())
-    }
-}
-
-/// A pod's URL, and behind it what is said of its size: `http://pod:3001 weight=3
-/// max_connections=500`.
-fn pod(text: &str, service: &str) -> Result<(Backend, Share), String> {
-    let mut words = text.split_whitespace();
-    let backend = backend(words.next().unwrap_or_default(), service)?;
-    let mut share = Share::default();
-    for word in words {
-        match word.split_once('=') {
-            Some(("weight", weight)) => {
-                let weight = weight.parse().ok().filter(|weight| WEIGHTS.contains(weight));
-                let (least, most) = WEIGHTS.into_inner();
-                share.weight =
-                    weight.ok_or_else(|| format!("expected weight={least} to {most}"))?;
-            }
-            Some(("max_connections", max)) => {
-                let max = max.parse().ok().filter(|max| *max > 0);
-                let max = max.ok_or("expected a whole number from 1 behind max_connections=")?;
-                share.max_connections = Some(max);
-            }
-            _ => return Err(format!("{word:?}: expected weight=3 or max_connections=500")),
-        }
-    }
-    Ok((backend, share))
-}
-
-/// A pod's URL: `http://host:port`, `https://host:port` or `unix:/path`, and nothing more.
-pub(super) fn backend(url: &str, service: &str) -> Result<Backend, String> {
-    let expected = "expected a pod's URL such as http://pod:3001";
-    let (service, written) = (service.to_owned(), url.to_owned());
-    if let Some(path) = url.strip_prefix("unix:") {
-        if !path.starts_with('/') {
-            return Err("expected an absolute path behind unix:".to_owned());
-        }
-        let (address, transport) = (path.to_owned(), Transport::Unix);
-        return Ok(Backend { service, url: written, address, transport });
-    }
-    let uri: Uri = url.parse().map_err(|error| format!("{expected} ({error})"))?;
-    let (transport, own_port) = match uri.scheme_str() {
-        Some("http" | "ws") => (Transport::Tcp, 80),
-        Some("https" | "wss") => (Transport::Tls, 443),
-        _ => return Err(expected.to_owned()),
-    };
-    let authority = uri.authority().filter(|authority| !authority.host().is_empty());
-    let Some(authority) = authority else { return Err(expected.to_owned()) };
-    if authority.as_str().contains('@') {
-        return Err(format!("{expected}, without user name"));
-    }
-    // Uri drops a fragment without a word.
-    if uri.path() != "/" || uri.query().is_some() || url.contains('#') {
-        return Err(format!("{expected}, without path: each request keeps its own"));
-    }
-    // Uri takes what is no port for none at all.
-    let port = match authority.as_str()[authority.host().len()..].trim_start_matches(':') {
-        "" => own_port,
-        port => {
-            let advice = "expected a port from 1 to 65535 in the pod's URL";
-            port.parse().map(NonZeroU16::get).map_err(|_| format!("{advice}, not {port:?}"))?
-        }
-    };
-    let address = format!("{}:{port}", authority.host());
-    Ok(Backend { service, url: written, address, transport })
-}
-
-/// `Name: value`.
-pub(super) fn field(text: &str) -> Result<(HeaderName, HeaderValue), String> {
-    let (name, value) = text.split_once(':').ok_or("expected \"Name: value\"")?;
-    let value = HeaderValue::from_str(value.trim())
-        .map_err(|_| "its value holds characters that no header field may".to_owned())?;
-    Ok((field_name(name.trim())?, value))
-}
-
-pub(super) fn field_name(text: &str) -> Result<HeaderName, String> {
-    text.parse().map_err(|_| "expected the name of a header field".to_owned())
-}
-
-/// `; did you mean "…"?` for the nearest of `names`, if one is near.
-pub(super) fn did_you_mean<'a>(wrong: &str, names: impl Iterator<Item = &'a str>) -> String {
-    let nearest = names
-        .map(|name| (strsim::jaro_winkler(wrong, name), name))
-        .filter(|(likeness, _)| *likeness > 0.75)
-        .max_by(|(a, _), (b, _)| a.total_cmp(b));
-    nearest.map_or_else(String::new, |(_, name)| format!("; did you mean {name:?}?"))
 }

@@ -1,70 +1,74 @@
-//! The routes: which requests are for which service.
+//! Reads `[[routes]]`: which requests go to which service.
 
 use super::{
-    reader::{Reader, did_you_mean, path},
-    services::Service,
+    parse::{did_you_mean, parse_path},
+    reader::Reader,
+    services::ServiceSettings,
 };
 use crate::domain::routing::route::{HostPattern, Rewrite, Route, Router};
 
-/// `[[routes]]`; without any, everything is for the only service.
-pub(super) fn routes(read: &mut Reader, services: &[Service]) -> Router {
-    if read.has("routes") {
-        // An empty list, which is as good as none.
-        let items: Vec<String> = read.list("routes", |text| Ok(text.to_owned()));
+/// Reads the routes. Without any, every request goes to the only service.
+pub(super) fn read_routes(reader: &mut Reader, services: &[ServiceSettings]) -> Router {
+    if reader.has("routes") {
+        // An empty list is accepted, as no routes.
+        let items: Vec<String> = reader.list("routes", |text| Ok(text.to_owned()));
         if !items.is_empty() {
-            read.complain("routes", "expected [[routes]] tables");
+            reader.add_problem("routes", "expected [[routes]] tables");
         }
     }
-    let mut tables = read.names_below("routes");
+    let mut tables = reader.table_names("routes");
     tables.sort_by_key(|table| table.parse::<usize>().unwrap_or(usize::MAX));
     if tables.is_empty() {
         if services.len() > 1 {
-            let advice =
-                "are missing: with several services, [[routes]] must say whose a request is";
-            read.complain_of_table("routes", advice);
+            let advice = "are required with several services: add [[routes]] tables that choose a \
+                          service";
+            reader.add_problem_in_table("routes", advice);
         }
         return Router::default();
     }
-    let routes: Vec<Route> = tables.iter().map(|table| route(read, table, services)).collect();
+    let routes: Vec<Route> =
+        tables.iter().map(|table| read_route(reader, table, services)).collect();
     Router::new(routes).unwrap_or_else(|(one, other)| {
         let advice = format!(
-            "is as specific as routes.{}, and a request may match both: give one another host, \
-             path_prefix or methods",
+            "is as specific as routes.{}, and a request can match both: change host, path_prefix or \
+             methods of one of them",
             tables[one]
         );
-        read.complain_of_table(&format!("routes.{}", tables[other]), advice);
+        reader.add_problem_in_table(&format!("routes.{}", tables[other]), advice);
         Router::default()
     })
 }
 
-fn route(read: &mut Reader, table: &str, services: &[Service]) -> Route {
+fn read_route(reader: &mut Reader, table: &str, services: &[ServiceSettings]) -> Route {
     let key = |name: &str| format!("routes.{table}.{name}");
-    let host = read.optional(&key("host"), HostPattern::parse);
-    let segments = |text: &str| Ok(path(text)?.trim_end_matches('/').to_owned());
-    let path_prefix = read.optional(&key("path_prefix"), segments).unwrap_or_default();
-    let methods = match read.has(&key("methods")) {
-        true => read.list(&key("methods"), |text| {
-            let right = text.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'-');
-            right.then(|| text.to_owned()).ok_or_else(|| "expected methods such as GET".to_owned())
+    let host = reader.optional(&key("host"), HostPattern::parse);
+    let segments = |text: &str| Ok(parse_path(text)?.trim_end_matches('/').to_owned());
+    let path_prefix = reader.optional(&key("path_prefix"), segments).unwrap_or_default();
+    let methods = match reader.has(&key("methods")) {
+        true => reader.list(&key("methods"), |text| {
+            let is_valid = text.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'-');
+            let advice = || "expected methods such as GET".to_owned();
+            is_valid.then(|| text.to_owned()).ok_or_else(advice)
         }),
         false => Vec::new(),
     };
-    let strip = read.optional(&key("strip_prefix"), segments).filter(|prefix| !prefix.is_empty());
+    let strip = reader.optional(&key("strip_prefix"), segments).filter(|prefix| !prefix.is_empty());
     if let Some(prefix) = &strip
         && !(path_prefix == *prefix || path_prefix.starts_with(&format!("{prefix}/")))
     {
         let advice = format!(
-            "is no leading part of the path_prefix {path_prefix:?}, so some paths would not have it"
+            "must be path_prefix ({path_prefix:?}) or its first segments: other paths that match \
+             cannot be stripped"
         );
-        read.complain(&key("strip_prefix"), advice);
+        reader.add_problem(&key("strip_prefix"), advice);
     }
-    let rewrite = match (strip, read.optional(&key("replace_path"), path)) {
+    let rewrite = match (strip, reader.optional(&key("replace_path"), parse_path)) {
         (None, None) => Rewrite::Keep,
         (Some(prefix), None) => Rewrite::Strip(prefix),
         (None, Some(path)) => Rewrite::Replace(path),
         (Some(_), Some(path)) => {
-            let advice = "and strip_prefix cannot both hold: choose one";
-            read.complain(&key("replace_path"), advice);
+            let advice = "cannot be used together with strip_prefix: choose one";
+            reader.add_problem(&key("replace_path"), advice);
             Rewrite::Replace(path)
         }
     };
@@ -75,9 +79,10 @@ fn route(read: &mut Reader, table: &str, services: &[Service]) -> Route {
             format!("expected one of the services {all}{}", did_you_mean(name, names()))
         })
     };
-    let service = read.optional(&key("service"), index_of);
-    if service.is_none() && !read.has(&key("service")) {
-        read.complain_of_table(&key("service"), "is missing: name one of the services");
+    let service = reader.optional(&key("service"), index_of);
+    if service.is_none() && !reader.has(&key("service")) {
+        reader
+            .add_problem_in_table(&key("service"), "is required: set it to the name of a service");
     }
     Route { host, path_prefix, methods, rewrite, service: service.unwrap_or_default() }
 }

@@ -1,27 +1,27 @@
-//! The secret that admin calls carry.
+//! The bearer token for calls to the admin listener.
 
 use std::fmt;
 
 use subtle::ConstantTimeEq as _;
 
-/// A bearer token (RFC 6750 §2.1). It shows nowhere.
+/// A bearer token (RFC 6750 §2.1). It is never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(String);
 
 impl Token {
     /// # Errors
-    /// `text` has characters that no token may have.
+    /// `text` contains characters that a token cannot have.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let may_be = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte);
-        if text.bytes().all(may_be) {
+        let is_valid = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte);
+        if text.bytes().all(is_valid) {
             Ok(Self(text.to_owned()))
         } else {
-            Err("expected letters, digits and -._~+/= only".to_owned())
+            Err("expected only letters, digits and -._~+/=".to_owned())
         }
     }
 
-    /// Whether `given` is the same. How long that takes tells nothing but the length.
-    pub fn is(&self, given: &str) -> bool {
+    /// Whether `given` is this token. The time that it takes depends only on the lengths.
+    pub fn matches(&self, given: &str) -> bool {
         self.0.as_bytes().ct_eq(given.as_bytes()).into()
     }
 }
@@ -37,11 +37,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_same_token_will_do() {
+    fn only_the_same_token_matches() {
         let token = Token::parse("s3cret-._~+/=").unwrap();
-        assert!(token.is("s3cret-._~+/="));
+        assert!(token.matches("s3cret-._~+/="));
         for wrong in ["", "s3cret", "s3cret-._~+/=x", "S3cret-._~+/=", "xxxxxxxxxxxxx"] {
-            assert!(!token.is(wrong), "{wrong}");
+            assert!(!token.matches(wrong), "{wrong}");
         }
         assert_eq!(format!("{token:?}"), "***");
         assert!(Token::parse("two words").is_err() && Token::parse("schlüssel").is_err());

@@ -1,4 +1,4 @@
-//! `wsbalancer client`: sends lines or a steady message, prints what comes.
+//! `wsbalancer client`: sends lines or numbered messages and prints received messages.
 
 use std::{io::stdin, time::Duration};
 
@@ -11,29 +11,30 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use thiserror::Error;
 use tokio::sync::mpsc;
 
-/// How long the far side may take to answer our Close.
+/// Time that the peer has to answer our Close frame.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Why the client ended without a Close.
+/// Why the client ended without a Close frame.
 #[derive(Debug, Error)]
 pub enum ClientError {
-    /// No tunnel.
+    /// The handshake failed.
     #[error("cannot connect: {0}")]
     Connect(String),
-    /// The tunnel broke.
-    #[error("the connection broke: {0}")]
+    /// The connection failed after the handshake.
+    #[error("connection lost: {0}")]
     Broken(String),
 }
 
-/// Talks to `url` until its end, the end of the input, or `shutdown`.
+/// Connects to `url` and sends messages until the connection or the input ends, or `shutdown`
+/// resolves.
 ///
-/// Sends a numbered message every `every`, or else the lines of standard input.
+/// Sends a numbered message at each interval, or without one the lines of standard input.
 ///
 /// # Errors
-/// No connection, or one that ended without a Close frame.
+/// The connection could not be opened, or ended without a Close frame.
 pub async fn run(
     url: &str,
-    every: Option<Duration>,
+    interval: Option<Duration>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ClientError> {
     let (response, mut socket) = Client::new()
@@ -44,9 +45,9 @@ pub async fn run(
         .map_err(|error| ClientError::Connect(error.to_string()))?;
     eprintln!("connected: {}", response.status());
 
-    let mut input = match every {
-        Some(every) => ticks(every),
-        None => lines(),
+    let mut input = match interval {
+        Some(interval) => numbered_messages(interval),
+        None => input_lines(),
     };
     let mut shutdown = std::pin::pin!(shutdown);
     let mut closing = std::pin::pin!(actix_rt::time::sleep(Duration::MAX));
@@ -86,7 +87,7 @@ pub async fn run(
                 None => close = true,
             },
             () = &mut shutdown, if open => close = true,
-            () = &mut closing, if !open => return Err(broken(&"no answer to our Close")),
+            () = &mut closing, if !open => return Err(broken(&"no answer to our Close frame")),
         }
         if close {
             open = false;
@@ -97,9 +98,9 @@ pub async fn run(
     }
 }
 
-/// The lines of standard input. On a thread of its own, because a runtime waits at its end for
-/// whoever reads there, even when there is nothing to read.
-fn lines() -> mpsc::Receiver<String> {
+/// Returns the lines of standard input. They are read on a thread of their own, because the runtime
+/// would wait at its end for a blocked read.
+fn input_lines() -> mpsc::Receiver<String> {
     let (sender, receiver) = mpsc::channel(1);
     std::thread::spawn(move || {
         for line in stdin().lines().map_while(Result::ok) {
@@ -111,8 +112,8 @@ fn lines() -> mpsc::Receiver<String> {
     receiver
 }
 
-/// A numbered message every `period`.
-fn ticks(period: Duration) -> mpsc::Receiver<String> {
+/// Returns a numbered message every `period`.
+fn numbered_messages(period: Duration) -> mpsc::Receiver<String> {
     let (sender, receiver) = mpsc::channel(1);
     actix_rt::spawn(async move {
         let mut interval = interval_at(Instant::now(), period);

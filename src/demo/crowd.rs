@@ -1,4 +1,4 @@
-//! A steady crowd of clients that come, talk and go.
+//! The demo's clients: a constant number of them connect, send messages and leave.
 
 use std::time::Duration;
 
@@ -7,32 +7,32 @@ use actix_rt::time::{sleep, timeout};
 use awc::{Client, ws};
 use futures_util::{SinkExt as _, StreamExt as _};
 
-/// Clients at any time.
-const SIZE: usize = 60;
+/// Number of clients at any time.
+pub(super) const SIZE: usize = 60;
 
-/// How long a client stays, in milliseconds.
+/// How long a client stays connected, in milliseconds.
 const STAY: std::ops::Range<u64> = 5_000..40_000;
 
-/// From one message of a client to its next, in milliseconds.
+/// Time between two messages of a client, in milliseconds.
 const PAUSE: std::ops::Range<u64> = 300..2_000;
 
-/// Starts the crowd on a thread of its own; stopping the arbiter ends it.
+/// Starts the clients on a thread of their own; stopping the arbiter ends them.
 pub fn start(url: String) -> Arbiter {
     let arbiter = Arbiter::new();
     arbiter.spawn(async move {
-        for seat in 0..SIZE {
-            actix_rt::spawn(keep_seat_taken(url.clone(), seat));
+        for number in 0..SIZE {
+            actix_rt::spawn(run_clients(url.clone(), number));
         }
     });
     arbiter
 }
 
-/// One client after the other.
-async fn keep_seat_taken(url: String, seat: usize) {
-    sleep(Duration::from_millis(40 * seat as u64)).await;
+/// Runs one client after the other. `number` spreads the first ones over time.
+async fn run_clients(url: String, number: usize) {
+    sleep(Duration::from_millis(40 * number as u64)).await;
     loop {
         let stay = Duration::from_millis(fastrand::u64(STAY));
-        // Whatever ends a client, the next one takes its seat.
+        // A failed client is replaced like one that leaves.
         let _ = timeout(stay, chat(&url)).await;
         sleep(Duration::from_millis(fastrand::u64(PAUSE))).await;
     }

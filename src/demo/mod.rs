@@ -1,4 +1,4 @@
-//! Things to try the balancer with: a sample pod, a client, and both together around a balancer.
+//! To try the balancer out: a sample pod, a client, and a demo of a balancer with both.
 
 pub mod client;
 mod crowd;
@@ -14,16 +14,16 @@ use crate::{
     telemetry::logging,
 };
 
-/// Pods of the demo.
+/// Number of embedded pods.
 const PODS: usize = 3;
 
 /// Runs a balancer with embedded pods and clients until `shutdown` resolves.
 ///
-/// Listens where the configuration says; by default on loopback only, and on a free port when
-/// the default one is taken.
+/// It listens on the configured addresses; by default only on loopback, and on a free port if the
+/// default port is in use.
 ///
 /// # Errors
-/// A mistake in the configuration, or a listener that cannot be bound.
+/// A problem in the settings, or a listener that cannot be bound.
 pub async fn run(
     file: Option<&Path>,
     shutdown: impl Future<Output = ()>,
@@ -38,22 +38,22 @@ pub async fn run(
         };
         pods.push(pod::start(listener, identity)?);
     }
-    let mut layers = Layers::of_process(file)?;
+    let mut layers = Layers::from_process(file)?;
     let urls = pods.iter().map(|pod| format!("http://{}", pod.address)).collect();
     for table in ["services", "routes"] {
-        layers.remove_below(table);
+        layers.remove_table(table);
     }
-    layers.set("services", urls, "the demo's own pods");
+    layers.set("services", urls, "the demo's pods");
     for (key, port) in [("server.listen", 8080), ("admin.listen", 9090)] {
         if layers.is_default(key) {
-            layers.set(key, vec![format!("127.0.0.1:{}", free_or_any(port))], "the demo");
+            layers.set(key, vec![format!("127.0.0.1:{}", port_or_free_one(port))], "the demo");
         }
     }
     if layers.is_default("log.level") {
-        // The table has the terminal to itself.
+        // Log lines would break the live table.
         layers.set("log.level", vec!["warn".to_owned()], "the demo");
     }
-    // Nobody is to be spared here when it ends.
+    // The embedded clients need no drain.
     for key in ["server.drain_delay", "server.drain_time"] {
         if layers.is_default(key) {
             layers.set(key, vec!["0s".to_owned()], "the demo");
@@ -64,11 +64,11 @@ pub async fn run(
     let app = App::start(&config, Listeners::bind(&config)?)?;
 
     let metrics = format!("http://{}{}", app.admin_address, config.admin.balancer_metric_path);
-    println!("wsbalancer with {PODS} sample pods and a crowd of clients.\n");
+    println!("wsbalancer with {PODS} sample pods and {} clients\n", crowd::SIZE);
     println!("  traffic   ws://{}/ws", app.traffic_address);
     println!("  metrics   {metrics}");
     println!("  a client  wsbalancer client ws://{}/ws\n", app.traffic_address);
-    println!("Ctrl-C ends it.\n");
+    println!("Press Ctrl-C to stop.\n");
 
     let crowd = crowd::start(format!("ws://{}/ws", app.traffic_address));
     let table = actix_rt::spawn(table::show(metrics));
@@ -82,8 +82,8 @@ pub async fn run(
     Ok(summary)
 }
 
-/// `port`, or 0 for any other when it is taken.
-fn free_or_any(port: u16) -> u16 {
-    let taken = |error: io::Error| error.kind() == io::ErrorKind::AddrInUse;
-    if TcpListener::bind(("127.0.0.1", port)).is_err_and(taken) { 0 } else { port }
+/// Returns `port`, or 0 for any free one if it is in use.
+fn port_or_free_one(port: u16) -> u16 {
+    let is_in_use = |error: io::Error| error.kind() == io::ErrorKind::AddrInUse;
+    if TcpListener::bind(("127.0.0.1", port)).is_err_and(is_in_use) { 0 } else { port }
 }

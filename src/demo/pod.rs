@@ -1,5 +1,5 @@
-//! The sample pod: `/ws` echoes, `/metric` reports. One implementation for `wsbalancer pod`, the
-//! demo and the tests.
+//! The sample pod of `wsbalancer pod`, the demo and the tests: `/ws` echoes messages, `/metric`
+//! reports the number of connections.
 
 use std::{
     io,
@@ -20,13 +20,13 @@ use actix_web::{
 use actix_web_actors::ws::{self, Message, ProtocolError, WebsocketContext};
 use serde::Serialize;
 
-/// Longest frame that the pod takes, in bytes.
+/// Longest frame that the pod accepts, in bytes.
 const MAX_FRAME_LEN: usize = 128 * 1024 * 1024;
 
-/// The subprotocol that the pod speaks when a client offers it.
+/// The subprotocol that the pod selects if a client offers it.
 pub const SUBPROTOCOL: &str = "echo.example";
 
-/// How a pod calls itself in its reports.
+/// Optional names in the pod's reports.
 #[derive(Clone, Debug, Default)]
 pub struct Identity {
     /// `podName`
@@ -38,7 +38,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// As Kubernetes' downward API would set it: `POD_NAME`, `POD_IP`, `NODE_NAME`.
+    /// Reads `POD_NAME`, `POD_IP` and `NODE_NAME`, which the downward API of Kubernetes can set.
     pub fn from_env() -> Self {
         let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
         Self { name: variable("POD_NAME"), ip: variable("POD_IP"), node: variable("NODE_NAME") }
@@ -47,25 +47,24 @@ impl Identity {
 
 /// A running pod.
 pub struct Pod {
-    /// Where it listens.
     pub address: SocketAddr,
     connections: Arc<AtomicU64>,
     server: ServerHandle,
 }
 
 impl Pod {
-    /// Live connections.
+    /// Returns the number of open connections.
     pub fn connections(&self) -> u64 {
         self.connections.load(Relaxed)
     }
 
-    /// Ends it with all its connections.
+    /// Stops the pod and closes its connections.
     pub async fn stop(self) {
         self.server.stop(false).await;
     }
 }
 
-/// Starts a pod on `listener`, within an actix system.
+/// Starts a pod on `listener`; must be called within an actix system.
 ///
 /// # Errors
 /// The listener cannot be used.
@@ -121,7 +120,7 @@ async fn echo(
     payload: Payload,
     state: web::Data<PodState>,
 ) -> actix_web::Result<HttpResponse> {
-    let session = Echo { _counted: Counted::new(state.connections.clone()) };
+    let session = Echo { _count: ConnectionCount::new(state.connections.clone()) };
     let mut response = ws::WsResponseBuilder::new(session, &request, payload)
         .protocols(&[SUBPROTOCOL])
         .frame_size(MAX_FRAME_LEN)
@@ -131,24 +130,24 @@ async fn echo(
     Ok(response)
 }
 
-/// One connection in the pod's count, for as long as it lives.
-struct Counted(Arc<AtomicU64>);
+/// Counts one connection until it is dropped.
+struct ConnectionCount(Arc<AtomicU64>);
 
-impl Counted {
+impl ConnectionCount {
     fn new(count: Arc<AtomicU64>) -> Self {
         count.fetch_add(1, Relaxed);
         Self(count)
     }
 }
 
-impl Drop for Counted {
+impl Drop for ConnectionCount {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
     }
 }
 
 struct Echo {
-    _counted: Counted,
+    _count: ConnectionCount,
 }
 
 impl Actor for Echo {

@@ -1,4 +1,4 @@
-//! The live table that the demo keeps on the terminal.
+//! The live table of the demo.
 
 use std::{
     fmt::Write as _,
@@ -10,43 +10,43 @@ use actix_rt::time::sleep;
 use awc::Client;
 use serde_json::Value;
 
-/// Widest bar, in characters.
+/// Length of the longest bar, in characters.
 const BAR: u64 = 40;
 
-/// Shows the distribution at `url` until it is dropped: in place on a terminal, as a line now and
-/// then elsewhere.
+/// Shows the distribution at `url` until it is dropped: every second in place on a terminal, else
+/// every 5 seconds below the last one.
 pub async fn show(url: String) {
     let client = Client::new();
-    let terminal = stdout().is_terminal();
-    let every = Duration::from_secs(if terminal { 1 } else { 5 });
-    let mut drawn = 0;
+    let is_terminal = stdout().is_terminal();
+    let interval = Duration::from_secs(if is_terminal { 1 } else { 5 });
+    let mut printed_lines = 0;
     loop {
-        sleep(every).await;
+        sleep(interval).await;
         let Ok(mut response) = client.get(&url).send().await else { continue };
         let Ok(distribution) = response.json::<Value>().await else { continue };
-        let table = table(&distribution);
-        if terminal && drawn > 0 {
-            // Up over the last table; each line then clears itself.
-            print!("\x1b[{drawn}A");
+        let table = format_table(&distribution);
+        if is_terminal && printed_lines > 0 {
+            // Moves the cursor up over the last table; each line is then cleared and printed anew.
+            print!("\x1b[{printed_lines}A");
         }
-        drawn = table.lines().count();
+        printed_lines = table.lines().count();
         for line in table.lines() {
-            println!("{}{line}", if terminal { "\x1b[2K" } else { "" });
+            println!("{}{line}", if is_terminal { "\x1b[2K" } else { "" });
         }
         let _ = stdout().flush();
     }
 }
 
-fn table(distribution: &Value) -> String {
+fn format_table(distribution: &Value) -> String {
     let services = distribution["services"].as_array().map_or(&[][..], Vec::as_slice);
     let count = |service: &Value| service["connections"].as_u64().unwrap_or_default();
-    let most = services.iter().map(count).max().unwrap_or_default().max(1);
+    let highest = services.iter().map(count).max().unwrap_or_default().max(1);
     let mut table = String::new();
     for service in services {
         let url = service["url"].as_str().unwrap_or_default();
         let name = distribution["podMetrics"][url][0]["podName"].as_str().unwrap_or(url);
         let connections = count(service);
-        let bar = "#".repeat((connections * BAR / most) as usize);
+        let bar = "#".repeat((connections * BAR / highest) as usize);
         let _ = writeln!(table, "{name:<12} {connections:>5}  {bar}");
     }
     let total = distribution["totalConnections"].as_u64().unwrap_or_default();
@@ -73,6 +73,6 @@ mod tests {
             "#".repeat(40),
             "#".repeat(20)
         );
-        assert_eq!(table(&distribution), expected);
+        assert_eq!(format_table(&distribution), expected);
     }
 }

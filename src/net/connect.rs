@@ -1,4 +1,4 @@
-//! Opens connections to pods: handshakes, plain requests and polls all go this way.
+//! Opens connections to pods, for handshakes, plain requests and polls.
 
 use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
@@ -19,13 +19,13 @@ use crate::{
     relay::Io,
 };
 
-/// Why there is no connection.
+/// Why a connection could not be opened.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum ConnectError {
-    /// The pod or the network said no.
+    /// The pod or the network refused it, or TLS failed.
     #[error("cannot be reached: {0}")]
     Failed(String),
-    /// Nobody said anything.
+    /// The time limit was reached.
     #[error("cannot be reached within {0:?}")]
     TimedOut(Duration),
 }
@@ -36,20 +36,19 @@ impl ConnectError {
     }
 }
 
-/// How pods are reached.
+/// How pods are connected to.
 #[derive(Clone, Debug)]
 pub struct ConnectSettings {
-    /// For a whole connection: name look-up, TCP and TLS.
+    /// Time limit for a whole connection: DNS look-up, TCP and TLS.
     pub timeout: Duration,
-    /// For pods that speak TLS; `None` where none does.
+    /// `None` if no pod uses TLS.
     pub tls: Option<Arc<ClientTls>>,
-    /// When TCP gives a pod up.
     pub tcp: TcpSettings,
 }
 
 impl PartialEq for ConnectSettings {
-    /// TLS is the same where it is one and the same: [`ClientTls::is_like`] says whether it need be
-    /// another.
+    /// TLS settings are compared by identity: a reload keeps the old ones if they are
+    /// [equivalent](ClientTls::is_equivalent).
     fn eq(&self, other: &Self) -> bool {
         let same_tls = match (&self.tls, &other.tls) {
             (Some(one), Some(other)) => Arc::ptr_eq(one, other),
@@ -61,27 +60,27 @@ impl PartialEq for ConnectSettings {
 
 type Connecting = LocalBoxFuture<'static, Result<Box<dyn Io>, awc::error::ConnectError>>;
 
-/// Opens connections on one thread.
+/// Opens connections to pods, on one thread.
 pub struct Connector {
-    /// A closure, because awc's connector has no type that can be named.
+    /// A closure, because the type of awc's connector cannot be named.
     tcp: Box<dyn Fn(Connect) -> Connecting>,
     settings: ConnectSettings,
 }
 
 impl Connector {
-    /// A connector for the current thread.
+    /// Creates a connector for the current thread.
     pub fn new(settings: ConnectSettings) -> Self {
         let tcp = settings.tcp;
         let tcp = actix_tls::connect::Connector::default().service().map(
             move |connection: actix_tls::connect::Connection<Uri, TcpStream>| {
                 // Small frames must not wait for the acknowledgement of earlier ones.
                 let _ = TcpStream::set_nodelay(connection.io_ref(), true);
-                // A connection that is dead already shows so when it is written to.
+                // An error is ignored: if the connection is dead, the next write fails.
                 let _ = tcp.apply(SockRef::from(connection.io_ref()));
                 connection
             },
         );
-        // No limit: a tunnel keeps its permit for hours, and capacity is the pool's to judge.
+        // No limit: a tunnel would keep a permit for hours, and the pool limits the connections.
         let connector = awc::Connector::new().connector(tcp).timeout(settings.timeout).limit(0);
         let connector = Rc::new(connector.finish());
         let tcp = Box::new(move |connect| {
@@ -91,10 +90,10 @@ impl Connector {
         Self { tcp, settings }
     }
 
-    /// A connection to `backend`, through TLS where it speaks that.
+    /// Connects to `backend`, with TLS if its URL says so.
     ///
     /// # Errors
-    /// [`ConnectError`]; what TLS has against the pod is in its text.
+    /// [`ConnectError`]; a problem with the certificate is in its text.
     pub async fn connect(&self, backend: &Backend) -> Result<Box<dyn Io>, ConnectError> {
         let Backend { address, transport, .. } = backend;
         let connected = async {
@@ -102,8 +101,8 @@ impl Connector {
                 Transport::Tcp => self.tcp(address).await,
                 Transport::Unix => Ok(Box::new(unix(address).await?) as Box<dyn Io>),
                 Transport::Tls => {
-                    let no_tls = || ConnectError::failed("TLS is not set up for this pod");
-                    let tls = self.settings.tls.as_ref().ok_or_else(no_tls)?;
+                    let no_tls_settings = || ConnectError::failed("no TLS settings for this pod");
+                    let tls = self.settings.tls.as_ref().ok_or_else(no_tls_settings)?;
                     let io = self.tcp(address).await?;
                     let secured = tls.connect(address, io).await;
                     Ok(Box::new(
@@ -112,14 +111,14 @@ impl Connector {
                 }
             }
         };
-        // awc's own time-out covers neither its permit nor the whole of the look-up.
-        let too_late = |_| ConnectError::TimedOut(self.settings.timeout);
-        timeout(self.settings.timeout, connected).await.map_err(too_late)?
+        // awc's own time limit does not cover the whole DNS look-up.
+        let timed_out = |_| ConnectError::TimedOut(self.settings.timeout);
+        timeout(self.settings.timeout, connected).await.map_err(timed_out)?
     }
 
     async fn tcp(&self, address: &str) -> Result<Box<dyn Io>, ConnectError> {
         let uri = format!("http://{address}").parse::<Uri>().map_err(ConnectError::failed)?;
-        // A literal address saves the look-up, which would block a thread.
+        // With an IP address there is no look-up, which would occupy a thread.
         let addr = address.parse::<SocketAddr>().ok();
         (self.tcp)(Connect { uri, addr }).await.map_err(|error| match error {
             awc::error::ConnectError::Timeout => ConnectError::TimedOut(self.settings.timeout),

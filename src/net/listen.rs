@@ -1,4 +1,4 @@
-//! Binds listeners: TCP or Unix-domain.
+//! Binds listening sockets: TCP or Unix-domain.
 
 use std::{
     fmt, fs, io,
@@ -12,16 +12,14 @@ use std::{
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
-/// Connections that may wait to be accepted: after a restart everyone comes back at once. The
-/// kernel cuts it to `net.core.somaxconn`, 4096 by default.
+/// Length of the accept queue: after a restart all clients reconnect at once. The kernel limits it
+/// to `net.core.somaxconn`, 4096 by default.
 const BACKLOG: i32 = 4096;
 
-/// Where a listener is.
+/// Address of a listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ListenAddress {
-    /// IP address and port.
     Tcp(SocketAddr),
-    /// Path of a Unix-domain socket.
     Unix(PathBuf),
 }
 
@@ -37,13 +35,12 @@ impl fmt::Display for ListenAddress {
 /// A bound listener.
 #[derive(Debug)]
 pub enum Listener {
-    /// For TCP.
     Tcp(TcpListener),
-    /// Unix-domain, with the file that goes when the listener does, if it is ours.
+    /// A Unix-domain socket, with its file unless the socket is inherited.
     Unix(UnixListener, Option<SocketFile>),
 }
 
-/// The file of a Unix-domain socket, removed by being dropped.
+/// The file of a Unix-domain socket; it is removed on drop.
 #[derive(Debug)]
 pub struct SocketFile(PathBuf);
 
@@ -54,8 +51,7 @@ impl Drop for SocketFile {
 }
 
 impl Listener {
-    /// Binds to `address`. The file of a Unix-domain socket that nobody listens on any more is
-    /// replaced.
+    /// Binds to `address`. The file of a Unix-domain socket without a listener is replaced.
     ///
     /// # Errors
     /// The address cannot be bound.
@@ -70,10 +66,10 @@ impl Listener {
         }
     }
 
-    /// Where it listens.
+    /// Returns the address it listens on.
     ///
     /// # Errors
-    /// The system does not say.
+    /// The system cannot return it.
     pub fn address(&self) -> io::Result<ListenAddress> {
         match self {
             Self::Tcp(listener) => listener.local_addr().map(ListenAddress::Tcp),
@@ -85,7 +81,7 @@ impl Listener {
     }
 }
 
-/// Like `TcpListener::bind`, but with a longer queue than the standard library's 128.
+/// Binds like `TcpListener::bind`, but with a longer accept queue than the standard library's 128.
 ///
 /// # Errors
 /// The address cannot be bound.
@@ -101,7 +97,7 @@ fn listen(domain: Domain, address: &SockAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// A process that was killed leaves its file, which would be in the way.
+/// Removes the socket file of a process that was killed: it would prevent binding.
 fn remove_stale(path: &Path) -> io::Result<()> {
     let is_socket = fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
     let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
@@ -122,10 +118,10 @@ mod tests {
         let address = ListenAddress::Unix(path.clone());
         let first = Listener::bind(&address).unwrap();
         assert_eq!(first.address().unwrap(), address);
-        assert!(Listener::bind(&address).is_err(), "somebody listens");
+        assert!(Listener::bind(&address).is_err(), "it has a listener");
         let Listener::Unix(listener, file) = first else { panic!("not a Unix listener") };
         drop(listener);
-        assert!(path.exists(), "as a killed process leaves it");
+        assert!(path.exists(), "a killed process leaves its file");
         let second = Listener::bind(&address).unwrap();
         std::mem::forget(file);
         drop(second);

@@ -1,5 +1,5 @@
-//! The PROXY protocol, versions 1 and 2: who is behind a proxy that speaks no HTTP (HAProxy,
-//! `doc/proxy-protocol.txt`).
+//! The PROXY protocol, versions 1 and 2 (HAProxy, `doc/proxy-protocol.txt`): the client's address
+//! behind a TCP proxy.
 
 use std::{io, net::IpAddr};
 
@@ -8,49 +8,46 @@ use ppp::{v1, v2};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-/// Longest header of version 1, with its line end.
+/// Longest header of version 1, line end included.
 const MAX_V1: usize = 107;
 
-/// Longest header of version 2 that is taken, type-length-values included; the protocol allows
-/// 64 KiB, proxies send a few hundred bytes.
+/// Longest accepted header of version 2, type-length-values included. The protocol allows 64 KiB,
+/// but proxies send a few hundred bytes.
 const MAX_V2: usize = 4096;
 
-/// Bytes of a header of version 2 before its addresses.
+/// Length of the fixed part of a version 2 header.
 const V2_FIXED: usize = 16;
 
-/// Why a header cannot be used.
+/// Why there is no usable header.
 #[derive(Debug, Error)]
-pub enum HeaderError {
-    /// The connection ended before its first byte, as probes do.
+pub enum ProxyHeaderError {
+    /// The connection ended before its first byte, as connections of TCP health checks do.
     #[error("the connection ended without a byte")]
-    Nothing,
-    /// The connection broke.
-    #[error("the connection ended within its PROXY protocol header")]
-    Ended,
-    /// The header was not there in time.
-    #[error("no whole PROXY protocol header in time")]
-    Late,
-    /// Not a header, or not one that anybody should send.
-    #[error("not a PROXY protocol header: {0}")]
+    Empty,
+    #[error("the connection ended within the PROXY protocol header")]
+    Truncated,
+    #[error("the PROXY protocol header was not received in time")]
+    TimedOut,
+    #[error("not a valid PROXY protocol header: {0}")]
     Malformed(String),
 }
 
-/// Reads the header at the start of `io`: the address it gives, if it gives one, and the bytes
-/// behind it that have been read too.
+/// Reads the header at the start of `io`. Returns the client's address, if the header has one, and
+/// the bytes after the header that have been read.
 ///
 /// # Errors
-/// [`HeaderError`]; the connection is of no use then, because the protocol forbids to guess.
+/// [`ProxyHeaderError`]; the connection must then be closed, because the protocol forbids guessing.
 pub async fn read(
     io: &mut (impl AsyncRead + Unpin),
-) -> Result<(Option<IpAddr>, BytesMut), HeaderError> {
+) -> Result<(Option<IpAddr>, BytesMut), ProxyHeaderError> {
     let mut read = BytesMut::with_capacity(256);
     loop {
         match io.read_buf(&mut read).await {
-            Ok(0) if read.is_empty() => return Err(HeaderError::Nothing),
-            Ok(0) => return Err(HeaderError::Ended),
+            Ok(0) if read.is_empty() => return Err(ProxyHeaderError::Empty),
+            Ok(0) => return Err(ProxyHeaderError::Truncated),
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(_) => return Err(HeaderError::Ended),
+            Err(_) => return Err(ProxyHeaderError::Truncated),
         }
         if let Some((address, length)) = parse(&read)? {
             read.advance(length);
@@ -59,8 +56,8 @@ pub async fn read(
     }
 }
 
-/// The address in a header and the header's length; `None` while it is not all there.
-fn parse(bytes: &[u8]) -> Result<Option<(Option<IpAddr>, usize)>, HeaderError> {
+/// Returns the address in a header and the length of the header; `None` if it is not complete.
+fn parse(bytes: &[u8]) -> Result<Option<(Option<IpAddr>, usize)>, ProxyHeaderError> {
     let signature = v2::PROTOCOL_PREFIX;
     let compared = bytes.len().min(signature.len());
     if bytes[..compared] == signature[..compared] {
@@ -69,24 +66,24 @@ fn parse(bytes: &[u8]) -> Result<Option<(Option<IpAddr>, usize)>, HeaderError> {
     parse_v1(bytes)
 }
 
-/// One line of text. It is parsed once it is all there, because ppp takes half an address for a
-/// wrong one.
-fn parse_v1(bytes: &[u8]) -> Result<Option<(Option<IpAddr>, usize)>, HeaderError> {
+/// Parses a header of version 1, one line of text. It is parsed only when it is complete, because
+/// ppp takes a part of an address for an invalid one.
+fn parse_v1(bytes: &[u8]) -> Result<Option<(Option<IpAddr>, usize)>, ProxyHeaderError> {
     let prefix = v1::PROTOCOL_PREFIX.as_bytes();
     let compared = bytes.len().min(prefix.len());
     if bytes[..compared] != prefix[..compared] {
-        return Err(HeaderError::Malformed("neither version's signature".to_owned()));
+        return Err(ProxyHeaderError::Malformed("neither version's signature".to_owned()));
     }
     let window = &bytes[..bytes.len().min(MAX_V1)];
     let Some(end) = window.iter().position(|byte| *byte == b'\n') else {
         if bytes.len() >= MAX_V1 {
-            return Err(HeaderError::Malformed(format!("no line end within {MAX_V1} bytes")));
+            return Err(ProxyHeaderError::Malformed(format!("no line end within {MAX_V1} bytes")));
         }
         return Ok(None);
     };
     let length = end + 1;
     let header = v1::Header::try_from(&bytes[..length])
-        .map_err(|error| HeaderError::Malformed(error.to_string()))?;
+        .map_err(|error| ProxyHeaderError::Malformed(error.to_string()))?;
     let address = match header.addresses {
         v1::Addresses::Tcp4(addresses) => Some(addresses.source_address.into()),
         v1::Addresses::Tcp6(addresses) => Some(addresses.source_address.into()),
@@ -95,18 +92,18 @@ fn parse_v1(bytes: &[u8]) -> Result<Option<(Option<IpAddr>, usize)>, HeaderError
     Ok(Some((address, length)))
 }
 
-fn parse_v2(bytes: &[u8]) -> Result<Option<(Option<IpAddr>, usize)>, HeaderError> {
+fn parse_v2(bytes: &[u8]) -> Result<Option<(Option<IpAddr>, usize)>, ProxyHeaderError> {
     let Some(fixed) = bytes.first_chunk::<V2_FIXED>() else { return Ok(None) };
     let length = V2_FIXED + usize::from(u16::from_be_bytes([fixed[14], fixed[15]]));
     if length > MAX_V2 {
-        let told = format!("{length} bytes, at most {MAX_V2} are taken");
-        return Err(HeaderError::Malformed(told));
+        let message = format!("{length} bytes, at most {MAX_V2} are accepted");
+        return Err(ProxyHeaderError::Malformed(message));
     }
     let Some(header) = bytes.get(..length) else { return Ok(None) };
-    let header =
-        v2::Header::try_from(header).map_err(|error| HeaderError::Malformed(error.to_string()))?;
+    let header = v2::Header::try_from(header)
+        .map_err(|error| ProxyHeaderError::Malformed(error.to_string()))?;
     let address = match (header.command, &header.addresses) {
-        // The proxy itself speaks, for a health check.
+        // A connection of the proxy itself, such as a health check.
         (v2::Command::Local, _) => None,
         (_, v2::Addresses::IPv4(addresses)) => Some(addresses.source_address.into()),
         (_, v2::Addresses::IPv6(addresses)) => Some(addresses.source_address.into()),
@@ -147,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_of_both_versions_are_read_wherever_they_are_cut() {
+    fn headers_of_both_versions_are_read_in_any_pieces() {
         for (header, address) in headers() {
             let shown = String::from_utf8_lossy(&header).into_owned();
             for cut in 1..header.len() {
@@ -161,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_header_is_said_to_be_none() {
+    fn invalid_headers_are_refused() {
         for wrong in [
             &b"GET / HTTP/1.1\r\n"[..],
             b"PROXY\r\n",

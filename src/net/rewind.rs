@@ -1,4 +1,4 @@
-//! A socket that some bytes have been read from and that gives them again.
+//! Puts bytes that have been read from a socket back in front of it.
 
 use std::{
     io::{self, IoSlice},
@@ -9,7 +9,7 @@ use std::{
 use bytes::{Buf as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// `prefix`, then what `io` has to say.
+/// A socket whose reads return `prefix` first, then the bytes of `io`.
 #[derive(Debug)]
 pub struct Rewind<S> {
     prefix: BytesMut,
@@ -17,12 +17,11 @@ pub struct Rewind<S> {
 }
 
 impl<S> Rewind<S> {
-    /// A socket that begins with `prefix`.
     pub fn new(prefix: BytesMut, io: S) -> Self {
         Self { prefix, io }
     }
 
-    /// The socket, and what of the prefix has not been read.
+    /// Returns the socket and the unread rest of the prefix.
     pub fn into_parts(self) -> (S, BytesMut) {
         (self.io, self.prefix)
     }

@@ -1,36 +1,37 @@
-//! What TCP itself does about peers that have vanished without a word, and about those that are slow.
+//! TCP socket options for peers that vanish without closing and for slow peers.
 
 use std::{io, ops::RangeInclusive, time::Duration};
 
 use socket2::{SockRef, TcpKeepalive};
 
-/// Bytes that wait in the system to be sent for the first time, at most. Without a bound the system
-/// takes megabytes, and then nothing until a third of them has been acknowledged: a peer that reads
-/// slowly all the time looks as if it took nothing, and our own Close waits behind all that.
-const UNSENT: u32 = 128 * 1024;
+/// Limit for unsent bytes in the socket buffer (`TCP_NOTSENT_LOWAT`). Without it the system accepts
+/// megabytes, and then nothing until a third of them has been acknowledged: a peer that reads
+/// slowly would look as if it did not read at all, and our Close frame would wait behind all that
+/// data.
+const NOTSENT_LOWAT: u32 = 128 * 1024;
 
-/// Probes without an answer until a connection is dead.
+/// Unanswered probes after which a connection is dead.
 const PROBES: u32 = 3;
 
-/// What [`TcpSettings::keepalive`] may be: Linux counts it in whole seconds, up to 32767.
-pub const KEEPALIVE: RangeInclusive<Duration> =
+/// Range of [`TcpSettings::keepalive`]: Linux counts it in whole seconds, up to 32767.
+pub const KEEPALIVE_RANGE: RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(9 * 3600);
 
-/// When TCP gives a peer up; `None` is the system's own idea.
+/// When TCP considers a peer dead; `None` leaves the system's default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TcpSettings {
-    /// Silence until the peer is probed, within [`KEEPALIVE`], and a third of it between two of
-    /// three probes.
+    /// Idle time until the peer is probed, within [`KEEPALIVE_RANGE`]. The time between two probes
+    /// is a third of it.
     pub keepalive: Option<Duration>,
-    /// How long sent bytes may go without acknowledgement (RFC 5482).
+    /// How long sent data can stay unacknowledged (RFC 5482).
     pub user_timeout: Option<Duration>,
 }
 
 impl TcpSettings {
-    /// Holds for `socket` from now on; for a listener, for whatever it accepts.
+    /// Sets the options on `socket`. The connections of a listener inherit them.
     ///
     /// # Errors
-    /// The system does not have it.
+    /// The system does not support an option.
     pub fn apply(&self, socket: SockRef<'_>) -> io::Result<()> {
         if let Some(time) = self.keepalive {
             let keepalive = TcpKeepalive::new()
@@ -42,7 +43,7 @@ impl TcpSettings {
         if self.user_timeout.is_some() {
             socket.set_tcp_user_timeout(self.user_timeout)?;
         }
-        socket.set_tcp_notsent_lowat(UNSENT)
+        socket.set_tcp_notsent_lowat(NOTSENT_LOWAT)
     }
 }
 
@@ -53,18 +54,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_shortest_and_the_longest_are_taken() {
+    fn the_limits_of_the_keepalive_range_are_accepted() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        for time in [*KEEPALIVE.start(), Duration::from_millis(1_500), *KEEPALIVE.end()] {
+        for time in [*KEEPALIVE_RANGE.start(), Duration::from_millis(1_500), *KEEPALIVE_RANGE.end()]
+        {
             let settings = TcpSettings { keepalive: Some(time), user_timeout: None };
             settings.apply(SockRef::from(&listener)).unwrap();
-            let taken = SockRef::from(&listener).tcp_keepalive_time().unwrap();
-            assert_eq!(taken.as_secs(), time.as_secs());
+            let accepted = SockRef::from(&listener).tcp_keepalive_time().unwrap();
+            assert_eq!(accepted.as_secs(), time.as_secs());
         }
     }
 
     #[test]
-    fn what_a_listener_has_its_connections_have() {
+    fn connections_inherit_the_options_of_their_listener() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let settings = TcpSettings {
             keepalive: Some(Duration::from_secs(30)),
@@ -78,7 +80,7 @@ mod tests {
         assert_eq!(accepted.tcp_keepalive_time().unwrap(), Duration::from_secs(30));
         assert_eq!(accepted.tcp_keepalive_interval().unwrap(), Duration::from_secs(10));
         assert_eq!(accepted.tcp_user_timeout().unwrap(), Some(Duration::from_secs(7)));
-        assert_eq!(accepted.tcp_notsent_lowat().unwrap(), UNSENT);
+        assert_eq!(accepted.tcp_notsent_lowat().unwrap(), NOTSENT_LOWAT);
 
         let untouched = TcpListener::bind("127.0.0.1:0").unwrap();
         TcpSettings::default().apply(SockRef::from(&untouched)).unwrap();

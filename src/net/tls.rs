@@ -1,4 +1,4 @@
-//! TLS 1.2 and 1.3 on both sides, HTTP/1.1 only (ALPN, RFC 7301).
+//! TLS 1.2 and 1.3 with clients and pods, for HTTP/1.1 only (ALPN, RFC 7301).
 
 use std::{
     fmt, fs, io,
@@ -27,11 +27,11 @@ use tokio_rustls::{
 
 use crate::relay::Io;
 
-/// Longest PEM file that is read, in bytes: a bundle of all public authorities has a quarter.
+/// Longest PEM file that is read, in bytes. A bundle of all public authorities has a quarter of
+/// that.
 const MAX_FILE_LEN: u64 = 1 << 20;
 
-/// The protocols that we speak inside TLS.
-fn alpn() -> Vec<Vec<u8>> {
+fn alpn_protocols() -> Vec<Vec<u8>> {
     vec![b"http/1.1".to_vec()]
 }
 
@@ -39,34 +39,31 @@ fn provider() -> Arc<CryptoProvider> {
     ring::default_provider().into()
 }
 
-/// Certificate chain and private key as PEM files.
+/// PEM files with a certificate chain and its private key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyPair {
-    /// The certificate and those that lead from it to an authority.
     pub cert_file: PathBuf,
-    /// Its key.
     pub key_file: PathBuf,
 }
 
-/// What is wrong with a file, by the part it plays.
+/// A problem with a file, by the purpose of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum FileError {
-    /// The certificate chain.
+pub enum TlsFileError {
     Cert(String),
-    /// The private key, or how it goes with the chain.
+    /// The private key, or that it does not match the certificate.
     Key(String),
-    /// The authorities.
+    /// The trusted certificate authorities.
     Authorities(String),
 }
 
-impl fmt::Display for FileError {
+impl fmt::Display for TlsFileError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (Self::Cert(text) | Self::Key(text) | Self::Authorities(text)) = self;
         f.write_str(text)
     }
 }
 
-/// Both files' bytes.
+/// The contents of both files.
 #[derive(PartialEq, Eq)]
 struct PemBytes {
     chain: Vec<u8>,
@@ -74,38 +71,40 @@ struct PemBytes {
 }
 
 impl KeyPair {
-    fn read(&self) -> Result<PemBytes, FileError> {
-        let chain = read_file(&self.cert_file).map_err(FileError::Cert)?;
-        let key = read_file(&self.key_file).map_err(FileError::Key)?;
+    fn read(&self) -> Result<PemBytes, TlsFileError> {
+        let chain = read_file(&self.cert_file).map_err(TlsFileError::Cert)?;
+        let key = read_file(&self.key_file).map_err(TlsFileError::Key)?;
         Ok(PemBytes { chain, key })
     }
 }
 
-/// Whole, if it is of a size that a PEM file may have.
+/// Reads a file of at most [`MAX_FILE_LEN`] bytes.
 fn read_file(path: &Path) -> Result<Vec<u8>, String> {
-    let named = |error: &dyn fmt::Display| format!("{} cannot be read: {error}", path.display());
-    let file = fs::metadata(path).map_err(|error| named(&error))?;
+    let message = |error: &dyn fmt::Display| format!("{} cannot be read: {error}", path.display());
+    let file = fs::metadata(path).map_err(|error| message(&error))?;
     if !file.is_file() || file.len() > MAX_FILE_LEN {
-        return Err(named(&format_args!("not a file of at most {MAX_FILE_LEN} bytes")));
+        return Err(message(&format_args!("not a regular file of at most {MAX_FILE_LEN} bytes")));
     }
-    fs::read(path).map_err(|error| named(&error))
+    fs::read(path).map_err(|error| message(&error))
 }
 
 impl PemBytes {
-    fn parse(&self) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), FileError> {
-        let chain = certificates(&self.chain).map_err(FileError::Cert)?;
+    fn parse(
+        &self,
+    ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsFileError> {
+        let chain = certificates(&self.chain).map_err(TlsFileError::Cert)?;
         let key = PrivateKeyDer::from_pem_slice(&self.key)
-            .map_err(|error| FileError::Key(no_pem("private key", &error)))?;
+            .map_err(|error| TlsFileError::Key(pem_problem("private key", &error)))?;
         Ok((chain, key))
     }
 
-    fn certified(&self) -> Result<CertifiedKey, FileError> {
+    fn certified_key(&self) -> Result<CertifiedKey, TlsFileError> {
         let (chain, key) = self.parse()?;
         CertifiedKey::from_der(chain, key, &provider()).map_err(|error| match error {
             Error::InvalidCertificate(_) => {
-                FileError::Cert(format!("holds a certificate that cannot be read: {error}"))
+                TlsFileError::Cert(format!("contains an invalid certificate: {error}"))
             }
-            _ => FileError::Key(format!("does not go with the certificate: {error}")),
+            _ => TlsFileError::Key(format!("does not match the certificate: {error}")),
         })
     }
 }
@@ -113,20 +112,20 @@ impl PemBytes {
 fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     let parsed: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     match parsed {
-        Ok(chain) if chain.is_empty() => Err(no_pem("certificate", &pem::Error::NoItemsFound)),
+        Ok(chain) if chain.is_empty() => Err(pem_problem("certificate", &pem::Error::NoItemsFound)),
         Ok(chain) => Ok(chain),
-        Err(error) => Err(no_pem("certificate", &error)),
+        Err(error) => Err(pem_problem("certificate", &error)),
     }
 }
 
-fn no_pem(item: &str, error: &pem::Error) -> String {
+fn pem_problem(item: &str, error: &pem::Error) -> String {
     match error {
-        pem::Error::NoItemsFound => format!("holds no {item} in PEM"),
-        // The library shows the marker as a list of bytes.
+        pem::Error::NoItemsFound => format!("contains no {item} in PEM format"),
+        // The library prints the marker as a list of bytes.
         pem::Error::MissingSectionEnd { .. } => {
-            format!("holds no whole {item} in PEM: a section has no end")
+            format!("contains no complete {item} in PEM format: a section has no end")
         }
-        other => format!("holds no {item} in PEM: {other}"),
+        other => format!("contains no valid {item} in PEM format: {other}"),
     }
 }
 
@@ -137,34 +136,34 @@ impl fmt::Debug for PemBytes {
     }
 }
 
-/// The listener's certificate, taken anew from its files when they change.
+/// The traffic listener's certificate, reloaded when its files change.
 #[derive(Debug)]
 pub struct ServerCertificate {
     files: KeyPair,
     interval: Duration,
     current: RwLock<Arc<CertifiedKey>>,
-    /// What the files held when they were looked at last.
-    seen: Mutex<Result<PemBytes, FileError>>,
+    /// Contents of the files when they were last read.
+    seen: Mutex<Result<PemBytes, TlsFileError>>,
 }
 
 impl ServerCertificate {
-    fn load(files: KeyPair, interval: Duration) -> Result<Self, FileError> {
+    fn load(files: KeyPair, interval: Duration) -> Result<Self, TlsFileError> {
         let seen = files.read()?;
-        let current = RwLock::new(seen.certified()?.into());
+        let current = RwLock::new(seen.certified_key()?.into());
         Ok(Self { files, interval, current, seen: Mutex::new(Ok(seen)) })
     }
 
-    /// Looks at the files again and again, for ever.
-    pub async fn watch(self: Arc<Self>) {
+    /// Checks the files at each interval, without end.
+    pub async fn watch_files(self: Arc<Self>) {
         loop {
             tokio::time::sleep(self.interval).await;
-            self.look();
+            self.reload_changed_files();
         }
     }
 
-    /// Takes changed files over. Contents are compared, because what mounts secrets swaps links and
-    /// keeps times as it likes. Bad ones are logged once and change nothing.
-    pub fn look(&self) {
+    /// Loads the files if they have changed. Contents are compared, because mounted secrets are
+    /// swapped by links and have arbitrary times. Invalid files are logged once and are not used.
+    pub fn reload_changed_files(&self) {
         let read = self.files.read();
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if read == *seen {
@@ -172,45 +171,47 @@ impl ServerCertificate {
         }
         let KeyPair { cert_file, key_file } = &self.files;
         let (cert_file, key_file) = (cert_file.display(), key_file.display());
-        match read.as_ref().map_err(Clone::clone).and_then(PemBytes::certified) {
+        match read.as_ref().map_err(Clone::clone).and_then(PemBytes::certified_key) {
             Ok(certified) => {
                 *self.current.write().unwrap_or_else(PoisonError::into_inner) = certified.into();
-                log::info!("{cert_file} and {key_file} hold for new connections");
+                log::info!(
+                    "certificate {cert_file} and key {key_file} reloaded: new connections use them"
+                );
             }
             Err(error) => {
-                let file = if matches!(error, FileError::Key(_)) { key_file } else { cert_file };
-                log::warn!("{file} has changed, and the certificate before stays: {error}");
+                let file = if matches!(error, TlsFileError::Key(_)) { key_file } else { cert_file };
+                log::warn!(
+                    "{file} has changed and cannot be used, the previous certificate stays in use: {error}"
+                );
             }
         }
         *seen = read;
     }
 }
 
-/// Speaks TLS with clients.
+/// TLS with clients.
 #[derive(Clone)]
 pub struct ServerTls {
-    /// What clients are shown.
     pub certificate: Arc<ServerCertificate>,
-    /// Shakes hands.
     pub acceptor: TlsAcceptor,
 }
 
 impl ServerTls {
-    /// Reads the files; [`ServerCertificate::watch`] looks at them every `interval`.
+    /// Reads the files; [`ServerCertificate::watch_files`] checks them every `interval`.
     ///
     /// # Errors
-    /// What is wrong with which file.
-    pub fn load(files: KeyPair, interval: Duration) -> Result<Self, FileError> {
+    /// A file cannot be used.
+    pub fn load(files: KeyPair, interval: Duration) -> Result<Self, TlsFileError> {
         let certificate = Arc::new(ServerCertificate::load(files, interval)?);
-        let other = |error: Error| FileError::Key(error.to_string());
+        let other = |error: Error| TlsFileError::Key(error.to_string());
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .map_err(other)?
             .with_no_client_auth()
             .with_cert_resolver(certificate.clone());
-        config.alpn_protocols = alpn();
-        // Tickets spare a storm of returning clients the dearest part of the handshake, without a
-        // store of sessions.
+        config.alpn_protocols = alpn_protocols();
+        // With tickets (RFC 5077), reconnecting clients skip the most expensive part of the
+        // handshake, and the server stores no sessions.
         config.ticketer = ring::Ticketer::new().map_err(other)?;
         Ok(Self { certificate, acceptor: TlsAcceptor::from(Arc::new(config)) })
     }
@@ -228,28 +229,28 @@ impl ResolvesServerCert for ServerCertificate {
     }
 }
 
-/// How pods are made sure of.
+/// How TLS connections to pods are set up and verified.
 #[derive(Clone, Debug)]
-pub struct ClientSettings {
-    /// Whether pods must prove who they are.
+pub struct ClientTlsSettings {
+    /// Whether the certificates of pods are verified.
     pub verify: bool,
-    /// The only authorities that are believed; without it, the system's.
+    /// File with the trusted authorities; `None` for those of the system.
     pub ca_file: Option<PathBuf>,
-    /// Who we are, for pods that ask.
+    /// Client certificate, for pods that require one.
     pub identity: Option<KeyPair>,
-    /// The name that is asked for and proven, in place of the host in the pod's URL.
+    /// Name that is sent (SNI) and verified; `None` for the host in the pod's URL.
     pub server_name: Option<ServerName<'static>>,
 }
 
-/// Speaks TLS with pods.
+/// TLS with pods.
 pub struct ClientTls {
     connector: TlsConnector,
     server_name: Option<ServerName<'static>>,
-    /// Whether pods must prove who they are.
+    /// Whether the certificates of pods are verified.
     pub verifies: bool,
-    /// Who is believed.
+    /// The trusted authorities.
     roots: Option<Arc<RootCertStore>>,
-    /// What the files of our own identity held.
+    /// Contents of the client certificate's files.
     identity: Option<PemBytes>,
 }
 
@@ -263,23 +264,23 @@ impl ClientTls {
     /// Reads the files of `settings`.
     ///
     /// # Errors
-    /// What is wrong with which file.
-    pub fn new(settings: ClientSettings) -> Result<Self, FileError> {
-        let other = |error: Error| FileError::Authorities(error.to_string());
+    /// A file cannot be used.
+    pub fn new(settings: ClientTlsSettings) -> Result<Self, TlsFileError> {
+        let other = |error: Error| TlsFileError::Authorities(error.to_string());
         let provider = provider();
         let roots = match settings.verify {
-            true => {
-                Some(Arc::new(roots(settings.ca_file.as_deref()).map_err(FileError::Authorities)?))
-            }
+            true => Some(Arc::new(
+                roots(settings.ca_file.as_deref()).map_err(TlsFileError::Authorities)?,
+            )),
             false => None,
         };
         let verifier: Arc<dyn ServerCertVerifier> = match &roots {
             Some(roots) => {
                 WebPkiServerVerifier::builder_with_provider(roots.clone(), provider.clone())
                     .build()
-                    .map_err(|error| FileError::Authorities(error.to_string()))?
+                    .map_err(|error| TlsFileError::Authorities(error.to_string()))?
             }
-            None => Arc::new(Anyone(provider.signature_verification_algorithms)),
+            None => Arc::new(AcceptAnyCertificate(provider.signature_verification_algorithms)),
         };
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -290,31 +291,31 @@ impl ClientTls {
         let mut config = match &identity {
             None => config.with_no_client_auth(),
             Some(bytes) => {
-                // For its look at whether the two go together.
-                bytes.certified()?;
+                // Checks that key and certificate match, which rustls does not do here.
+                bytes.certified_key()?;
                 let (chain, key) = bytes.parse()?;
                 config.with_client_auth_cert(chain, key).map_err(other)?
             }
         };
-        config.alpn_protocols = alpn();
+        config.alpn_protocols = alpn_protocols();
         let connector = TlsConnector::from(Arc::new(config));
-        let ClientSettings { server_name, verify, .. } = settings;
+        let ClientTlsSettings { server_name, verify, .. } = settings;
         Ok(Self { connector, server_name, verifies: verify, roots, identity })
     }
 
-    /// Whether `other` believes the same authorities, for the same name, and shows the same
+    /// Whether `other` trusts the same authorities for the same name and uses the same client
     /// certificate.
-    pub fn is_like(&self, other: &Self) -> bool {
+    pub fn is_equivalent(&self, other: &Self) -> bool {
         let roots = |tls: &Self| tls.roots.as_ref().map(|roots| roots.roots.clone());
         self.server_name == other.server_name
             && self.identity == other.identity
             && roots(self) == roots(other)
     }
 
-    /// Shakes hands with the pod at `address` (`host:port`) over `io`.
+    /// Performs the TLS handshake with the pod at `address` (`host:port`) over `io`.
     ///
     /// # Errors
-    /// What is wrong with the pod's certificate, or with how it speaks.
+    /// The pod's certificate is not valid, or the handshake failed.
     pub async fn connect<S: Io>(&self, address: &str, io: S) -> io::Result<client::TlsStream<S>> {
         let name = match &self.server_name {
             Some(name) => name.clone(),
@@ -324,7 +325,7 @@ impl ClientTls {
     }
 }
 
-/// The name that the pod at `address` must prove.
+/// Returns the name that the certificate of the pod at `address` must contain.
 fn host_name(address: &str) -> Result<ServerName<'static>, String> {
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
     let host = host.trim_start_matches('[').trim_end_matches(']');
@@ -336,26 +337,28 @@ fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, String> {
     match ca_file {
         Some(file) => {
             for certificate in certificates(&read_file(file)?)? {
-                let broken = |error| format!("holds a certificate that cannot be read: {error}");
-                roots.add(certificate).map_err(broken)?;
+                let invalid = |error| format!("contains an invalid certificate: {error}");
+                roots.add(certificate).map_err(invalid)?;
             }
         }
         None => {
             let (usable, _) =
                 roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
             if usable == 0 {
-                return Err("the system has no certificate authorities: name a file".to_owned());
+                return Err(
+                    "the system has no certificate authorities: set it to a file".to_owned()
+                );
             }
         }
     }
     Ok(roots)
 }
 
-/// Takes any certificate; signatures are still checked, as the protocol cannot do without.
+/// Accepts any certificate. Signatures are still verified, which the protocol requires.
 #[derive(Debug)]
-struct Anyone(WebPkiSupportedAlgorithms);
+struct AcceptAnyCertificate(WebPkiSupportedAlgorithms);
 
-impl ServerCertVerifier for Anyone {
+impl ServerCertVerifier for AcceptAnyCertificate {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,

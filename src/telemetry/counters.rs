@@ -1,4 +1,4 @@
-//! What is counted, and how scrapers read it (Prometheus text format 0.0.4).
+//! Counters of the process, in the Prometheus text format 0.0.4.
 
 use std::{
     fmt::Write as _,
@@ -8,27 +8,27 @@ use std::{
 /// Refused clients, by reason.
 pub const REFUSALS: &str = "wsbalancer_refusals_total";
 
-/// Affinity cookies that clients brought, by what came of them.
+/// Affinity cookies of clients, by result.
 pub const COOKIES: &str = "wsbalancer_affinity_cookies_total";
 
-/// Sessions that were opened.
+/// Opened sessions.
 pub const SESSIONS: &str = "wsbalancer_sessions_opened_total";
 
-/// Sessions that have ended, by why.
+/// Ended sessions, by reason.
 pub const ENDINGS: &str = "wsbalancer_sessions_ended_total";
 
-/// Plain requests that were passed on.
+/// Plain HTTP requests that were forwarded.
 pub const REQUESTS: &str = "wsbalancer_requests_total";
 
-/// Reloads, by what came of them.
+/// Reloads of the settings, by result.
 pub const RELOADS: &str = "wsbalancer_reloads_total";
 
-/// Counts by the values that one label may have.
+/// One count for each value of a label.
 type Labelled = Vec<(&'static str, AtomicU64)>;
 
-/// The values that labels may have: nothing is counted under others, so that they stay few.
+/// The values of labels. Other values are not counted, so that the number of series is bounded.
 #[derive(Clone, Copy, Debug)]
-pub struct Labels<'a> {
+pub struct LabelValues<'a> {
     /// Reasons of [`REFUSALS`].
     pub refusals: &'a [&'static str],
     /// Results of [`COOKIES`].
@@ -46,15 +46,15 @@ pub struct Counters {
     cookies: Labelled,
     reloads: Labelled,
     endings: Labelled,
-    /// [`SESSIONS`]
-    pub sessions: AtomicU64,
-    /// [`REQUESTS`]
-    pub requests: AtomicU64,
+    /// Counter [`SESSIONS`].
+    pub sessions_opened: AtomicU64,
+    /// Counter [`REQUESTS`].
+    pub plain_requests: AtomicU64,
 }
 
 impl Counters {
     /// Counters at zero.
-    pub fn new(labels: Labels<'_>) -> Self {
+    pub fn new(labels: LabelValues<'_>) -> Self {
         let zeros = |labels: &[&'static str]| {
             labels.iter().map(|label| (*label, AtomicU64::new(0))).collect()
         };
@@ -63,32 +63,28 @@ impl Counters {
             cookies: zeros(labels.cookies),
             reloads: zeros(labels.reloads),
             endings: zeros(labels.endings),
-            sessions: AtomicU64::new(0),
-            requests: AtomicU64::new(0),
+            sessions_opened: AtomicU64::new(0),
+            plain_requests: AtomicU64::new(0),
         }
     }
 
-    /// One client more was refused.
-    pub fn refused(&self, reason: &str) {
+    pub fn count_refusal(&self, reason: &str) {
         count(&self.refusals, reason);
     }
 
-    /// One affinity cookie more had this result.
-    pub fn cookie(&self, result: &str) {
+    pub fn count_cookie(&self, result: &str) {
         count(&self.cookies, result);
     }
 
-    /// One reload more had this result.
-    pub fn reloaded(&self, result: &str) {
+    pub fn count_reload(&self, result: &str) {
         count(&self.reloads, result);
     }
 
-    /// One session more has ended, for this reason.
-    pub fn ended(&self, reason: &str) {
+    pub fn count_ending(&self, reason: &str) {
         count(&self.endings, reason);
     }
 
-    /// All of them as text.
+    /// Formats all counters.
     pub fn render(&self) -> String {
         let mut text = String::new();
         for (name, label, counts) in [
@@ -102,7 +98,7 @@ impl Counters {
                 let _ = writeln!(text, "{name}{{{label}=\"{value}\"}} {}", count.load(Relaxed));
             }
         }
-        for (name, count) in [(SESSIONS, &self.sessions), (REQUESTS, &self.requests)] {
+        for (name, count) in [(SESSIONS, &self.sessions_opened), (REQUESTS, &self.plain_requests)] {
             let _ = writeln!(text, "# TYPE {name} counter\n{name} {}", count.load(Relaxed));
         }
         text
@@ -120,19 +116,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_show_under_their_reason() {
-        let counters = Counters::new(Labels {
+    fn counters_are_rendered_with_their_labels() {
+        let counters = Counters::new(LabelValues {
             refusals: &["large_head", "slow_head"],
             cookies: &["followed"],
             reloads: &["applied"],
             endings: &["idle"],
         });
-        counters.refused("slow_head");
-        counters.refused("never heard of");
-        counters.cookie("followed");
-        counters.reloaded("applied");
-        counters.ended("idle");
-        counters.sessions.fetch_add(3, Relaxed);
+        counters.count_refusal("slow_head");
+        counters.count_refusal("unknown reason");
+        counters.count_cookie("followed");
+        counters.count_reload("applied");
+        counters.count_ending("idle");
+        counters.sessions_opened.fetch_add(3, Relaxed);
         let text = counters.render();
         assert!(text.contains("wsbalancer_refusals_total{reason=\"slow_head\"} 1\n"), "{text}");
         assert!(text.contains("wsbalancer_refusals_total{reason=\"large_head\"} 0\n"), "{text}");
@@ -143,6 +139,6 @@ mod tests {
         assert!(text.contains("wsbalancer_reloads_total{result=\"applied\"} 1\n"), "{text}");
         assert!(text.contains("wsbalancer_sessions_ended_total{reason=\"idle\"} 1\n"), "{text}");
         assert!(text.contains("\nwsbalancer_sessions_opened_total 3\n"), "{text}");
-        assert!(!text.contains("never"), "{text}");
+        assert!(!text.contains("unknown"), "{text}");
     }
 }

@@ -5,21 +5,44 @@ use std::{io::Write as _, time::SystemTime};
 use env_logger::{Builder, WriteStyle};
 use log::LevelFilter;
 
-pub use crate::config::LEVELS;
-use crate::config::{Log, LogFormat};
-
 /// Libraries that log whole DNS messages, over several lines, for each look-up.
-const TALKATIVE: [&str; 2] = ["hickory_net", "hickory_resolver"];
+const VERBOSE_LIBRARIES: [&str; 2] = ["hickory_net", "hickory_resolver"];
 
-/// Starts logging as configured; the first call in a process wins.
-pub fn init(log: Log) {
+/// The levels by name, the most severe first.
+pub const LEVELS: [(&str, LevelFilter); 5] = [
+    ("error", LevelFilter::Error),
+    ("warn", LevelFilter::Warn),
+    ("info", LevelFilter::Info),
+    ("debug", LevelFilter::Debug),
+    ("trace", LevelFilter::Trace),
+];
+
+/// Which lines are logged, and in which format.
+#[derive(Clone, Copy, Debug)]
+pub struct LogSettings {
+    pub level: LevelFilter,
+    pub format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Starts logging. Only the first call in a process has an effect: tests start several balancers in
+/// one.
+pub fn init(settings: LogSettings) {
     let mut builder = Builder::new();
-    // The level is a gate before all filters, so that it can be moved.
+    // The filter lets everything pass, and the `log` crate's maximum decides: it can be changed
+    // later.
     builder.filter_level(LevelFilter::Trace).write_style(WriteStyle::Never);
-    for library in TALKATIVE {
+    for library in VERBOSE_LIBRARIES {
         builder.filter_module(library, LevelFilter::Warn);
     }
-    match log.format {
+    match settings.format {
         LogFormat::Text => builder.format_target(false),
         LogFormat::Json => builder.format(|line, record| {
             let object = serde_json::json!({
@@ -31,13 +54,12 @@ pub fn init(log: Log) {
             writeln!(line, "{object}")
         }),
     };
-    // Tests start several balancers in one process.
     if builder.try_init().is_ok() {
-        set_level(log.level);
+        set_level(settings.level);
     }
 }
 
-/// Logs what is at `level` or graver from now on.
+/// Sets the lowest level that is logged from now on.
 pub fn set_level(level: LevelFilter) {
     log::set_max_level(level);
 }

@@ -1,4 +1,4 @@
-//! What the process says of itself to those who watch it.
+//! What the process reports about itself: counters for Prometheus, and log lines.
 
 pub mod counters;
 pub mod logging;

@@ -17,7 +17,7 @@ use tokio::{
 
 use super::{headers::forwarded::PeerInfo, refusal::Refusal, upstream::Body};
 use crate::{
-    net::{Stream, patient::Patient, rewind::Rewind},
+    net::{ClientStream, rewind::Rewind, write_timeout::WriteTimeout},
     relay::TunnelPeer,
 };
 
@@ -31,11 +31,11 @@ const LINGER: Duration = Duration::from_secs(1);
 /// Bytes that a client may send before its handshake is answered; further ones wait in its socket.
 const MAX_EARLY: usize = 64 * 1024;
 
-type Connection = Framed<Patient<Rewind<Stream>>, Codec>;
+type Connection = Framed<WriteTimeout<Rewind<ClientStream>>, Codec>;
 
 /// The client's side of a handshake.
 pub struct HandshakeClient {
-    io: Patient<Rewind<Stream>>,
+    io: WriteTimeout<Rewind<ClientStream>>,
     codec: Codec,
     /// What it has sent behind its request.
     early: BytesMut,
@@ -48,8 +48,8 @@ impl HandshakeClient {
     ///
     /// # Errors
     /// It is gone.
-    pub async fn new(framed: Framed<Rewind<Stream>, Codec>, peer: PeerInfo) -> io::Result<Self> {
-        let mut framed = framed.into_map_io(|io| Patient::new(io, PATIENCE));
+    pub async fn new(framed: Framed<Rewind<ClientStream>, Codec>, peer: PeerInfo) -> io::Result<Self> {
+        let mut framed = framed.into_map_io(|io| WriteTimeout::new(io, PATIENCE));
         flush(&mut framed).await?;
         let FramedParts { io, codec, read_buf, .. } = framed.into_parts();
         Ok(Self { io, codec, early: read_buf, peer })
@@ -161,7 +161,7 @@ mod tests {
 
     /// One that has asked for something, over a pipe that holds 64 bytes.
     async fn client(io: tokio::io::DuplexStream) -> HandshakeClient {
-        let io: Stream = Box::new(io);
+        let io: ClientStream = Box::new(io);
         let framed = Framed::new(Rewind::new(BytesMut::new(), io), Codec::default());
         HandshakeClient::new(framed, PeerInfo { address: [127, 0, 0, 1].into(), tls: false })
             .await

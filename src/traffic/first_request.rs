@@ -28,7 +28,7 @@ use super::{
     refusal::Refusal,
     worker::{Worker, WorkerState},
 };
-use crate::net::{Stream, rewind::Rewind};
+use crate::net::{ClientStream, rewind::Rewind};
 
 /// First bytes asked for; most heads are smaller.
 const FIRST_READ: usize = 2048;
@@ -52,7 +52,7 @@ enum First {
 pub async fn serve(
     worker: &Rc<Worker>,
     state: &WorkerState,
-    mut io: Stream,
+    mut io: ClientStream,
     peer: PeerInfo,
     unanswered: UnansweredConnection,
 ) -> io::Result<()> {
@@ -78,7 +78,7 @@ pub async fn serve(
     }
 }
 
-async fn read_first(io: &mut Stream, limits: &HeadLimits) -> io::Result<First> {
+async fn read_first(io: &mut ClientStream, limits: &HeadLimits) -> io::Result<First> {
     let deadline = Instant::now() + limits.timeout;
     let mut read = BytesMut::with_capacity(FIRST_READ);
     loop {

@@ -90,7 +90,7 @@ impl EstablishedSession {
         let Self { client, pod, permit, rules } = self;
         let traffic = &state.traffic;
         let info = SessionInfo::new(address, permit.lease.backend().clone(), rules.close_code);
-        traffic.counters.sessions.fetch_add(1, Relaxed);
+        traffic.counters.sessions_opened.fetch_add(1, Relaxed);
         let told = (traffic.registry.clone(), traffic.counters.clone());
         SessionActor::start(client, pod, info, permit, told, &rules);
     }

@@ -25,8 +25,8 @@ use super::{
 };
 use crate::{
     net::{
-        Stream,
-        proxy_protocol::{self, HeaderError},
+        ClientStream,
+        proxy_protocol::{self, ProxyHeaderError},
         rewind::Rewind,
     },
     relay::Io,
@@ -90,12 +90,12 @@ pub async fn serve(
     let settings = &state.traffic.settings;
     let deadline = Instant::now() + settings.head.timeout;
     let mut peer = PeerInfo { address, tls: false };
-    let mut io: Stream = Box::new(io);
+    let mut io: ClientStream = Box::new(io);
     if settings.proxy_protocol.iter().any(|network| network.contains(&address)) {
         let read = timeout_at(deadline, proxy_protocol::read(&mut io)).await;
-        let (client, rest) = match read.unwrap_or(Err(HeaderError::Late)) {
+        let (client, rest) = match read.unwrap_or(Err(ProxyHeaderError::TimedOut)) {
             Ok(read) => read,
-            Err(HeaderError::Nothing) => return Ok(()),
+            Err(ProxyHeaderError::Empty) => return Ok(()),
             Err(error) => {
                 state.traffic.dropped(BAD_PROXY_HEADER, address, &error);
                 return Ok(());

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     actors::session::SessionRules,
-    config::{self, Affinity},
+    config::{self, AffinitySettings},
     domain::routing::origin::OriginPattern,
     net::connect::ConnectSettings,
 };
@@ -25,7 +25,7 @@ pub struct ServiceState {
     /// How requests change on their way to its pods.
     pub changes: HeaderChanges,
     /// What brings clients back to their pods.
-    pub affinity: Affinity,
+    pub affinity: AffinitySettings,
     /// Further pods tried for one connection.
     pub retries: usize,
     /// Answers to a handshake that lead to the next pod.
@@ -47,8 +47,8 @@ pub struct ServiceState {
 
 impl ServiceState {
     /// The service with this `index` as configured. Who waits at the one `before` keeps the place.
-    pub fn new(index: usize, service: &config::Service, before: Option<&Self>) -> Self {
-        let config::Service { name, balancer, .. } = service;
+    pub fn new(index: usize, service: &config::ServiceSettings, before: Option<&Self>) -> Self {
+        let config::ServiceSettings { name, balancer, .. } = service;
         let (queue_timeout, queue_limit) = (balancer.queue_timeout, balancer.queue_limit);
         Self {
             index,

@@ -25,7 +25,7 @@ use crate::{
         session::admission::{Admission, SessionLimits},
     },
     services::Indexes,
-    telemetry::counters::{Counters, Labels},
+    telemetry::counters::{Counters, LabelValues},
 };
 
 /// The current [`TrafficState`], replaced whole when the settings are reloaded.
@@ -85,7 +85,7 @@ impl TrafficState {
             admission: Arc::new(Admission::new(limits(config))),
             router: Arc::new(config.router.clone()),
             services: services.collect(),
-            counters: Arc::new(Counters::new(Labels {
+            counters: Arc::new(Counters::new(LabelValues {
                 refusals: &REASONS,
                 cookies: &[FOLLOWED, INVALID, REPLACED],
                 reloads: &ReloadResult::ALL.map(ReloadResult::label),
@@ -99,7 +99,7 @@ impl TrafficState {
     /// whoever comes by whichever rules.
     pub fn renewed(&self, config: &Config, indexes: &Indexes) -> Self {
         self.admission.set_limits(limits(config));
-        let service = |(at, service): (usize, &config::Service)| {
+        let service = |(at, service): (usize, &config::ServiceSettings)| {
             let before = self.services.iter().find(|known| known.name == service.name);
             let index = indexes.find(&service.name).unwrap_or(at);
             Arc::new(ServiceState::new(index, service, before.map(AsRef::as_ref)))
@@ -119,13 +119,13 @@ impl TrafficState {
 
     /// Counts and logs a connection that ends before there is anybody to answer.
     pub fn dropped(&self, reason: &'static str, client: IpAddr, error: &impl fmt::Display) {
-        self.counters.refused(reason);
+        self.counters.count_refusal(reason);
         log::info!("{client} {reason}: {error}");
     }
 
     /// Counts and logs a refusal.
     pub fn refused(&self, refusal: &Refusal, client: IpAddr) {
-        self.counters.refused(refusal.reason());
+        self.counters.count_refusal(refusal.reason());
         log::log!(refusal.level(), "{client} {}: {refusal}", refusal.status().as_u16());
     }
 }

@@ -71,7 +71,7 @@ async fn a_unix_socket_is_taken_over_and_its_file_stays() {
         .env("WSBALANCER_SERVICES", pod.url())
         .env("WSBALANCER__SERVER__LISTEN", format!("unix:{}", path.display()));
     let mut balancer = Program::spawn(command);
-    balancer.logs("the socket was handed over").await;
+    balancer.logs("using the inherited socket").await;
     balancer.logs("traffic on unix:").await;
     let mut client = UnixStream::connect(&path).await.unwrap();
     client.write_all(handshake("").as_bytes()).await.unwrap();
@@ -96,19 +96,19 @@ async fn what_nobody_can_be_accepted_from_is_named_and_ends_the_start() {
     let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let file = std::fs::File::open("/dev/null").unwrap();
     for (socket, why) in [
-        (OwnedFd::from(bound), "it does not listen"),
-        (connected.into(), "it does not listen"),
-        (paired.into(), "it does not listen"),
-        (datagrams.into(), "it is no stream socket"),
-        (file.into(), "it is no stream socket"),
+        (OwnedFd::from(bound), "it is not listening"),
+        (connected.into(), "it is not listening"),
+        (paired.into(), "it is not listening"),
+        (datagrams.into(), "not a TCP or Unix-domain stream socket"),
+        (file.into(), "not a TCP or Unix-domain stream socket"),
     ] {
         let admin = listening.try_clone().unwrap();
         let mut command = activated(&[admin.into(), socket], "admin:traffic");
         command.env("WSBALANCER_SERVICES", pod.url());
         let (status, log) = within("the exit", Program::spawn(command).finish()).await;
         assert_eq!(status.code(), Some(1), "{log}");
-        let told = format!("socket 1 (\"traffic\") that was handed over cannot be used: {why}");
-        assert!(log.contains(&told), "{log}");
+        let expected = format!("inherited socket 1 (\"traffic\") cannot be used: {why}");
+        assert!(log.contains(&expected), "{log}");
         assert!(log.contains("ListenStream=") && log.contains("Accept=no"), "{log}");
     }
 }

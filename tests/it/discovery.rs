@@ -14,7 +14,7 @@ use wsbalancer::{
         balance::lease::{Backend, Transport},
         dns::{Absence, Answer, LookupError, Missing, TtlBounds},
     },
-    net::dns::lookup::{HostName, NameServers, Resolver, ResolverSettings, Source},
+    net::dns::{DnsSource, HostName, NameServers, Resolver, ResolverSettings},
 };
 
 use crate::support::{
@@ -35,12 +35,12 @@ const SECOND: Duration = Duration::from_secs(1);
 /// Long enough never to matter.
 const PATIENT: Duration = Duration::from_secs(30);
 
-fn host(name: &str) -> Source {
-    Source::Host { name: HostName::parse(name).unwrap(), port: 3001 }
+fn host(name: &str) -> DnsSource {
+    DnsSource::Host { name: HostName::parse(name).unwrap(), port: 3001 }
 }
 
-fn service(name: &str) -> Source {
-    Source::Service(HostName::parse(name).unwrap())
+fn service(name: &str) -> DnsSource {
+    DnsSource::Srv(HostName::parse(name).unwrap())
 }
 
 fn settings(servers: &[&Dns], timeout: Duration) -> ResolverSettings {
@@ -153,7 +153,7 @@ async fn that_there_is_nothing_is_told_from_that_nobody_knows() {
         (Say::Code(ResponseCode::NotImp), "answers NOTIMP"),
         (Say::Code(ResponseCode::Unknown(3841)), "answers"),
         (Say::Referral, "refers to other name servers"),
-        (Say::Garbage, "answers nonsense"),
+        (Say::Garbage, "sent a malformed answer"),
     ] {
         dns.always(Some(say));
         let error = resolver.resolve().await.unwrap_err();
@@ -260,13 +260,13 @@ async fn a_search_domain_that_fails_hides_no_other_and_leads_to_none() {
     assert!(matches!(resolver.resolve().await, Err(LookupError::Refused(_))));
     dns.remove(inner);
     assert!(matches!(resolver.resolve().await, Ok(Answer::None { .. })));
-    resolver.forget();
+    resolver.forget_completed_name();
     assert_eq!(found(resolver.resolve().await).0, ["192.0.2.1:3001"]);
 
     // Nobody knows whether it is there: not that it is not.
     dns.remove("chat.corp.example.");
     dns.say(inner, A, SERVFAIL);
-    resolver.forget();
+    resolver.forget_completed_name();
     assert!(matches!(resolver.resolve().await, Err(LookupError::Refused(_))));
 }
 
@@ -345,7 +345,7 @@ impl Watcher {
 }
 
 /// Asked as often as can be.
-fn watch(dns: &Dns, source: &str, lookup: Source, subject: Subject) -> Watch {
+fn watch(dns: &Dns, source: &str, lookup: DnsSource, subject: Subject) -> Watch {
     let bounds = TtlBounds { min: SECOND / 50, max: SECOND / 10 };
     let resolver = ResolverSettings { bounds, ..settings(&[dns], PATIENT) };
     Watch { source: source.to_owned(), lookup, resolver, subject }

@@ -265,8 +265,8 @@ async fn what_takes_a_restart_is_named_and_nothing_of_the_rest_is_applied() {
     assert_eq!(
         problems,
         [
-            "admin.balancer_metric_path: \"/balancer-metrics\" -> \"/where\" takes a restart",
-            "log.format: \"text\" -> \"json\" takes a restart",
+            "admin.balancer_metric_path: \"/balancer-metrics\" -> \"/where\" requires a restart",
+            "log.format: \"text\" -> \"json\" requires a restart",
         ]
     );
     let _held = [balancer.connect().await, balancer.connect().await];

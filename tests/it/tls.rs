@@ -186,11 +186,11 @@ async fn changed_certificates_are_taken_over_and_broken_ones_are_not() {
     first.connect(address).await.expect("the first certificate");
 
     fs::write(certificate.folder.join("cert.pem"), "-----BEGIN CERTIFICATE-----\nhalf").unwrap();
-    shown.look();
+    shown.reload_changed_files();
     first.connect(address).await.expect("the first certificate still");
 
     certificate.renew("localhost");
-    shown.look();
+    shown.reload_changed_files();
     certificate.connect(address).await.expect("the new certificate");
     assert!(first.connect(address).await.is_err(), "the first one is gone");
 }

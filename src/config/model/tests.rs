@@ -1,10 +1,12 @@
 use std::io::Write as _;
 
+use log::LevelFilter;
+
 use super::*;
 use crate::{
-    config::Affinity,
+    config::AffinitySettings,
     domain::balance::settings::Share,
-    net::dns::lookup::{HostName, Source},
+    net::dns::{DnsSource, HostName},
 };
 
 fn env(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -26,7 +28,7 @@ fn resolve(file: Option<&str>, variables: &[(&str, &str)]) -> Result<Config, Pro
 }
 
 #[test]
-fn the_services_variable_alone_is_a_working_setup() {
+fn the_services_variable_is_enough() {
     let config =
         resolve(None, &[("WSBALANCER_SERVICES", "http://127.0.0.1:3001,http://127.0.0.1:3002")])
             .unwrap();
@@ -39,7 +41,7 @@ fn the_services_variable_alone_is_a_working_setup() {
 }
 
 #[test]
-fn the_environment_wins_over_the_file_and_the_file_over_the_defaults() {
+fn the_environment_overrides_the_file_and_the_file_the_defaults() {
     let file = "services = [\"http://a:3001\"]\n[server]\nworkers = 3\nlisten = \"127.0.0.1:1\"";
     let variables = [("WSBALANCER__SERVER__LISTEN", "127.0.0.1:2"), ("WSBALANCER__LOG__LEVEL", "")];
     let config = resolve(Some(file), &variables).unwrap();
@@ -54,7 +56,7 @@ fn the_environment_wins_over_the_file_and_the_file_over_the_defaults() {
 }
 
 #[test]
-fn all_mistakes_are_named_at_once() {
+fn all_problems_are_reported_together() {
     let file = "[servr]\n[server]\nlisen = \"x\"\n[balancer]\npoll_interval = 3\nretries = -1\n[log]\nlevel = \"inf\"";
     let variables = [
         (
@@ -76,7 +78,7 @@ fn all_mistakes_are_named_at_once() {
         "\"ftp://b\": expected a pod's URL",
         "\"http://:1\": expected a pod's URL",
         "\"http://d#x\": expected a pod's URL such as http://pod:3001, without path",
-        "\"http://a:3001\" stands there twice",
+        "\"http://a:3001\" is listed twice",
         "\"http://c/path\": expected a pod's URL such as http://pod:3001, without path",
     ] {
         assert!(problems.contains(expected), "{expected:?} is missing in:\n{problems}");
@@ -84,11 +86,11 @@ fn all_mistakes_are_named_at_once() {
 }
 
 #[test]
-fn pods_may_be_of_different_sizes() {
+fn pods_can_have_weights_and_limits() {
     let variables =
         [("WSBALANCER_SERVICES", "http://a:1 weight=2.5, http://b:1 max_connections=9,http://c:1")];
     let config = resolve(None, &variables).unwrap();
-    let Service { backends, shares, .. } = &config.services[0];
+    let ServiceSettings { backends, shares, .. } = &config.services[0];
     let urls: Vec<_> = backends.iter().map(|pod| pod.url.as_str()).collect();
     assert_eq!(urls, ["http://a:1", "http://b:1", "http://c:1"]);
     assert_eq!(shares["a:1"], Share { weight: 2.5, max_connections: None });
@@ -99,15 +101,15 @@ fn pods_may_be_of_different_sizes() {
     let problems = resolve(None, &[("WSBALANCER_SERVICES", wrong)]).unwrap_err().to_string();
     for expected in [
         "\"http://a:1 weight=0\": expected weight=0.01 to 1000",
-        "\"http://b:1 max_connections=0\": expected a whole number from 1",
-        "\"wieght=3\": expected weight=3 or max_connections=500",
+        "\"http://b:1 max_connections=0\": expected a whole number, at least 1",
+        "\"wieght=3\": unknown option, expected weight=3 or max_connections=500",
     ] {
         assert!(problems.contains(expected), "{expected:?} is missing in:\n{problems}");
     }
 }
 
 #[test]
-fn passwords_in_urls_are_mistakes_and_told_to_nobody() {
+fn passwords_in_urls_are_refused_and_not_printed() {
     for (url, shown) in [
         ("http://me:s3cret@a:1", "http://***@a:1"),
         ("http://a:1,https://s3cret@b,http://x:s3cret@c/?s3", "a:1,https://***@b,http://***@c/?s3"),
@@ -115,7 +117,7 @@ fn passwords_in_urls_are_mistakes_and_told_to_nobody() {
         let problems = resolve(None, &[("WSBALANCER_SERVICES", url)]).map(drop).unwrap_err();
         let problems = problems.to_string();
         assert!(
-            problems.contains("without user name") && !problems.contains("s3cret"),
+            problems.contains("without user name and password") && !problems.contains("s3cret"),
             "{problems}"
         );
         assert!(problems.contains(shown), "{problems}");
@@ -126,7 +128,7 @@ fn passwords_in_urls_are_mistakes_and_told_to_nobody() {
 }
 
 #[test]
-fn a_port_that_is_none_is_a_mistake_and_never_the_usual_one() {
+fn an_invalid_port_is_refused_instead_of_using_the_default() {
     for (url, port) in [
         ("http://127.0.0.1:99999", "99999"),
         ("https://127.0.0.1:443000", "443000"),
@@ -136,10 +138,10 @@ fn a_port_that_is_none_is_a_mistake_and_never_the_usual_one() {
     ] {
         let problems = resolve(None, &[("WSBALANCER_SERVICES", url)]).map(drop).unwrap_err();
         let advice = "expected a port from 1 to 65535 in the pod's URL";
-        let told = format!("services = {url:?} (from WSBALANCER__SERVICES): {url:?}: {advice}");
+        let expected = format!("services = {url:?} (from WSBALANCER__SERVICES): {url:?}: {advice}");
         let problems = problems.to_string();
         assert!(
-            problems.contains(&told) && problems.contains(&format!("{port:?}\n")),
+            problems.contains(&expected) && problems.contains(&format!("{port:?}\n")),
             "{problems}"
         );
     }
@@ -156,14 +158,14 @@ fn a_port_that_is_none_is_a_mistake_and_never_the_usual_one() {
 }
 
 #[test]
-fn no_pods_is_a_mistake_with_a_remedy() {
+fn the_problem_of_no_pods_names_the_variable() {
     let problems = resolve(None, &[]).unwrap_err();
     assert_eq!(problems.0.len(), 1);
     assert!(problems.to_string().contains("WSBALANCER_SERVICES"), "{problems}");
 }
 
 #[test]
-fn a_file_that_is_not_toml_or_not_there_is_named() {
+fn a_missing_or_invalid_file_is_named() {
     let problems = resolve(Some("services = ["), &[]).unwrap_err().to_string();
     assert!(problems.contains(".toml") && problems.contains("TOML"), "{problems}");
     let missing = Layers::new(Some(std::path::Path::new("/no/such.toml")), []).unwrap_err();
@@ -171,21 +173,21 @@ fn a_file_that_is_not_toml_or_not_there_is_named() {
 }
 
 #[test]
-fn lists_in_lists_are_refused_however_deep() {
+fn nested_lists_are_refused_at_any_depth() {
     let text = format!("services = {}1{}\n", "[".repeat(60), "]".repeat(60));
     let problems = resolve(Some(&text), &[]).unwrap_err().to_string();
     assert!(problems.contains("services = \"[…]\""), "{problems}");
 }
 
 #[test]
-fn what_is_no_toml_is_not_quoted() {
+fn parse_errors_do_not_quote_the_file() {
     let text = "services = []\n[balancer]\nset_headers = [\"Authorization: Bearer s3cret]\n";
     let problems = resolve(Some(text), &[]).unwrap_err().to_string();
     assert!(problems.contains("line 3, column ") && !problems.contains("s3cret"), "{problems}");
 }
 
 #[test]
-fn variables_that_kubernetes_sets_for_a_service_are_not_ours() {
+fn variables_that_kubernetes_sets_for_a_service_are_ignored() {
     let variables = [
         ("WSBALANCER_SERVICES", "http://a:3001"),
         ("WSBALANCER_SERVICE_HOST", "10.0.0.1"),
@@ -199,7 +201,7 @@ const TWO: &str = "[services.chat]\nbackends = [\"https://a\", \"unix:/run/b.soc
                    [services.web]\nbackends = [\"http://a\"]\n";
 
 #[test]
-fn a_services_table_overrides_what_all_share() {
+fn a_service_table_overrides_the_balancer_section() {
     let routes = "[[routes]]\npath_prefix = \"/chat/\"\nstrip_prefix = \"/chat\"\n\
                   service = \"chat\"\n[[routes]]\nservice = \"web\"\n";
     let file = format!("[balancer]\nretries = 7\ntls_verify = false\n{TWO}{routes}");
@@ -215,17 +217,23 @@ fn a_services_table_overrides_what_all_share() {
     let addresses: Vec<_> = chat.backends.iter().map(|pod| pod.address.as_str()).collect();
     assert_eq!(addresses, ["a:443", "/run/b.sock"]);
     assert!(chat.balancer.tls.is_some() && web.balancer.tls.is_none());
-    assert!(matches!(&chat.balancer.affinity, Affinity::Cookie(cookie) if cookie.key_is_shared));
+    assert!(
+        matches!(&chat.balancer.affinity, AffinitySettings::Cookie(cookie) if cookie.key_is_shared)
+    );
     let service = |path| config.router.find("any", path, "GET").map(|route| route.service);
     assert_eq!((service("/chat/x"), service("/chatter")), (Some(0), Some(1)));
     assert!(!config.to_string().contains("some length"), "secrets are not printed");
     let printed = config.to_string();
     let again = Layers::from_texts(Some(&printed), []).and_then(Config::resolve);
-    assert_eq!(again.map(|config| config.services.len()), Ok(2), "it is a file too:\n{printed}");
+    assert_eq!(
+        again.map(|config| config.services.len()),
+        Ok(2),
+        "the printed settings are a valid file:\n{printed}"
+    );
 }
 
 #[test]
-fn mistakes_in_services_and_routes_are_named() {
+fn problems_in_services_and_routes_are_reported() {
     let file = format!(
         "[balancer]\ncookie_key = \"short\"\ntls_verify = false\n{TWO}\
          polls = 3\n[services.Empty]\n\
@@ -239,20 +247,20 @@ fn mistakes_in_services_and_routes_are_named() {
     let variables = [("WSBALANCER_SERVICES", "http://d")];
     let problems = resolve(Some(&file), &variables).unwrap_err().to_string();
     for expected in [
-        "services = \"http://d\" (from WSBALANCER__SERVICES): is a list, and there are",
+        "services = \"http://d\" (from WSBALANCER__SERVICES): a list of pods and [services.NAME] tables",
         "services.Empty.backends (from /",
         "balancer.cookie_key (from ",
-        "has 5 characters, expected 16 at least",
+        "has 5 characters, expected at least 16",
         "services.web.polls (from ",
-        "balancer.affinity_header = \"\" (from default): names no field",
+        "balancer.affinity_header = \"\" (from default): is required by affinity",
         "services.hashed.tls_key_file (from ",
         "\"chat.example\": expected an origin such as https://chat.example.org",
         "routes.0.service = \"chta\"",
         "did you mean \"chat\"?",
         "routes.1.host = \"a:80\"",
         "routes.1.strip_prefix = \"/b\"",
-        "is no leading part of the path_prefix \"/a\"",
-        "): is missing: name one of the services",
+        "must be path_prefix (\"/a\") or its first segments",
+        "): is required: set it to the name of a service",
         "\"get\": expected methods such as GET",
         "routes.2.path (from ",
         "did you mean \"routes.2.path_prefix\"?",
@@ -261,7 +269,7 @@ fn mistakes_in_services_and_routes_are_named() {
     }
     assert!(!problems.contains("\"short\""), "secrets are not printed");
     let shared = problems.matches("balancer.cookie_key").count();
-    assert_eq!(shared, 1, "what services share is wrong once:\n{problems}");
+    assert_eq!(shared, 1, "a shared key is reported once:\n{problems}");
 }
 
 #[test]
@@ -269,14 +277,14 @@ fn a_service_needs_a_name() {
     let file = "[services.\"\"]\nbackends = [\"http://a\"]\n[[routes]]\nservice = \"\"\n";
     let problems = resolve(Some(file), &[]).map(drop).unwrap_err().to_string();
     assert!(problems.contains("services. (from /"), "{problems}");
-    assert!(problems.contains("): expected a service's name of lower-case"), "{problems}");
+    assert!(problems.contains("): expected a service name of lower-case"), "{problems}");
 }
 
 #[test]
-fn services_need_routes_and_routes_must_not_tie() {
+fn several_services_need_routes_without_ties() {
     let problems = resolve(Some(&format!("[balancer]\ntls_verify = false\n{TWO}")), &[]);
     let problems = problems.unwrap_err().to_string();
-    assert!(problems.contains("): are missing: with several services"), "{problems}");
+    assert!(problems.contains("): are required with several services"), "{problems}");
     let tie = "[[routes]]\nservice = \"web\"\n[[routes]]\nservice = \"chat\"\n";
     let problems = resolve(Some(&format!("[balancer]\ntls_verify = false\n{TWO}{tie}")), &[]);
     let problems = problems.unwrap_err().to_string();
@@ -284,7 +292,7 @@ fn services_need_routes_and_routes_must_not_tie() {
 }
 
 #[test]
-fn a_cookie_that_browsers_would_not_take_is_a_mistake() {
+fn a_cookie_that_browsers_reject_is_a_problem() {
     let with = |key: &str, value: &str| {
         let key = format!("WSBALANCER__BALANCER__{key}");
         let variables = [
@@ -301,7 +309,7 @@ fn a_cookie_that_browsers_would_not_take_is_a_mistake() {
         ("COOKIE_NAME", "__Secure-pod", "balancer.cookie_name = \"__Secure-pod\""),
         ("COOKIE_NAME", "a b", "balancer.cookie_name = \"a b\""),
         ("COOKIE_PATH", "/a;b", "balancer.cookie_path = \"/a;b\""),
-        ("REPLICAS", "2", "balancer.cookie_key (from default): is needed"),
+        ("REPLICAS", "2", "balancer.cookie_key (from default): is required"),
     ] {
         let problems = with(key, value).unwrap_err();
         assert!(problems.contains(named), "{named:?} is missing in:\n{problems}");
@@ -309,7 +317,7 @@ fn a_cookie_that_browsers_would_not_take_is_a_mistake() {
 }
 
 #[test]
-fn pods_are_discovered_instead_of_listed() {
+fn pods_can_be_discovered() {
     let file = "[balancer]\ntls_verify = false\nnameservers = [\"10.0.0.2\", \"[::1]:5353\"]\n\
                 replicas = \"dns:balancers.\"\ndiscovery_max_ttl = \"5s\"\n\
                 [services.chat]\ndiscovery = { dns = \"https://chat-headless.\" }\n\
@@ -322,20 +330,20 @@ fn pods_are_discovered_instead_of_listed() {
     let pod = chat.discovery.clone().unwrap().pod;
     assert_eq!((pod.url.as_str(), pod.service.as_str()), ("https://chat-headless.", "chat"));
     assert!(chat.backends.is_empty());
-    let Some(Source::Host { name, port }) = chat.discovery.as_ref().map(|found| &found.source)
+    let Some(DnsSource::Host { name, port }) = chat.discovery.as_ref().map(|found| &found.source)
     else {
         panic!("{:?}", chat.discovery)
     };
     assert_eq!((name.as_str(), *port), ("chat-headless.", 443));
     assert_eq!(
         video.discovery.as_ref().map(|found| &found.source),
-        Some(&Source::Service(HostName::parse("_ws._tcp.video").unwrap()))
+        Some(&DnsSource::Srv(HostName::parse("_ws._tcp.video").unwrap()))
     );
-    let named = |service: &Service| format!("{:?}", service.balancer.tls);
+    let named = |service: &ServiceSettings| format!("{:?}", service.balancer.tls);
     for (service, name) in [(chat, "chat-headless"), (video, "pod.video"), (voice, "voice")] {
         assert!(named(service).contains(&format!("(\"{name}\")")), "{}", named(service));
     }
-    let counted = |service: &Service| {
+    let counted = |service: &ServiceSettings| {
         let name = service.balancer.replicas_name.as_ref().map(|name| name.as_str().to_owned());
         (service.balancer.replicas, name)
     };
@@ -344,12 +352,12 @@ fn pods_are_discovered_instead_of_listed() {
     let servers: Vec<_> = ["10.0.0.2:53", "[::1]:5353"].map(|text| text.parse().unwrap()).into();
     assert_eq!(chat.balancer.nameservers, servers);
     assert_eq!(chat.balancer.resolver_settings().servers.unwrap().addresses, servers);
-    assert_eq!(video.balancer.resolver_settings().servers, None, "the system's");
+    assert_eq!(video.balancer.resolver_settings().servers, None, "the system's name servers");
     assert_eq!(chat.balancer.discovery_ttl.max, Duration::from_secs(5));
 }
 
 #[test]
-fn mistakes_in_discovery_are_named() {
+fn problems_in_discovery_are_reported() {
     let file = "[balancer]\ndiscovery_min_ttl = \"1m\"\nnameservers = [\"dns.local\"]\n\
                 [services.a]\nbackends = [\"http://a\"]\ndiscovery = { dns = \"http://a\" }\n\
                 [services.b]\ndiscovery = { dns = \"http://b\", srv = \"http://_b._tcp.b\" }\n\
@@ -366,33 +374,33 @@ fn mistakes_in_discovery_are_named() {
                 [[routes]]\nservice = \"a\"\n";
     let problems = resolve(Some(file), &[]).unwrap_err().to_string();
     for expected in [
-        "balancer.discovery_max_ttl = \"30s\" (from default): is shorter than",
-        "\"dns.local\": expected a name server's IP address",
+        "balancer.discovery_max_ttl = \"30s\" (from default): must not be shorter than",
+        "\"dns.local\": expected the IP address of a name server",
         "services.a.discovery.dns = \"http://a\"",
-        "and backends cannot both hold",
+        "cannot be used together with backends",
         "services.b.discovery.srv = \"http://_b._tcp.b\"",
-        "and dns cannot both hold",
+        "cannot be used together with dns",
         "services.c.discovery = \"\"",
         "expected a table: { dns = ",
         "services.d.discovery.dsn (from ",
         "did you mean \"services.d.discovery.dns\"?",
         "services.d.backends (from ",
         "expected a URL with a name to look up",
-        "expected no port: SRV records say it",
-        "addresses have no SRV records",
-        "without path: each request keeps its own",
+        "expected no port: SRV records contain the ports",
+        "IP addresses have no SRV records",
+        "without path: requests keep their own paths",
         "services.i.discovery.dns = \"http://i..i\"",
         "services.i.replicas = \"dns:\"",
         "expected a DNS name such as chat-headless",
-        "balancer.tls_server_name = \"\" (from default): is needed",
-        "balancer.cookie_key (from default): is needed",
+        "balancer.tls_server_name = \"\" (from default): is required",
+        "balancer.cookie_key (from default): is required",
     ] {
         assert!(problems.contains(expected), "{expected:?} is missing in:\n{problems}");
     }
 }
 
 #[test]
-fn mistakes_in_the_drain_and_the_token_are_named_and_the_token_is_not_shown() {
+fn problems_of_drain_and_token_are_reported_without_the_token() {
     let with = |key: &str, value: &str| {
         let variables = [("WSBALANCER_SERVICES", "http://a"), (key, value)];
         let config = resolve(None, &variables);
@@ -402,7 +410,7 @@ fn mistakes_in_the_drain_and_the_token_are_named_and_the_token_is_not_shown() {
         (
             "WSBALANCER__SERVER__SHUTDOWN_TIMEOUT",
             "19s",
-            "server.drain_time = \"20s\" (from default): is longer than shutdown_timeout",
+            "server.drain_time = \"20s\" (from default): must not be longer than shutdown_timeout",
         ),
         (
             "WSBALANCER__BALANCER__CLOSE_CODE_DRAIN",
@@ -422,7 +430,7 @@ fn mistakes_in_the_drain_and_the_token_are_named_and_the_token_is_not_shown() {
 }
 
 #[test]
-fn fields_for_pods_are_shown_by_name_and_never_with_their_values() {
+fn header_fields_are_printed_without_their_values() {
     let file = "[balancer]\nset_headers = [\"Authorization: Bearer s3cret, s3cret\", \"X-A:s3cret\"]\n\
                 [services.web]\nbackends = [\"http://a\"]\n\
                 [[routes]]\nservice = \"web\"\n";
@@ -437,20 +445,23 @@ fn fields_for_pods_are_shown_by_name_and_never_with_their_values() {
     }
     assert!(!printed.contains("s3cret"), "{printed}");
     let again = Layers::from_texts(Some(&printed), []).and_then(Config::resolve);
-    assert!(again.unwrap().services[0].balancer.set_headers.is_empty(), "*** is no value");
+    assert!(
+        again.unwrap().services[0].balancer.set_headers.is_empty(),
+        "redacted values are comments"
+    );
 
-    // The comma of a value separates two where a variable holds the list.
-    let mistakes = [
+    // In a variable a comma within a value separates two items.
+    let variables = [
         ("WSBALANCER_SERVICES", "http://a"),
         ("WSBALANCER__BALANCER__SET_HEADERS", "Authorization: Digest s3cret, s3cret"),
         ("WSBALANCER__BALANCER__ADD_HEADERS", "X A: s3cret,X-B: s3cret\u{7f}"),
     ];
-    let problems = resolve(None, &mistakes).map(drop).unwrap_err().to_string();
+    let problems = resolve(None, &variables).map(drop).unwrap_err().to_string();
     for expected in [
         "balancer.set_headers = \"Authorization: ***,***\" (from WSBALANCER__BALANCER__SET_HEADERS): \
          \"***\": expected \"Name: value\"",
         "\"X A: ***\": expected the name of a header field",
-        "\"X-B: ***\": its value holds",
+        "\"X-B: ***\": the value contains",
     ] {
         assert!(problems.contains(expected), "{expected:?} is missing in:\n{problems}");
     }
@@ -458,7 +469,7 @@ fn fields_for_pods_are_shown_by_name_and_never_with_their_values() {
 }
 
 #[test]
-fn both_listeners_on_one_address_is_a_mistake() {
+fn both_listeners_on_one_address_are_a_problem() {
     let variables =
         [("WSBALANCER_SERVICES", "http://a:3001"), ("WSBALANCER__ADMIN__LISTEN", "0.0.0.0:8080")];
     let problems = resolve(None, &variables).unwrap_err().to_string();

@@ -1,202 +1,141 @@
-//! Asks DNS for the addresses behind a name.
+//! Looks up the addresses of a name.
 //!
-//! A name with a dot at its end is asked for as it is. Any other is completed the way the system's
-//! resolver does it (`search` and `ndots` of resolv.conf(5)): `chat-headless` in a Kubernetes pod is
-//! `chat-headless.NAMESPACE.svc.cluster.local`. Where name servers are configured instead of taken
-//! from the system, names are complete as they stand. `/etc/hosts` counts as part of the system.
+//! A name that ends with a dot is looked up as written. Any other name is completed as the system's
+//! resolver does it (`search` and `ndots` of resolv.conf(5)): `chat-headless` in a Kubernetes pod
+//! becomes `chat-headless.NAMESPACE.svc.cluster.local`. With configured name servers, names are
+//! complete as written and `/etc/hosts` is not used.
 //!
-//! Once a completed name has had addresses, it alone is asked for until [`Resolver::forget`]:
-//! otherwise a moment without answers in one search domain would lead to whatever has the same name
-//! in the next one. A name that was reached only because a likelier one could not be looked up is
-//! taken, as the system would, but not held on to.
+//! After a completed name had addresses, only that name is looked up until
+//! [`Resolver::forget_completed_name`]: otherwise a short outage of one search domain would lead to
+//! another host with the same name in the next domain. If an earlier candidate could not be looked
+//! up, the addresses of a later one are used, as the system does, but the name is not kept.
 
-use std::{
-    cell::RefCell,
-    fmt,
-    net::{IpAddr, SocketAddr},
-    rc::Rc,
-    time::Duration,
-};
+use std::{cell::RefCell, fmt, net::SocketAddr, rc::Rc, time::Duration};
 
 use hickory_resolver::{
     Hosts, config::NameServerConfig, net::NetError, proto::rr::Name, system_conf::read_system_conf,
 };
 use tokio::task::spawn_blocking;
 
-use super::{Asker, Finding};
+use super::{
+    host_name::HostName,
+    query::{AddressAnswer, NameServerPool, NameServers},
+};
 use crate::domain::dns::{Answer, LookupError, Missing, TtlBounds};
 
-/// A host's name as it was written, or an IP address.
-#[derive(Clone, PartialEq, Eq)]
-pub struct HostName {
-    written: String,
-    name: Name,
-}
-
-impl HostName {
-    /// Reads a name; IPv6 addresses stand in brackets.
-    ///
-    /// # Errors
-    /// What a name should look like.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        let written = text.trim_start_matches('[').trim_end_matches(']');
-        let is_ip = written.parse::<IpAddr>().is_ok();
-        let may_hold = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-        let name = match is_ip {
-            true => Ok(Name::root()),
-            false => Name::from_ascii(written).map_err(|error| error.to_string()),
-        };
-        match name {
-            Ok(name) if is_ip || (name.num_labels() > 0 && written.bytes().all(may_hold)) => {
-                Ok(Self { written: written.to_owned(), name })
-            }
-            Ok(_) => Err("expected a DNS name such as chat-headless".to_owned()),
-            Err(error) => Err(format!("expected a DNS name such as chat-headless ({error})")),
-        }
-    }
-
-    /// As it was written, without brackets.
-    pub fn as_str(&self) -> &str {
-        &self.written
-    }
-
-    /// The address that it is, if it is one.
-    pub fn ip(&self) -> Option<IpAddr> {
-        self.written.parse().ok()
-    }
-}
-
-impl fmt::Debug for HostName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&self.written, f)
-    }
-}
-
-/// What is looked up.
+/// What is looked up in DNS.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// The A and AAAA records of a name, all with one port.
-    Host {
-        /// Whose records.
-        name: HostName,
-        /// The port.
-        port: u16,
-    },
-    /// The SRV records of a name (RFC 2782), and the A and AAAA records of their targets. Of the
-    /// targets those with the smallest priority count; weights do not.
-    Service(HostName),
+pub enum DnsSource {
+    /// The A and AAAA records of a name. All pods have the same port.
+    Host { name: HostName, port: u16 },
+    /// The SRV records of a name (RFC 2782), and the A and AAAA records of their targets. Only the
+    /// targets with the lowest priority value are used; weights are ignored.
+    Srv(HostName),
 }
 
-/// Who is asked, and how names are completed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct NameServers {
-    /// In this order: the next one when the one before cannot say.
-    pub addresses: Vec<SocketAddr>,
-    /// Domains that are put behind names without a dot at their end.
-    pub search: Vec<String>,
-    /// Dots that a name must have to be taken for complete at first.
-    pub ndots: usize,
-}
-
-/// How a source is looked up.
+/// How names are looked up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResolverSettings {
-    /// `None`: the system's.
+    /// `None` for the name servers of the system.
     pub servers: Option<NameServers>,
-    /// For one question, whoever answers it.
+    /// Time limit for one query, all name servers included.
     pub timeout: Duration,
-    /// How soon and how late to ask again.
+    /// Limits for the time until the next look-up.
     pub bounds: TtlBounds,
 }
 
-/// Looks one source up, again and again.
+/// Looks up one source repeatedly.
 pub struct Resolver {
-    source: Source,
+    source: DnsSource,
     settings: ResolverSettings,
-    /// Made when first needed; made anew after a failure, because the system's settings may have
-    /// changed.
-    asker: RefCell<Option<Rc<Asker>>>,
+    /// Created at the first look-up, and again after a failure, because the settings of the system
+    /// can have changed.
+    name_servers: RefCell<Option<Rc<NameServerPool>>>,
     /// The completed name that had addresses.
-    found: RefCell<Option<Name>>,
+    completed_name: RefCell<Option<Name>>,
 }
 
 impl Resolver {
-    /// A resolver that has not asked yet.
-    pub fn new(source: Source, settings: ResolverSettings) -> Self {
-        Self { source, settings, asker: RefCell::default(), found: RefCell::default() }
+    pub fn new(source: DnsSource, settings: ResolverSettings) -> Self {
+        Self {
+            source,
+            settings,
+            name_servers: RefCell::default(),
+            completed_name: RefCell::default(),
+        }
     }
 
-    /// Asks. Nothing is remembered from the time before but the completed name.
+    /// Looks up the source. Only the completed name is kept from earlier look-ups.
     ///
     /// # Errors
-    /// Nobody knows the answer.
+    /// No name server gave a usable answer.
     pub async fn resolve(&self) -> Result<Answer, LookupError> {
         let bounds = self.settings.bounds;
-        if let Source::Host { name, port } = &self.source
+        if let DnsSource::Host { name, port } = &self.source
             && let Some(ip) = name.ip()
         {
             let addresses = vec![SocketAddr::new(ip, *port)];
             return Ok(Answer::Found { addresses, ttl: bounds.max, missing: Missing::default() });
         }
-        let asker = self.asker().await?;
-        let answer = self.find(&asker).await;
+        let name_servers = self.name_servers().await?;
+        let answer = self.find(&name_servers).await;
         if answer.is_err() {
-            self.asker.take();
+            self.name_servers.take();
         }
         let bounded = |ttl: Option<Duration>| bounds.clamp(ttl.unwrap_or_default());
         Ok(match answer? {
-            Finding::Addresses { mut addresses, ttl, missing } => {
+            AddressAnswer::Addresses { mut addresses, ttl, missing } => {
                 addresses.sort_unstable();
                 addresses.dedup();
                 Answer::Found { addresses, ttl: bounded(Some(ttl)), missing }
             }
-            Finding::None { absence, ttl } => Answer::None { absence, ttl: bounded(ttl) },
+            AddressAnswer::None { absence, ttl } => Answer::None { absence, ttl: bounded(ttl) },
         })
     }
 
-    /// From now on the name is completed anew.
-    pub fn forget(&self) {
-        self.found.take();
+    /// Completes the name anew at the next look-up.
+    pub fn forget_completed_name(&self) {
+        self.completed_name.take();
     }
 
-    async fn asker(&self) -> Result<Rc<Asker>, LookupError> {
-        let known = self.asker.borrow().clone();
-        if let Some(asker) = known {
-            return Ok(asker);
+    async fn name_servers(&self) -> Result<Rc<NameServerPool>, LookupError> {
+        let known = self.name_servers.borrow().clone();
+        if let Some(name_servers) = known {
+            return Ok(name_servers);
         }
         let no_servers = |error: &dyn fmt::Display| LookupError::NoServers(error.to_string());
         let (servers, hosts) = match &self.settings.servers {
             Some(servers) => (servers.clone(), Hosts::default()),
-            None => spawn_blocking(system)
+            None => spawn_blocking(read_system_settings)
                 .await
                 .map_err(|error| no_servers(&error))?
                 .map_err(|error| no_servers(&error))?,
         };
-        let asker = Asker::new(servers, hosts, self.settings.timeout);
-        let asker = Rc::new(asker.map_err(|error| no_servers(&error))?);
-        self.asker.replace(Some(asker.clone()));
-        Ok(asker)
+        let name_servers = NameServerPool::new(servers, hosts, self.settings.timeout);
+        let name_servers = Rc::new(name_servers.map_err(|error| no_servers(&error))?);
+        self.name_servers.replace(Some(name_servers.clone()));
+        Ok(name_servers)
     }
 
-    /// Asks for one completed name after the other. A server that cannot say anything of one does
-    /// not hinder the others, but when none has addresses it is to blame.
-    async fn find(&self, asker: &Asker) -> Result<Finding, LookupError> {
-        let (Source::Host { name, .. } | Source::Service(name)) = &self.source;
-        let found = self.found.borrow().clone();
-        if let Some(found) = found {
-            return self.ask(asker, &found).await;
+    /// Looks up one completed name after the other. A failure for one name does not stop the
+    /// others, and is reported if none has addresses.
+    async fn find(&self, name_servers: &NameServerPool) -> Result<AddressAnswer, LookupError> {
+        let (DnsSource::Host { name, .. } | DnsSource::Srv(name)) = &self.source;
+        let completed = self.completed_name.borrow().clone();
+        if let Some(completed) = completed {
+            return self.query(name_servers, &completed).await;
         }
-        if let Source::Host { port, .. } = &self.source
-            && let Some(finding) = asker.in_hosts_file(&name.name, *port)
+        if let DnsSource::Host { port, .. } = &self.source
+            && let Some(finding) = name_servers.find_in_hosts_file(&name.name, *port)
         {
             return Ok(finding);
         }
-        let (mut absence, mut failure) = (None::<Finding>, None);
-        for name in candidates(&name.name, &asker.search, asker.ndots) {
-            match self.ask(asker, &name).await {
-                Ok(addresses @ Finding::Addresses { .. }) => {
+        let (mut absence, mut failure) = (None::<AddressAnswer>, None);
+        for name in candidates(&name.name, &name_servers.search, name_servers.ndots) {
+            match self.query(name_servers, &name).await {
+                Ok(addresses @ AddressAnswer::Addresses { .. }) => {
                     if failure.is_none() {
-                        self.found.replace(Some(name));
+                        self.completed_name.replace(Some(name));
                     }
                     return Ok(addresses);
                 }
@@ -208,35 +147,41 @@ impl Resolver {
         match (failure, absence) {
             (None, Some(absence)) => Ok(absence),
             (failure, _) => {
-                Err(failure.unwrap_or_else(|| LookupError::Refused("no name to ask for".into())))
+                Err(failure.unwrap_or_else(|| LookupError::Refused("no name to look up".into())))
             }
         }
     }
 
-    async fn ask(&self, asker: &Asker, name: &Name) -> Result<Finding, LookupError> {
+    async fn query(
+        &self,
+        name_servers: &NameServerPool,
+        name: &Name,
+    ) -> Result<AddressAnswer, LookupError> {
         match &self.source {
-            Source::Host { port, .. } => asker.addresses(name, *port).await,
-            Source::Service(_) => asker.services(name).await,
+            DnsSource::Host { port, .. } => name_servers.query_addresses(name, *port).await,
+            DnsSource::Srv(_) => name_servers.query_srv(name).await,
         }
     }
 }
 
-/// Name servers and `/etc/hosts` of this system.
-fn system() -> Result<(NameServers, Hosts), NetError> {
+/// Reads `/etc/resolv.conf` and `/etc/hosts`.
+fn read_system_settings() -> Result<(NameServers, Hosts), NetError> {
     let (config, options) = read_system_conf()?;
-    // `domain` is what is searched where there is no `search`.
+    // Without `search`, the search list is `domain`.
     let search = match config.search() {
         [] => config.domain().into_iter().map(Name::to_string).collect(),
         search => search.iter().map(Name::to_string).collect(),
     };
-    let port = |server: &NameServerConfig| server.connections.first().map_or(53, |way| way.port);
+    let port = |server: &NameServerConfig| {
+        server.connections.first().map_or(53, |connection| connection.port)
+    };
     let addresses =
         config.name_servers().iter().map(|server| SocketAddr::new(server.ip, port(server)));
     let servers = NameServers { addresses: addresses.collect(), search, ndots: options.ndots };
     Ok((servers, Hosts::from_system().unwrap_or_default()))
 }
 
-/// The complete names that `name` may stand for, the likeliest first.
+/// Returns the complete names that `name` can stand for, in the order in which they are tried.
 fn candidates(name: &Name, search: &[Name], ndots: usize) -> Vec<Name> {
     let mut complete = name.clone();
     complete.set_fqdn(true);
@@ -249,8 +194,8 @@ fn candidates(name: &Name, search: &[Name], ndots: usize) -> Vec<Name> {
         Some(completed)
     });
     let mut names: Vec<Name> = Vec::new();
-    let is_likely = usize::from(name.num_labels()) > ndots;
-    let (first, last) = if is_likely { (Some(complete), None) } else { (None, Some(complete)) };
+    let is_complete = usize::from(name.num_labels()) > ndots;
+    let (first, last) = if is_complete { (Some(complete), None) } else { (None, Some(complete)) };
     for name in first.into_iter().chain(searched).chain(last) {
         if !names.contains(&name) {
             names.push(name);
@@ -271,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_completed_as_the_system_does_it() {
+    fn names_are_completed_as_by_the_system() {
         let kubernetes = ["shop.svc.cluster.local", "svc.cluster.local", "cluster.local"];
         assert_eq!(
             completed("chat-headless", &kubernetes, 5),
@@ -292,24 +237,11 @@ mod tests {
     }
 
     #[test]
-    fn names_are_told_from_addresses_and_from_neither() {
-        let ip = |text| HostName::parse(text).unwrap().ip().map(|ip| ip.to_string());
-        assert_eq!(ip("10.0.0.1"), Some("10.0.0.1".to_owned()));
-        assert_eq!(ip("[::1]"), Some("::1".to_owned()));
-        assert_eq!(ip("_ws._tcp.chat"), None);
-        assert_eq!(ip("10.0.0.300"), None);
-        let long = "a".repeat(64);
-        for wrong in ["", ".", "a..b", "a b", "ä", "a/b", &long, "*.a", "a\\.b"] {
-            assert!(HostName::parse(wrong).is_err(), "{wrong:?}");
-        }
-    }
-
-    #[test]
-    fn an_address_answers_itself() {
+    fn an_ip_address_needs_no_look_up() {
         let bounds = TtlBounds { min: Duration::from_secs(1), max: Duration::from_secs(30) };
         let servers = Some(NameServers::default());
         let settings = ResolverSettings { servers, timeout: Duration::ZERO, bounds };
-        let source = Source::Host { name: HostName::parse("[fd00::7]").unwrap(), port: 80 };
+        let source = DnsSource::Host { name: HostName::parse("[fd00::7]").unwrap(), port: 80 };
         let answer = actix_rt::System::new().block_on(Resolver::new(source, settings).resolve());
         let addresses = vec!["[fd00::7]:80".parse().unwrap()];
         let missing = Missing::default();

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use actix_http::header::{self, HeaderMap, HeaderValue};
 
 use crate::{
-    config::{Affinity, Cookie, Secure},
+    config::{AffinitySettings, CookieSettings, SecureAttribute},
     domain::balance::{
         affinity::{Preference, hash},
         lease::Backend,
@@ -32,18 +32,23 @@ pub struct AffinityPreference {
 
 impl AffinityPreference {
     /// What the request of `client` with these fields asks of `service`.
-    pub fn of(affinity: &Affinity, service: &str, headers: &HeaderMap, client: IpAddr) -> Self {
+    pub fn of(
+        affinity: &AffinitySettings,
+        service: &str,
+        headers: &HeaderMap,
+        client: IpAddr,
+    ) -> Self {
         let hashed = |bytes: &[u8]| match bytes {
             [] => Preference::None,
             value => Preference::Hash(hash(value)),
         };
         let (preference, has_cookie) = match affinity {
-            Affinity::None => (Preference::None, false),
-            Affinity::Address => (hashed(client.to_string().as_bytes()), false),
-            Affinity::Header(name) => {
+            AffinitySettings::None => (Preference::None, false),
+            AffinitySettings::Address => (hashed(client.to_string().as_bytes()), false),
+            AffinitySettings::Header(name) => {
                 (hashed(headers.get(name).map_or(&[], HeaderValue::as_bytes)), false)
             }
-            Affinity::Cookie(cookie) => {
+            AffinitySettings::Cookie(cookie) => {
                 let mut values = values(headers, &cookie.name).peekable();
                 let has_cookie = values.peek().is_some();
                 let tag = values.find_map(|value| cookie.key.open(service, value));
@@ -56,12 +61,12 @@ impl AffinityPreference {
     /// The cookie that leads back to `backend`, if the request did not ask for that already.
     pub fn cookie(
         self,
-        affinity: &Affinity,
+        affinity: &AffinitySettings,
         backend: &Backend,
         secure: bool,
         counters: &Counters,
     ) -> Option<HeaderValue> {
-        let Affinity::Cookie(cookie) = affinity else { return None };
+        let AffinitySettings::Cookie(cookie) = affinity else { return None };
         let tag = cookie.key.tag(&backend.service, &backend.address);
         let result = match self.preference {
             Preference::Tag(preferred) if preferred == tag => FOLLOWED,
@@ -69,7 +74,7 @@ impl AffinityPreference {
             _ => INVALID,
         };
         if self.has_cookie {
-            counters.cookie(result);
+            counters.count_cookie(result);
         }
         (result != FOLLOWED)
             .then(|| set_cookie(cookie, &cookie.key.seal(&backend.service, tag), secure))?
@@ -77,11 +82,11 @@ impl AffinityPreference {
 }
 
 /// A `Set-Cookie` value (RFC 6265 §4.1); its parts have been checked with the configuration.
-fn set_cookie(cookie: &Cookie, value: &str, secure: bool) -> Option<HeaderValue> {
+fn set_cookie(cookie: &CookieSettings, value: &str, secure: bool) -> Option<HeaderValue> {
     let secure = match cookie.secure {
-        Secure::Always => true,
-        Secure::Never => false,
-        Secure::Auto => secure,
+        SecureAttribute::Always => true,
+        SecureAttribute::Never => false,
+        SecureAttribute::Auto => secure,
     };
     let secure = if secure { "; Secure" } else { "" };
     let text = format!("{}={value}{}{secure}", cookie.name, cookie.attributes);

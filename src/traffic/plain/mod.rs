@@ -48,7 +48,7 @@ use super::{
 };
 use crate::{
     domain::balance::lease::Backend,
-    net::{Stream, patient::Patient, rewind::Rewind},
+    net::{ClientStream, rewind::Rewind, write_timeout::WriteTimeout},
     relay::TunnelPeer,
 };
 
@@ -65,7 +65,7 @@ type Answer = hyper::Response<ResponseBody>;
 /// request: a proxy that keeps connections would send it to a process that refuses it.
 pub async fn serve(
     worker: Rc<Worker>,
-    io: Rewind<Stream>,
+    io: Rewind<ClientStream>,
     peer: PeerInfo,
     unanswered: UnansweredConnection,
 ) {
@@ -90,7 +90,7 @@ pub async fn serve(
         .timer(TokioTimer::new())
         .header_read_timeout(head_timeout)
         .max_headers(MAX_FIELDS)
-        .serve_connection(TokioIo::new(Patient::new(io, PATIENCE)), service)
+        .serve_connection(TokioIo::new(WriteTimeout::new(io, PATIENCE)), service)
         .with_upgrades();
     let mut connection = pin!(connection);
     let ended = tokio::select! {
@@ -128,7 +128,7 @@ async fn answer(
     if traffic.lifecycle.is_draining() {
         return Err(Refusal::ShuttingDown);
     }
-    traffic.counters.requests.fetch_add(1, Relaxed);
+    traffic.counters.plain_requests.fetch_add(1, Relaxed);
     let routed = RoutedRequest::new(state, &request, peer)?;
     forward(&routed, &request, incoming.into_body()).await
 }
@@ -152,7 +152,9 @@ fn switch(
     let state = state.clone();
     actix_rt::spawn(async move {
         let Ok(upgraded) = upgrade.await else { return };
-        let Ok(parts) = upgraded.downcast::<TokioIo<Patient<Rewind<Stream>>>>() else { return };
+        let Ok(parts) = upgraded.downcast::<TokioIo<WriteTimeout<Rewind<ClientStream>>>>() else {
+            return;
+        };
         let (io, unread) = parts.io.into_inner().into_inner().into_parts();
         let mut early = BytesMut::from(parts.read_buf);
         early.unsplit(unread);

@@ -20,7 +20,7 @@ use wsbalancer::{
     actors::registry::CountSessions,
     admin::{self, AdminState},
     app::Control,
-    config::{Config, Layers, live::Reloads},
+    config::{Config, Layers, live::LiveConfig},
     traffic::{listener, state::TrafficState},
 };
 
@@ -80,7 +80,7 @@ impl Balancer {
         let state = AdminState::new(
             &traffic,
             control.discovery.clone(),
-            Arc::new(Reloads::new(config.clone())),
+            Arc::new(LiveConfig::new(config.clone())),
         );
         let live = traffic.into_shared();
         let server =

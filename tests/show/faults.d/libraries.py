@@ -42,7 +42,7 @@ NO_CLOSE = ("none", "", False)  # RFC 6455 calls it 1006, which never travels
 FLOOD_FRAME_WHOLE = FLOOD_FRAME + 4  # with its header
 TEXT = "a text"
 STATUSES = "502", "504"
-LAST_WORD = re.compile(r"{|closed|cannot connect|the connection broke")
+LAST_WORD = re.compile(r"{|closed|cannot connect|connection lost")
 
 
 @dataclasses.dataclass(frozen=True)

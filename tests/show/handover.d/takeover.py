@@ -201,7 +201,7 @@ class Host:
         self.current = await asyncio.to_thread(chats.Balancer, self.file, None, wrapper, descriptor)
         self.started += 1
         self.current.number = self.started
-        handed = "the socket was handed over" in self.current.output
+        handed = "using the inherited socket" in self.current.output
         told = ", which it has been handed" if handed else ""
         check(
             handed == self.hands_over and self.current.address == self.address,

@@ -549,7 +549,7 @@ STEPS = [
         "itself",
         "refused",
         elsewhere,
-        r"server\.listen: .* takes a restart",
+        r"server\.listen: .* requires a restart",
         is_at_home,
     ),
     Step(
@@ -614,7 +614,7 @@ STEPS = [
         "POST",
         "refused",
         moved,
-        r"(admin\.listen|server\.workers): .* takes a restart",
+        r"(admin\.listen|server\.workers): .* requires a restart",
         ends_large,
     ),
     Step(

@@ -1,4 +1,4 @@
-//! A socket whose peer has to take something now and then of what is written to it.
+//! A time limit for writes to a socket.
 
 use std::{
     io::{self, IoSlice},
@@ -12,43 +12,42 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-/// Writes fail with [`TimedOut`](io::ErrorKind::TimedOut) when the peer takes nothing for so long.
+/// A socket whose writes fail with [`TimedOut`](io::ErrorKind::TimedOut) when no write makes
+/// progress for `limit`, because the peer does not read.
 #[derive(Debug)]
-pub struct Patient<S> {
+pub struct WriteTimeout<S> {
     io: S,
-    patience: Duration,
-    /// Runs while the peer takes nothing.
-    end: Option<Pin<Box<Sleep>>>,
+    limit: Duration,
+    /// Runs while a write is pending.
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> Patient<S> {
-    /// A socket that waits for `patience`.
-    pub fn new(io: S, patience: Duration) -> Self {
-        Self { io, patience, end: None }
+impl<S> WriteTimeout<S> {
+    pub fn new(io: S, limit: Duration) -> Self {
+        Self { io, limit, timer: None }
     }
 
-    /// The socket alone.
     pub fn into_inner(self) -> S {
         self.io
     }
 
-    /// What has come of a write, unless it waits for too long.
-    fn in_time<T>(
+    /// Returns the result of a write, or an error if it has been pending for too long.
+    fn check_time<T>(
         &mut self,
         written: Poll<io::Result<T>>,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<T>> {
         if written.is_ready() {
-            self.end = None;
+            self.timer = None;
             return written;
         }
-        let patience = self.patience;
-        ready!(self.end.get_or_insert_with(|| Box::pin(sleep(patience))).as_mut().poll(cx));
+        let limit = self.limit;
+        ready!(self.timer.get_or_insert_with(|| Box::pin(sleep(limit))).as_mut().poll(cx));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for WriteTimeout<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -58,7 +57,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -66,7 +65,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = Pin::new(&mut this.io).poll_write(cx, bytes);
-        this.in_time(written, cx)
+        this.check_time(written, cx)
     }
 
     fn poll_write_vectored(
@@ -76,7 +75,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = Pin::new(&mut this.io).poll_write_vectored(cx, slices);
-        this.in_time(written, cx)
+        this.check_time(written, cx)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -86,13 +85,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let flushed = Pin::new(&mut this.io).poll_flush(cx);
-        this.in_time(flushed, cx)
+        this.check_time(flushed, cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let shut = Pin::new(&mut this.io).poll_shutdown(cx);
-        this.in_time(shut, cx)
+        this.check_time(shut, cx)
     }
 }
 
@@ -105,24 +104,24 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(60);
+    const LIMIT: Duration = Duration::from_secs(60);
 
     #[actix_rt::test]
-    async fn a_peer_that_takes_nothing_is_given_up_and_a_slow_one_is_not() {
+    async fn a_write_fails_when_the_peer_stops_reading_but_not_when_it_is_slow() {
         tokio::time::pause();
         let (mut peer, io) = duplex(16);
-        let mut io = Patient::new(io, PATIENCE);
-        let began = Instant::now();
+        let mut io = WriteTimeout::new(io, LIMIT);
+        let start = Instant::now();
         let slow = async {
             for _ in 0..10 {
-                sleep(PATIENCE - Duration::from_secs(1)).await;
+                sleep(LIMIT - Duration::from_secs(1)).await;
                 peer.read_exact(&mut [0; 8]).await.unwrap();
             }
         };
         let (written, ()) = tokio::join!(io.write_all(&[7; 80]), slow);
         written.unwrap();
-        assert!(began.elapsed() > 9 * PATIENCE);
-        let silent = io.write_all(&[7; 80]).await.unwrap_err();
-        assert_eq!(silent.kind(), io::ErrorKind::TimedOut);
+        assert!(start.elapsed() > 9 * LIMIT);
+        let error = io.write_all(&[7; 80]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 }
