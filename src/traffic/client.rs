@@ -48,7 +48,10 @@ impl HandshakeClient {
     ///
     /// # Errors
     /// It is gone.
-    pub async fn new(framed: Framed<Rewind<ClientStream>, Codec>, peer: PeerInfo) -> io::Result<Self> {
+    pub async fn new(
+        framed: Framed<Rewind<ClientStream>, Codec>,
+        peer: PeerInfo,
+    ) -> io::Result<Self> {
         let mut framed = framed.into_map_io(|io| WriteTimeout::new(io, PATIENCE));
         flush(&mut framed).await?;
         let FramedParts { io, codec, read_buf, .. } = framed.into_parts();
