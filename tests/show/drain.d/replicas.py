@@ -11,7 +11,7 @@ from evidence.checks import check, say
 from evidence.scripted import eventually
 from evidence.sessions import Regular, all_inside, gather_regulars, ready
 
-DELAY = 1
+DELAY = 3  # seconds of drain_delay: many times LOOK_EVERY
 LOOK_EVERY = 0.25
 
 

@@ -17,7 +17,7 @@ from evidence.sessions import NORMAL, SHUTDOWN, TEXT, Regular, all_inside, gathe
 PERIOD = 1  # seconds from one message of a client to its next
 THINKS = 0.4  # seconds that a pod takes for an echo
 CHECK_EVERY, FALL = 0.2, 3  # of HAProxy; three failures are its own default
-DELAY = 2  # of a replica: longer than that takes
+DELAY = 5  # seconds of drain_delay: several times what HAProxy needs to notice
 OLD = (
     5  # seconds that a message may have been unanswered when the Close comes: no pod takes so long
 )
@@ -42,7 +42,7 @@ async def show(short):
     async with chain(seconds) as (replicas, haproxy, pods):
         async with talking(count, haproxy) as talkers:
             for replica in replicas:
-                await restart(replica, haproxy, talkers)
+                await restart(replica, replicas, haproxy, talkers)
         check(not unexplained(talkers), f"zero unexplained{first_of(unexplained(talkers))}")
         account(talkers, pods)
         closes = collections.Counter(len(talker.failures) for talker in talkers)
@@ -172,8 +172,14 @@ async def talking(count, haproxy):
     check(all(task.done() for task in tasks), "all have left with a Close")
 
 
-async def restart(replica, haproxy, talkers):
+async def restart(replica, replicas, haproxy, talkers):
     old = replica.balancer
+
+    def sessions_at_all():
+        return sum(one.balancer.metrics()["ownSessions"] for one in replicas)
+
+    # A client may have its 101 a moment before its session is counted.
+    await eventually(lambda: sessions_at_all() == len(talkers), sessions.LATE)
     held = old.metrics()["ownSessions"]
     say(f"  replica {replica.name} with {held} sessions gets SIGTERM")
     shutdown.tell(old)

@@ -11,9 +11,9 @@ from evidence.scripted import eventually
 from evidence.sessions import SHUTDOWN, all_ended, all_told, come, enter, ready, unevenness
 
 PODS = 4
-DELAY = 2
+DELAY = 5  # seconds of drain_delay, in which a late client must find its way in
 EVEN = 0.2  # how far each second may be off
-EXIT = 30  # seconds that a process has to end once it has nothing to do
+EXIT = 60  # seconds that a process has to end once it has nothing to do
 
 
 async def show(short):

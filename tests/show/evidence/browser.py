@@ -12,7 +12,7 @@ from websockets.asyncio.client import connect
 
 from evidence import install, programs
 
-DEADLINE = 30  # of a page, on a small and busy machine
+DEADLINE = 120  # seconds for a page: a small machine may compile something meanwhile
 
 # Waits within the page: for an expression to be truthy, looked at again whenever the page changes.
 WHEN = """new Promise(done => {

@@ -66,7 +66,7 @@ class Program:
     def output(self):
         return "\n".join(self.lines)
 
-    def expect(self, pattern, timeout=30):
+    def expect(self, pattern, timeout=60):
         """Waits for a line that matches and returns the match."""
         deadline = time.monotonic() + timeout
         seen = 0

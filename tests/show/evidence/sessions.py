@@ -13,7 +13,7 @@ RESTART, AWAY, NORMAL = 1012, 1001, 1000
 SHUTDOWN = (RESTART, "balancer is shutting down")
 MOVED = (RESTART, "moved to another pod")
 LANES = 64  # handshakes at a time
-LATE = 30  # seconds after which something that should have happened has not
+LATE = 60  # seconds after which something that should have happened has not
 
 
 class Peer(asyncio.Protocol):

@@ -15,7 +15,7 @@ from table import ALL, ANY, CUT, GONE, OTHER, SERVICES, SIDES, TWO_PODS, WHOLE
 HOST = "chat.example.org"
 LANES = 16  # cells at a time
 SETTLE = 15  # seconds that a cell may take to end
-SHUTDOWN = 45  # the same until many cells are ready for one step
+SHUTDOWN = 120  # the same until many cells are ready for one step
 QUIET = 1.5  # seconds: more than the interval between Pings
 HEAD_END = b"\r\n\r\n"
 
@@ -317,13 +317,19 @@ class Play:
                 one["own"] for one in self.balancer.metrics()["services"] if one["name"] == name
             )
 
-        if not await scripted.eventually(lambda: own() == 0, SETTLE):
+        if not await scripted.eventually(lambda: own() == 0):
             raise RuntimeError("the session does not end")
 
     async def deleted(self):
         """An operator closes this session."""
-        sessions = await asyncio.to_thread(ask, self.balancer, "GET", "/api/sessions")
-        number = next(one["id"] for one in sessions if one["client"] == self.address)
+
+        async def listed():
+            sessions = await asyncio.to_thread(ask, self.balancer, "GET", "/api/sessions")
+            return next((one["id"] for one in sessions if one["client"] == self.address), None)
+
+        async with asyncio.timeout(scripted.DEADLINE):
+            while (number := await listed()) is None:
+                await asyncio.sleep(0.05)
         await asyncio.to_thread(ask, self.balancer, "DELETE", f"/api/sessions/{number}")
 
 

@@ -42,8 +42,8 @@ SERVICES = {
     "idle-brief": {**BRIEF, "idle_timeout": "2s"},
     "old": {**CALM, "max_session_age": "4s"},
     "old-brief": {**BRIEF, "max_session_age": "4s"},
-    "asks-client": {**CALM, "client_ping_interval": "500ms", "ping_timeout": "1s"},
-    "asks-pod": {**CALM, "pod_ping_interval": "500ms", "ping_timeout": "1s"},
+    "asks-client": {**CALM, "client_ping_interval": "500ms", "ping_timeout": "2s"},
+    "asks-pod": {**CALM, "pod_ping_interval": "500ms", "ping_timeout": "2s"},
     "stalls": {**CALM, "write_timeout": "1s"},
     "stalls-asks": {
         **CALM,

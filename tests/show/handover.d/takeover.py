@@ -330,6 +330,8 @@ async def leaves(old, came):
     took = time.monotonic() - began
     found = await asyncio.to_thread(programs.Program.expect, old, STOPPED)
     opened, cut = map(int, found.groups())
+    # The process is gone, but the last Close frames may still wait to be read in this loop.
+    await eventually(lambda: len(came.closed(signalled)) >= opened, sessions.LATE)
     closed = came.closed(signalled)
     check(
         code == 0 and cut == 0 and opened == len(closed) > 0 and "panic" not in old.output,

@@ -168,7 +168,7 @@ async def same(balancer, wanted):
     async def known():
         return await state(balancer) == wanted
 
-    return await sessions.until(known, timeout=10)
+    return await sessions.until(known)
 
 
 async def panic(balancer, hook):
@@ -213,6 +213,8 @@ async def keep_visiting(balancer, over):
 async def show_spread(balancer, before):
     """Newcomers are balanced by right counts, and leave."""
     came = [await chats.enter(balancer.address, chats.caller()) for _ in range(NEWCOMERS)]
+    count = len(before.ids) + NEWCOMERS
+    await eventually(lambda: sum(balancer.own().values()) == count)
     own = balancer.own()
     even = (
         max(own.values()) - min(own.values()) <= EVEN

@@ -237,7 +237,9 @@ async def take(ground, step):
         getattr(ground.file, step.file)(text)
     await trigger(ground, step)
     wanted = {**counted, step.result: counted[step.result] + 1}
-    await eventually(lambda: balancer.reloads() != counted)
+    await eventually(
+        lambda: balancer.reloads() == wanted and told(balancer)["result"] == step.result
+    )
     outcome = told(balancer)
     logged = not step.says or await eventually(lambda: has_line(step.says, balancer.lines[lines:]))
     check(
