@@ -1,4 +1,4 @@
-"""Authorities and certificates, made with the `openssl` command."""
+"""Certificate authorities and certificates, made with the `openssl` command."""
 
 import datetime
 import os
@@ -24,15 +24,15 @@ KEYS = {"ec": ["ec", "-pkeyopt", "ec_paramgen_curve:P-256"], "rsa": ["rsa:2048"]
 
 def openssl(*arguments):
     command = ["openssl", *map(str, arguments)]
-    told = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if told.returncode:
-        raise RuntimeError(f"{' '.join(command)}:\n{told.stderr}")
-    return told.stdout
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if result.returncode:
+        raise RuntimeError(f"{' '.join(command)}:\n{result.stderr}")
+    return result.stdout
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A certificate with what it takes to verify it, and its key."""
+    """A certificate with its intermediates, and its key."""
 
     certificate: Path
     key: Path
@@ -47,17 +47,20 @@ class Pair:
 
 
 class Authority:
-    """Issues certificates; one with an `above` is an intermediate, whose certificate goes along."""
+    """Issues certificates.
 
-    def __init__(self, folder, name, above=None):
+    With `parent` it is an intermediate, and its certificate is part of the chain.
+    """
+
+    def __init__(self, folder, name, parent=None):
         self.folder = folder / name.replace(" ", "-")
         self.folder.mkdir()
         (self.folder / "index.txt").touch()
         (self.folder / "ca.cnf").write_text(CONFIG.format(folder=self.folder))
         authority = "basicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign,cRLSign\n"
-        self.above = above
-        if above:
-            self.file, self.key = above._sign(self.folder / "ca", name, authority)
+        self.parent = parent
+        if parent:
+            self.file, self.key = parent._sign(self.folder / "ca", name, authority)
         else:
             self.file, self.key = self.folder / "ca.pem", self.folder / "ca.key"
             extensions = [part for line in authority.split() for part in ("-addext", line)]
@@ -79,27 +82,30 @@ class Authority:
             )
 
     def issue(self, name, *names, expired=False, usage="serverAuth", key="ec"):
-        """A pair for `names`, as in `DNS:localhost` or `IP:127.0.0.1`."""
+        """Issues a certificate for `names` such as `DNS:localhost` or `IP:127.0.0.1`.
+
+        Returns it with its key.
+        """
         extensions = f"basicConstraints=critical,CA:FALSE\nextendedKeyUsage={usage}\n"
         if names:
             extensions += f"subjectAltName={','.join(names)}\n"
-        file, secret = self._sign(self.folder / name, name, extensions, expired, key)
-        if self.above:
+        file, key_file = self._sign(self.folder / name, name, extensions, expired, key)
+        if self.parent:
             file.write_text(file.read_text() + self.file.read_text())
-        return Pair(file, secret)
+        return Pair(file, key_file)
 
     def _sign(self, base, name, extensions, expired=False, key="ec"):
-        request, wanted, file, secret = (
+        request, extension_file, file, key_file = (
             base.with_suffix(end) for end in (".csr", ".ext", ".pem", ".key")
         )
-        wanted.write_text(extensions)
+        extension_file.write_text(extensions)
         openssl(
             "req",
             "-newkey",
             *KEYS[key],
             "-nodes",
             "-keyout",
-            secret,
+            key_file,
             "-out",
             request,
             "-subj",
@@ -124,18 +130,18 @@ class Authority:
             "-keyfile",
             self.key,
             "-extfile",
-            wanted,
+            extension_file,
             "-startdate",
             f"{start:%Y%m%d%H%M%SZ}",
             "-enddate",
             f"{end:%Y%m%d%H%M%SZ}",
         )
-        return file, secret
+        return file, key_file
 
 
 def replace(pair, certificate, key):
-    """Puts a pair where another was, each file by a rename."""
+    """Replaces certificate and key by those of `pair`, each file by a rename."""
     for source, target in ((pair.certificate, certificate), (pair.key, key)):
-        beside = target.with_name(f".{target.name}.new")
-        beside.write_bytes(source.read_bytes())
-        os.replace(beside, target)
+        temporary = target.with_name(f".{target.name}.new")
+        temporary.write_bytes(source.read_bytes())
+        os.replace(temporary, target)

@@ -1,4 +1,4 @@
-"""Sessions that chat all the time, and a balancer that has its settings from a file alone."""
+"""Sessions that exchange messages all the time, and a balancer configured by a file only."""
 
 import asyncio
 import json
@@ -9,20 +9,20 @@ from evidence import programs, scripted, sessions
 from evidence.checks import check
 from evidence.scripted import eventually
 
-PERIOD = 1  # seconds from one message of a session to its next
+PERIOD = 1  # seconds between the messages of a session
 SIZE = 100  # bytes of a message
 
 
 def allow_descriptors():
-    """Each session takes two in the balancer, which inherits this, and two in the script."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    """Raises the limit of open files. A session needs two in this script and two in the balancer,
+    which inherits the limit.
+    """
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
 
 
 def toml(settings):
-    """Settings as a file has them: `{section: {key: value}}`, and a list of tables as
-    `[[section]]`.
-    """
+    """Returns `{section: {key: value}}` as TOML. A list of tables becomes `[[section]]` tables."""
     lines = []
     for section, tables in settings.items():
         several = isinstance(tables, list)
@@ -33,7 +33,7 @@ def toml(settings):
 
 
 class Balancer(scripted.Configured):
-    """`wsbalancer run --config FILE`; `wrapper` is the command in front of it."""
+    """`wsbalancer run --config FILE`, started by the command `wrapper` if there is one."""
 
     def __init__(self, file, binary=None, wrapper=(), pass_fds=()):
         command = *wrapper, binary or programs.BINARY, "run", "--config", file
@@ -41,30 +41,29 @@ class Balancer(scripted.Configured):
         self.address, self.admin = self.expect(None).groups()
 
     def own(self):
-        """Its own sessions, by pod."""
+        """Returns the number of its own sessions by pod."""
         return {one["url"]: one["own"] for one in self.metrics()["services"] if one["own"]}
 
     def reloads(self):
-        """How many reloads it counts, by what came of them."""
-        found = re.findall(
+        """Returns the counted reloads by result."""
+        problems = re.findall(
             r'^wsbalancer_reloads_total\{result="([^"]+)"\} (\d+)', self.telemetry(), re.M
         )
-        return {result: int(count) for result, count in found}
+        return {result: int(count) for result, count in problems}
 
 
 async def stop(balancer, panics=0):
-    """Stops it while the pods and clients of this loop go on; it must have panicked just so
-    often.
-    """
+    """Stops the balancer while pods and clients on this loop run on, and checks its panics."""
     code = await asyncio.to_thread(balancer.stop)
     count = balancer.output.count("panicked at")
-    check((code, count) == (0, panics), f"exit code {code}, {count or 'no'} panics in its log")
+    check(
+        (code, count) == (0, panics),
+        f"the balancer stops with exit code {code}, {count or 'no'} panics in its log",
+    )
 
 
-async def enter(address, client, context=None):
-    """Lets a client in, over TLS where there is a `context`; it has its answer then, or never
-    will.
-    """
+async def connect(address, client, context=None):
+    """Connects a client, over TLS if there is a `context`, and waits until it is answered."""
     host, _, port = address.rpartition(":")
     name = sessions.HOST if context else None
     loop = asyncio.get_running_loop()
@@ -78,99 +77,104 @@ async def enter(address, client, context=None):
     return client
 
 
-def caller(path="/"):
+def new_client(path="/"):
     return sessions.Client(scripted.handshake(path, sessions.HOST).encode())
 
 
 class Chat(sessions.Client):
-    """Says something new each PERIOD, and looks whether the echoes are what it said, in order."""
+    """A client that sends a message every PERIOD, and checks that echoes arrive in order."""
 
     def __init__(self, number, path="/"):
         super().__init__(scripted.handshake(path, sessions.HOST).encode())
         self.number = number
-        self.said = self.echoed = 0
+        self.sent = self.echoed = 0
         self.wrong = []
-        self.hear = self.compare
-        self.is_over = False
+        self.hear = self.check_echo
+        self.is_finished = False
 
     def message(self, count):
         return f"chat {self.number}, message {count} ".encode().ljust(SIZE, b".")
 
     def talk(self):
-        if self.is_over or not self.inside or self.close:
+        if self.is_finished or not self.inside or self.close:
             return
-        self.send(sessions.TEXT, self.message(self.said))
-        self.said += 1
+        self.send(sessions.TEXT, self.message(self.sent))
+        self.sent += 1
         self.loop.call_later(PERIOD, self.talk)
 
-    def compare(self, payload):
-        if self.echoed >= self.said or payload != self.message(self.echoed):
-            self.wrong.append(f"chat {self.number} hears {payload} as echo {self.echoed}")
+    def check_echo(self, payload):
+        if self.echoed >= self.sent or payload != self.message(self.echoed):
+            self.wrong.append(f"chat {self.number} received {payload} as echo {self.echoed}")
         self.echoed += 1
 
 
 class Crowd:
-    """Chats that have begun one after the other, so that somebody talks at any time."""
+    """Chats with staggered starts, so that messages are sent at any time."""
 
     def __init__(self):
         self.chats = []
 
-    async def join(self, address, count, path="/", context=None):
-        left, came = iter(range(len(self.chats), len(self.chats) + count)), []
+    async def open_sessions(self, address, count, path="/", context=None):
+        left, joined = iter(range(len(self.chats), len(self.chats) + count)), []
 
         async def lane():
             for number in left:
-                chat = await enter(address, Chat(number, path), context)
-                came.append(chat)
+                chat = await connect(address, Chat(number, path), context)
+                joined.append(chat)
                 chat.loop.call_later(number / count % 1 * PERIOD, chat.talk)
 
         await asyncio.gather(*(lane() for _ in range(min(sessions.LANES, count))))
-        self.chats += came
-        wrong = [chat.told() for chat in came if chat.status != 101]
+        self.chats += joined
+        wrong = [chat.told() for chat in joined if chat.status != 101]
         check(
-            not wrong, f"{count} sessions chat{f', but {len(wrong)}: {wrong[0]}' if wrong else ''}"
+            not wrong,
+            f"{count} sessions opened{f', except {len(wrong)}: {wrong[0]}' if wrong else ''}",
         )
 
     def dropped(self):
         return [chat for chat in self.chats if chat.close or chat.ended.done()]
 
-    def stay(self):
-        """Whether nobody has been told anything, and every echo so far was the one to come."""
+    def is_undisturbed(self):
+        """Returns whether all sessions are open without a Close, and all echoes were right."""
         return not self.dropped() and not any(chat.wrong for chat in self.chats)
 
-    async def turn(self):
-        """Waits until everybody has had an echo of what it says from now on; whether that came."""
-        wanted = [(chat, chat.said + 1) for chat in self.chats]
+    async def all_echoed(self):
+        """Waits until every chat has received the echo of a message that it sends from now on."""
+        wanted = [(chat, chat.sent + 1) for chat in self.chats]
         return await eventually(
             lambda: all(chat.echoed >= count for chat, count in wanted), sessions.LATE
         )
 
-    async def end(self):
-        """Ends all talk and waits for what is still to come; checks that nothing is missing."""
+    async def finish(self):
+        """Stops sending, waits for the remaining echoes, and checks that none is missing."""
         for chat in self.chats:
-            chat.is_over = True
+            chat.is_finished = True
         await eventually(
-            lambda: all(chat.echoed >= chat.said or not chat.inside for chat in self.chats)
+            lambda: all(chat.echoed >= chat.sent or not chat.inside for chat in self.chats)
         )
-        said, echoed = (
-            sum(getattr(chat, name) for chat in self.chats) for name in ("said", "echoed")
+        sent, echoed = (
+            sum(getattr(chat, name) for chat in self.chats) for name in ("sent", "echoed")
         )
         wrong = [what for chat in self.chats for what in chat.wrong]
-        gone = self.dropped()
-        told = f", but {len(gone)}: {sessions.ends(gone)}" if gone else ""
-        check(not gone, f"no session of {len(self.chats)} is dropped{told}")
+        dropped_chats = self.dropped()
+        note = (
+            f", but {len(dropped_chats)} were: {sessions.ends(dropped_chats)}"
+            if dropped_chats
+            else ""
+        )
+        check(not dropped_chats, f"none of {len(self.chats)} sessions is dropped{note}")
         check(
-            said == echoed and not wrong,
-            f"{said} messages, {echoed} echoes, each in order{first(wrong)}",
+            sent == echoed and not wrong,
+            f"{sent} messages, {echoed} echoes, all in order{example_of(wrong)}",
         )
 
     async def leave(self):
-        """All say goodbye."""
+        """Ends all sessions with a Close."""
         for chat in self.chats:
             if chat.inside:
                 chat.says_goodbye()
-        check(await sessions.all_ended(self.chats), "all have left with a Close")
+        check(await sessions.all_ended(self.chats), "all sessions end with a Close")
 
 
-def first(found):
-    return f", but {len(found)} times such as {found[0]!r}" if found else ""
+def example_of(problems):
+    return f", but {len(problems)} are not, such as {problems[0]!r}" if problems else ""

@@ -1,6 +1,4 @@
-"""Processes that follow one another under clients that come all the time, and what becomes of
-these.
-"""
+"""The parts of `handover`: balancer processes are replaced while clients connect all the time."""
 
 import asyncio
 import collections
@@ -17,18 +15,22 @@ from evidence.checks import check, say
 from evidence.scripted import eventually
 from evidence.sessions import SHUTDOWN, unevenness
 
-RATE = 500  # connects a second
+RATE = 500  # connects per second
 PODS = 4
-BACKLOG = 4096  # connections that wait in the socket, if the system allows as many
-DRAIN = 2  # seconds over which an old process closes its sessions
-# How far each of them may be off, while others come and go; the script `drain` is stricter.
-SPREAD = 0.5
+BACKLOG = 4096  # connections that may wait in the socket; the system may allow fewer
+DRAIN_SECONDS = 2  # seconds in which an old process closes its sessions
+# Tolerance of the closes per second while other sessions begin and end. `drain` has a stricter
+# check.
+SPREAD_TOLERANCE = 0.5
 STOPPED = r"stopped: (\d+) sessions were open, (\d+) were cut"
-BEHIND, ASKED = 100, 100  # connects and plain requests a second where Traefik is between
-CONTROL = 4  # seconds of connects
-# Its first socket is descriptor 3, and LISTEN_PID the process's own number, which nobody knows
-# before it runs.
-AS_SYSTEMD = """\
+TRAEFIK_CONNECT_RATE, TRAEFIK_REQUEST_RATE = (
+    100,
+    100,
+)  # connects and plain requests per second through Traefik
+CONTROL_SECONDS = 4  # seconds of connects in the control
+# systemd passes the first socket as descriptor 3. LISTEN_PID is the ID of the process itself, so it
+# is set after the fork and before the balancer starts.
+SYSTEMD_WRAPPER = """\
 import os, sys
 os.dup2(int(sys.argv[1]), 3)
 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", LISTEN_FDNAMES="traffic")
@@ -36,72 +38,86 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-async def show_beside(short):
-    seconds, turns = (6, 2) if short else (10, 3)
+async def show_overlap(short):
+    seconds, replacements = (6, 2) if short else (10, 3)
     say(
-        f"{RATE} connects a second for {seconds} s; a new process starts beside the old one, "
-        "which then gets SIGTERM,"
+        f"{RATE} connects per second for {seconds} s; a new process starts, then the old one gets "
+        "SIGTERM,"
     )
     say(
-        f"  {turns} times, drain_time = {DRAIN}s; every second client stays and comes back when "
-        "it is closed"
+        f"  {replacements} times, drain_time = {DRAIN_SECONDS}s; every second client stays, and "
+        "reconnects when it gets a Close"
     )
-    async with ground() as host, visitors(host, seconds) as came:
-        for turn in range(turns):
+    async with started_host() as host, visitors(host, seconds) as group:
+        for number in range(replacements):
             await asyncio.sleep(
-                max(0.0, came.began + (turn + 0.5) * seconds / turns - time.monotonic())
+                max(
+                    0.0,
+                    group.started_at + (number + 0.5) * seconds / replacements - time.monotonic(),
+                )
             )
             old = host.current
             await host.start()
-            await leaves(old, came)
-    account(came)
+            await replace_old_process(old, group)
+    check_connects(group)
 
 
 async def show_restart(short):
-    seconds, turns = (5, 1) if short else (10, 2)
-    say(
-        f"the same with a restart, {turns} times: the old process ends first, then the new one "
-        "starts"
-    )
-    async with ground() as host, visitors(host, seconds) as came:
-        for turn in range(turns):
+    seconds, replacements = (5, 1) if short else (10, 2)
+    say(f"the same with {replacements} restarts: the old process ends before the new one starts")
+    async with started_host() as host, visitors(host, seconds) as group:
+        for number in range(replacements):
             await asyncio.sleep(
-                max(0.0, came.began + (turn + 0.3) * seconds / turns - time.monotonic())
+                max(
+                    0.0,
+                    group.started_at + (number + 0.3) * seconds / replacements - time.monotonic(),
+                )
             )
-            await leaves(host.current, came)
-            gap = time.monotonic()
+            await replace_old_process(host.current, group)
+            stopped_at = time.monotonic()
             await host.start()
-            say(f"         nobody listened for {time.monotonic() - gap:.2f} s more")
-    account(came)
+            say(
+                "         no process accepted connections for another "
+                f"{time.monotonic() - stopped_at:.2f} s"
+            )
+    check_connects(group)
 
 
-async def show_behind(short):
-    seconds, turns = (6, 1) if short else (10, 3)
+async def show_behind_traefik(short):
+    seconds, replacements = (6, 1) if short else (10, 3)
     say(
-        f"the same behind Traefik, which keeps connections: {BEHIND} connects and {ASKED} plain "
-        "requests a second"
+        f"the same behind Traefik, which reuses connections: {TRAEFIK_CONNECT_RATE} connects and "
+        f"{TRAEFIK_REQUEST_RATE} plain requests per second"
     )
-    async with ground() as host:
+    async with started_host() as host:
         traefik = Traefik(host)
         host.front = traefik.address
         await traefik.ready()
-        asking = asyncio.create_task(ask(traefik.address, seconds))
-        async with visitors(host, seconds, BEHIND) as came:
-            for turn in range(turns):
+        requests = asyncio.create_task(send_requests(traefik.address, seconds))
+        async with visitors(host, seconds, TRAEFIK_CONNECT_RATE) as group:
+            for number in range(replacements):
                 await asyncio.sleep(
-                    max(0.0, came.began + (turn + 0.5) * seconds / turns - time.monotonic())
+                    max(
+                        0.0,
+                        group.started_at
+                        + (number + 0.5) * seconds / replacements
+                        - time.monotonic(),
+                    )
                 )
                 old = host.current
                 await host.start()
-                await leaves(old, came)
-        statuses = await asking
-        await asyncio.to_thread(traefik.stop)  # Pods and clients go on meanwhile.
-    account(came)
-    check(set(statuses) == {200} and statuses[200] > ASKED, f"plain requests: {dict(statuses)}")
+                await replace_old_process(old, group)
+        statuses = await requests
+        await asyncio.to_thread(traefik.stop)  # in a thread: pods and clients run on this loop
+    check_connects(group)
+    check(
+        set(statuses) == {200} and statuses[200] > TRAEFIK_REQUEST_RATE,
+        f"plain requests: {dict(statuses)}",
+    )
 
 
 class Traefik(programs.Program):
-    """Everything that comes goes to the socket that is handed on."""
+    """Traefik, which sends all requests to the inherited listening socket."""
 
     def __init__(self, host):
         server = {"loadBalancer": {"servers": [{"url": f"http://{host.address}"}]}}
@@ -121,24 +137,24 @@ class Traefik(programs.Program):
         )
 
     async def ready(self):
-        """Waits until it routes: it says nothing when it does."""
+        """Waits until a request through Traefik succeeds: Traefik does not log when it is ready."""
         async with asyncio.timeout(scripted.DEADLINE):
-            while await status(self.address) != 200:
+            while await request_status(self.address) != 200:
                 await asyncio.sleep(0.1)
 
 
-async def ask(address, seconds):
-    """Plain requests, as many as there should be; how often they came to what."""
-    began = time.monotonic()
-    asking = []
-    for number in range(ASKED * seconds):
-        await asyncio.sleep(max(0.0, began + number / ASKED - time.monotonic()))
-        asking.append(asyncio.create_task(status(address)))
-    return collections.Counter(await asyncio.gather(*asking))
+async def send_requests(address, seconds):
+    """Sends plain requests at a fixed rate. Returns how often each outcome occurred."""
+    started_at = time.monotonic()
+    requests = []
+    for number in range(TRAEFIK_REQUEST_RATE * seconds):
+        await asyncio.sleep(max(0.0, started_at + number / TRAEFIK_REQUEST_RATE - time.monotonic()))
+        requests.append(asyncio.create_task(request_status(address)))
+    return collections.Counter(await asyncio.gather(*requests))
 
 
-async def status(address):
-    """What becomes of a plain request on a connection of its own."""
+async def request_status(address):
+    """Sends a plain request on a new connection. Returns its status, or the name of the error."""
     try:
         reader, writer = await asyncio.open_connection(*address.split(":"))
         writer.write(scripted.request("/metric", address, "Connection: close").encode())
@@ -151,28 +167,32 @@ async def status(address):
 
 async def show_control(_):
     say(
-        f"control: each process opens the socket itself, {RATE} connects a second for {CONTROL} "
-        "s, one restart"
+        f"control: each process opens the socket itself, {RATE} connects per second for "
+        f"{CONTROL_SECONDS} s, one restart"
     )
-    async with ground(hands_over=False) as host, visitors(host, CONTROL) as came:
-        await asyncio.sleep(CONTROL / 4)
+    async with started_host(hands_over=False) as host, visitors(host, CONTROL_SECONDS) as group:
+        await asyncio.sleep(CONTROL_SECONDS / 4)
         host.current.process.send_signal(signal.SIGTERM)
         await asyncio.to_thread(host.current.process.wait, sessions.LATE)
         await host.start()
-    harmed = came.harmed()
-    check(any("ConnectionRefused" in what for what in harmed), f"some are turned away: {harmed}")
+    failed_visits = group.failed_visits()
+    check(
+        any("ConnectionRefused" in what for what in failed_visits),
+        f"some connects are refused: {failed_visits}",
+    )
 
 
 class Host:
-    """Keeps the listening socket, and starts processes that have it; or lets them open it
-    themselves.
+    """Owns the listening socket and starts balancer processes that inherit it.
+
+    Without `hands_over` each process opens the socket itself.
     """
 
     def __init__(self, pods, hands_over):
         self.pods, self.hands_over = pods, hands_over
         self.socket = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
         self.address = "{}:{}".format(*self.socket.getsockname())
-        self.front = self.address  # where clients come to
+        self.front = self.address  # the address that clients connect to
         if not hands_over:
             self.socket.close()
         self.file = programs.scratch("handover") / "balancer.toml"
@@ -182,7 +202,7 @@ class Host:
                     "server": {
                         "listen": self.address,
                         "drain_delay": "0s",
-                        "drain_time": f"{DRAIN}s",
+                        "drain_time": f"{DRAIN_SECONDS}s",
                     },
                     "admin": {"listen": "127.0.0.1:0"},
                     "balancer": {"poll_interval": "200ms", "cold_time": "0s", "replicas": 2},
@@ -194,30 +214,33 @@ class Host:
         self.started = 0
 
     async def start(self):
-        """The next process, once it serves."""
+        """Starts the next process and waits until it serves."""
         descriptor = [self.socket.fileno()] if self.hands_over else []
-        wrapper = [sys.executable, "-c", AS_SYSTEMD, *descriptor] if self.hands_over else []
-        # Pods and clients go on meanwhile.
+        wrapper = [sys.executable, "-c", SYSTEMD_WRAPPER, *descriptor] if self.hands_over else []
+        # In a thread, because pods and clients run on this loop.
         self.current = await asyncio.to_thread(chats.Balancer, self.file, None, wrapper, descriptor)
         self.started += 1
         self.current.number = self.started
-        handed = "using the inherited socket" in self.current.output
-        told = ", which it has been handed" if handed else ""
+        inherited = "using the inherited socket" in self.current.output
+        note = ", which it has inherited" if inherited else ""
         check(
-            handed == self.hands_over and self.current.address == self.address,
-            f"process {self.started} serves on {self.current.address}{told}",
+            inherited == self.hands_over and self.current.address == self.address,
+            f"process {self.started} serves on {self.current.address}{note}",
         )
 
 
 @contextlib.asynccontextmanager
-async def ground(hands_over=True):
-    """Pods and a host with its first process."""
+async def started_host(hands_over=True):
+    """Starts pods and a host with its first process."""
     pods = await sessions.start(PODS)
     host = Host(pods, hands_over)
     await host.start()
     if hands_over:
-        most = int(Path("/proc/sys/net/core/somaxconn").read_text())
-        say(f"         {min(BACKLOG, most)} connections may wait in the socket")
+        system_limit = int(Path("/proc/sys/net/core/somaxconn").read_text())
+        say(
+            f"         {min(BACKLOG, system_limit)} connections may wait in the socket (the "
+            "backlog)"
+        )
     yield host
     await chats.stop(host.current)
     host.socket.close()
@@ -225,21 +248,24 @@ async def ground(hands_over=True):
 
 
 ECHO = "an echo"
-CROSSED = "Close {} {!r}".format(*SHUTDOWN)
+CLOSED_BEFORE_ECHO = "Close {} {!r}".format(*SHUTDOWN)
 
 
 class Visitor:
-    """Comes, expects an echo, and leaves; or stays, and comes back when it is told to."""
+    """A client that opens a session, expects an echo, and leaves.
+
+    If it `stays`, it keeps its session, and reconnects when the balancer closes it.
+    """
 
     def __init__(self, address, stays):
         self.address, self.stays = address, stays
-        self.clients = []  # one for each connect
-        self.visits = []  # how each of them went until its echo
-        self.waits = []  # seconds until each of them was answered
+        self.clients = []  # one per connect
+        self.visits = []  # the outcome of each connect up to its echo
+        self.waits = []  # seconds until the handshake was answered, one per connect
 
-    async def live(self):
+    async def run(self):
         await self.visit()
-        while self.stays and self.visits[-1] in (ECHO, CROSSED):
+        while self.stays and self.visits[-1] in (ECHO, CLOSED_BEFORE_ECHO):
             await self.clients[-1].ended
             if self.stays:
                 await self.visit()
@@ -248,45 +274,45 @@ class Visitor:
             await self.clients[-1].ended
 
     async def visit(self):
-        began = time.monotonic()
+        started_at = time.monotonic()
         client = await sessions.enter(self.address)
-        self.waits.append(time.monotonic() - began)
+        self.waits.append(time.monotonic() - started_at)
         self.clients.append(client)
         error = client.error and type(client.error).__name__
         self.visits.append(ECHO if await client.talks() else error or client.told())
 
-    def is_inside(self):
+    def has_session(self):
         return len(self.visits) == len(self.clients) > 0 and self.clients[-1].inside
 
     def leave(self):
-        """No coming back any more."""
+        """Ends the session. The visitor does not reconnect."""
         self.stays = False
-        if self.is_inside():
+        if self.has_session():
             self.clients[-1].says_goodbye()
 
 
-class Came:
-    """All visitors, in the order in which they came."""
+class VisitorGroup:
+    """All visitors, in the order of their arrival."""
 
     def __init__(self):
-        self.began = time.monotonic()
+        self.started_at = time.monotonic()
         self.visitors, self.tasks = [], []
 
-    async def keep_coming(self, address, seconds, rate):
+    async def connect_steadily(self, address, seconds, rate):
         for number in range(rate * seconds):
-            await asyncio.sleep(max(0.0, self.began + number / rate - time.monotonic()))
+            await asyncio.sleep(max(0.0, self.started_at + number / rate - time.monotonic()))
             self.visitors.append(Visitor(address, stays=number % 2 == 0))
-            self.tasks.append(asyncio.create_task(self.visitors[-1].live()))
+            self.tasks.append(asyncio.create_task(self.visitors[-1].run()))
         say(
-            f"         {len(self.visitors)} clients came within "
-            f"{time.monotonic() - self.began:.1f} s"
+            f"         {len(self.visitors)} clients connected within "
+            f"{time.monotonic() - self.started_at:.1f} s"
         )
 
     def stayers(self):
         return [visitor for visitor in self.visitors if visitor.stays]
 
     def closed(self, since):
-        """The connections that have heard of a shutdown since then."""
+        """Returns the clients that have received the Close of a shutdown since then."""
         clients = [client for visitor in self.visitors for client in visitor.clients]
         return [
             client for client in clients if client.close == SHUTDOWN and client.closed_at >= since
@@ -295,80 +321,87 @@ class Came:
     def visits(self):
         return collections.Counter(visit for visitor in self.visitors for visit in visitor.visits)
 
-    def harmed(self):
-        return {what: count for what, count in self.visits().items() if what not in (ECHO, CROSSED)}
+    def failed_visits(self):
+        return {
+            what: count
+            for what, count in self.visits().items()
+            if what not in (ECHO, CLOSED_BEFORE_ECHO)
+        }
 
 
 @contextlib.asynccontextmanager
 async def visitors(host, seconds, rate=RATE):
-    """Clients that come for so long; afterwards those who stay are counted, and all leave."""
-    came = Came()
-    coming = asyncio.create_task(came.keep_coming(host.front, seconds, rate))
-    yield came
+    """Lets clients connect for `seconds`.
+
+    Then checks the sessions of those that stay, and ends them.
+    """
+    group = VisitorGroup()
+    coming = asyncio.create_task(group.connect_steadily(host.front, seconds, rate))
+    yield group
     await coming
-    stayers = came.stayers()
+    stayers = group.stayers()
     if host.hands_over:
         inside = await eventually(
-            lambda: all(visitor.is_inside() for visitor in stayers), sessions.LATE
+            lambda: all(visitor.has_session() for visitor in stayers), sessions.LATE
         )
-        check(inside, f"all {len(stayers)} who stay have a session")
+        check(inside, f"all {len(stayers)} clients that stay have a session")
         counted = await eventually(
             lambda: sum(host.current.own().values()) == len(stayers), sessions.LATE
         )
-        check(counted, f"the last process has just these: {host.current.own()}")
+        check(counted, f"the last process counts exactly these sessions: {host.current.own()}")
     for visitor in stayers:
         visitor.leave()
-    await asyncio.wait(came.tasks, timeout=sessions.LATE)
-    check(all(task.done() and not task.exception() for task in came.tasks), "all have left")
+    await asyncio.wait(group.tasks, timeout=sessions.LATE)
+    check(
+        all(task.done() and not task.exception() for task in group.tasks), "all sessions have ended"
+    )
 
 
-async def leaves(old, came):
-    """An old process is told to end, and closes its sessions one after the other."""
-    signalled, began = asyncio.get_running_loop().time(), time.monotonic()
+async def replace_old_process(old, group):
+    """Sends SIGTERM to an old process, and checks how it closes its sessions."""
+    signalled, started_at = asyncio.get_running_loop().time(), time.monotonic()
     old.process.send_signal(signal.SIGTERM)
     code = await asyncio.to_thread(old.process.wait, sessions.LATE)
-    took = time.monotonic() - began
+    took = time.monotonic() - started_at
     found = await asyncio.to_thread(programs.Program.expect, old, STOPPED)
     opened, cut = map(int, found.groups())
-    # The process is gone, but the last Close frames may still wait to be read in this loop.
-    await eventually(lambda: len(came.closed(signalled)) >= opened, sessions.LATE)
-    closed = came.closed(signalled)
+    # The process has ended, but its last Close frames may not have been read yet.
+    await eventually(lambda: len(group.closed(signalled)) >= opened, sessions.LATE)
+    closed = group.closed(signalled)
     check(
         code == 0 and cut == 0 and opened == len(closed) > 0 and "panic" not in old.output,
         f"process {old.number} ends {took:.1f} s after SIGTERM, exit code {code}: {found.group()};"
-        f" {len(closed)} clients have heard Close {SHUTDOWN[0]} {SHUTDOWN[1]!r}",
+        f" {len(closed)} clients received Close {SHUTDOWN[0]} {SHUTDOWN[1]!r}",
     )
-    worst = unevenness(closed, DRAIN)
+    worst = unevenness(closed, DRAIN_SECONDS)
     check(
-        worst <= SPREAD,
-        f"each second of drain_time has its share of them, give or take {SPREAD:.0%}",
+        worst <= SPREAD_TOLERANCE,
+        f"the Closes are spread over the seconds of drain_time, within {SPREAD_TOLERANCE:.0%}",
     )
 
 
-def account(came):
-    """Checks how all connects went."""
-    visits, harmed = came.visits(), came.harmed()
-    waits = [wait for visitor in came.visitors for wait in visitor.waits]
-    clients = [client for visitor in came.visitors for client in visitor.clients]
-    say(
-        f"         {len(waits)} connects, those of clients that came back included; milliseconds "
-        "until the 101,"
-    )
-    say(f"         median, p99 and longest: {', '.join(fleet.latencies(waits))}")
+def check_connects(group):
+    """Checks the outcomes of all connects."""
+    visits, failed_visits = group.visits(), group.failed_visits()
+    waits = [wait for visitor in group.visitors for wait in visitor.waits]
+    clients = [client for visitor in group.visitors for client in visitor.clients]
+    say(f"         {len(waits)} connects, including reconnects; milliseconds until the 101,")
+    say(f"         median, p99 and maximum: {', '.join(fleet.latencies(waits))}")
     statuses = collections.Counter(client.status for client in clients)
     check(
-        not harmed and set(statuses) == {101},
-        f"none is refused or reset: {dict(statuses)} {harmed or ''}",
+        not failed_visits and set(statuses) == {101},
+        f"no connect is refused or reset: {dict(statuses)} {failed_visits or ''}",
     )
     check(
-        visits[ECHO] + visits[CROSSED] == len(clients),
-        f"{visits[ECHO]} have their echo; {visits[CROSSED]} were told of the shutdown while it "
-        "was under way",
+        visits[ECHO] + visits[CLOSED_BEFORE_ECHO] == len(clients),
+        f"{visits[ECHO]} received their echo; {visits[CLOSED_BEFORE_ECHO]} received the "
+        "shutdown's Close before the echo",
     )
-    without = [
+    without_close = [
         client for client in clients if client.ended.done() and (client.error or not client.close)
     ]
     check(
-        not without,
-        f"every session ended with a Close{chats.first([client.told() for client in without])}",
+        not without_close,
+        "every session ended with a "
+        f"Close{chats.example_of([client.told() for client in without_close])}",
     )

@@ -1,13 +1,14 @@
-"""Handshakes, good and bad: bytes in, status and fields out, beside HAProxy and nginx.
+"""The cases of `handshakes`: the bytes of a request, and the expected status and header fields.
 
-`want` holds for all three. Where a peer does otherwise, `differs` at the end says how and why.
+`want` is expected of wsbalancer, HAProxy and nginx. Where HAProxy or nginx differs, a call of
+`differs` at the end says how and why.
 """
 
 import dataclasses
 
 from evidence.raw_sockets import ACCEPT, HOST, NONCE, Says, chunked, frame, framed, switching
 
-SHUT = True
+CLOSES = True
 
 
 @dataclasses.dataclass
@@ -15,36 +16,37 @@ class Case:
     name: str
     raw: bytes
     want: int
-    # Of the answer, beside those that its status calls for; None: absent.
+    # Expected header fields in addition to those that the status requires; None: must be absent.
     fields: dict = dataclasses.field(default_factory=dict)
     body: bytes | None = None
-    # Words of the balancer's own refusal; None: the answer is a pod's, or the parser's.
+    # Words in the body of the balancer's own refusal; None: the answer is a pod's or the parser's.
     says: tuple | None = None
-    # What the pods say, one try after the other, the last again and again; none: yes.
+    # The pods' answers to successive attempts, the last one repeatedly; empty: they accept.
     pod: list = dataclasses.field(default_factory=list)
-    # How many of the two pods see the handshake; None: one if a pod answers it.
+    # How many of the two pods receive the handshake; None: one, or none if the balancer refuses it.
     tries: int | None = None
-    # The target that a pod sees.
+    # The request target that a pod receives.
     target: bytes = b"/case"
-    # What the client finds behind the 101 without asking.
+    # Bytes that the client receives after the 101 before it sends anything.
     early: bytes = b""
-    # A whole answer, or one that the end of the connection shows to be cut.
+    # Whether the body is complete, or cut by the end of the connection.
     whole: bool = True
-    # Where a peer does otherwise: its status (0: closed, -1: silence, -2: no HTTP) and why.
+    # The different status of another proxy (0: closed, -1: no answer, -2: not HTTP), and the
+    # reason.
     haproxy: tuple | None = None
     nginx: tuple | None = None
 
     @property
     def refused(self):
-        """The balancer says this itself."""
+        """Returns whether the balancer refuses the handshake itself."""
         return self.says is not None or (self.want >= 400 and not self.pod)
 
     @property
-    def reaches(self):
+    def expected_pods(self):
         return self.tries if self.tries is not None else 0 if self.refused else 1
 
     def required(self):
-        """The fields of the answer: a value, or None for none."""
+        """Returns the expected header fields: a value, or None for a field that must be absent."""
         by_status = {
             101: {
                 "upgrade": "websocket",
@@ -68,7 +70,7 @@ def case(name, raw, want, **columns):
     CASES.append(Case(name, raw, want, **columns))
 
 
-def ask(
+def handshake(
     *more,
     line=b"GET /case HTTP/1.1",
     host=HOST,
@@ -76,9 +78,9 @@ def ask(
     connection=b"Upgrade",
     version=b"13",
     key=NONCE,
-    behind=b"",
+    after=b"",
 ):
-    """A handshake; None leaves a field away, `more` are further lines."""
+    """Returns the bytes of a handshake. None omits a field; `more` are further lines."""
     own = {
         b"Host": host,
         b"Upgrade": upgrade,
@@ -87,60 +89,68 @@ def ask(
         b"Sec-WebSocket-Key": key,
     }
     lines = [line, *(b"%s: %s" % field for field in own.items() if field[1] is not None), *more]
-    return b"\r\n".join(lines) + b"\r\n\r\n" + behind
+    return b"\r\n".join(lines) + b"\r\n\r\n" + after
 
 
-# --- good ones ---
+# --- valid handshakes ---
 
 case(
     "as-in-rfc-6455",
-    ask(b"Origin: http://pods.example", b"Sec-WebSocket-Protocol: chat, superchat"),
+    handshake(b"Origin: http://pods.example", b"Sec-WebSocket-Protocol: chat, superchat"),
     101,
 )
-case("as-firefox", ask(b"Accept: */*", b"Pragma: no-cache", connection=b"keep-alive, Upgrade"), 101)
-case("upgrade-WebSocket", ask(upgrade=b"WebSocket"), 101)
-case("upgrade-WEBSOCKET", ask(upgrade=b"WEBSOCKET"), 101)
-case("upgrade-list-last", ask(upgrade=b"foo, websocket"), 101)
-case("upgrade-list-first", ask(upgrade=b"websocket, foo"), 101)
-case("upgrade-list-dense", ask(upgrade=b"foo,websocket"), 101)
-case("upgrade-list-hollow", ask(upgrade=b", websocket ,"), 101)
-case("upgrade-twice", ask(b"Upgrade: websocket", upgrade=b"foo"), 101)
-case("upgrade-padded", ask(upgrade=b" \twebsocket \t"), 101)
-case("connection-lower-case", ask(connection=b"upgrade"), 101)
-case("connection-UPGRADE", ask(connection=b"UPGRADE"), 101)
-case("connection-list", ask(connection=b"keep-alive , upgrade"), 101)
-case("connection-twice", ask(b"Connection: Upgrade", connection=b"keep-alive"), 101)
-case("connection-hollow", ask(connection=b",,Upgrade,"), 101)
+case(
+    "as-firefox",
+    handshake(b"Accept: */*", b"Pragma: no-cache", connection=b"keep-alive, Upgrade"),
+    101,
+)
+case("upgrade-WebSocket", handshake(upgrade=b"WebSocket"), 101)
+case("upgrade-WEBSOCKET", handshake(upgrade=b"WEBSOCKET"), 101)
+case("upgrade-list-last", handshake(upgrade=b"foo, websocket"), 101)
+case("upgrade-list-first", handshake(upgrade=b"websocket, foo"), 101)
+case("upgrade-list-dense", handshake(upgrade=b"foo,websocket"), 101)
+case("upgrade-list-hollow", handshake(upgrade=b", websocket ,"), 101)
+case("upgrade-twice", handshake(b"Upgrade: websocket", upgrade=b"foo"), 101)
+case("upgrade-padded", handshake(upgrade=b" \twebsocket \t"), 101)
+case("connection-lower-case", handshake(connection=b"upgrade"), 101)
+case("connection-UPGRADE", handshake(connection=b"UPGRADE"), 101)
+case("connection-list", handshake(connection=b"keep-alive , upgrade"), 101)
+case("connection-twice", handshake(b"Connection: Upgrade", connection=b"keep-alive"), 101)
+case("connection-hollow", handshake(connection=b",,Upgrade,"), 101)
 case(
     "names-in-capitals",
-    ask().replace(b"Upgrade:", b"UPGRADE:").replace(b"Sec-WebSocket-Key", b"SEC-WEBSOCKET-KEY"),
+    handshake()
+    .replace(b"Upgrade:", b"UPGRADE:")
+    .replace(b"Sec-WebSocket-Key", b"SEC-WEBSOCKET-KEY"),
     101,
 )
 case(
     "names-in-lower-case",
-    ask().replace(b"Upgrade:", b"upgrade:").replace(b"Sec-WebSocket-Key", b"sec-websocket-key"),
+    handshake()
+    .replace(b"Upgrade:", b"upgrade:")
+    .replace(b"Sec-WebSocket-Key", b"sec-websocket-key"),
     101,
 )
-case("no-blank-behind-colon", ask().replace(b": ", b":"), 101)
-case("blanks-behind-value", ask(version=b"13  ", key=NONCE + b" \t"), 101)
-case("origin", ask(b"Origin: null"), 101)
+case("no-blank-behind-colon", handshake().replace(b": ", b":"), 101)
+case("blanks-behind-value", handshake(version=b"13  ", key=NONCE + b" \t"), 101)
+case("origin", handshake(b"Origin: null"), 101)
 case(
     "subprotocol-taken",
-    ask(b"Sec-WebSocket-Protocol: chat, superchat"),
+    handshake(b"Sec-WebSocket-Protocol: chat, superchat"),
     101,
     pod=[Says(switching(b"Sec-WebSocket-Protocol: superchat"))],
     fields={"sec-websocket-protocol": "superchat"},
 )
 case(
     "subprotocol-offered-on-two-lines",
-    ask(b"Sec-WebSocket-Protocol: chat", b"Sec-WebSocket-Protocol: superchat"),
+    handshake(b"Sec-WebSocket-Protocol: chat", b"Sec-WebSocket-Protocol: superchat"),
     101,
     pod=[Says(switching(b"Sec-WebSocket-Protocol: superchat"))],
     fields={"sec-websocket-protocol": "superchat"},
 )
 case(
     "extension-taken",
-    ask(b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits"),
+    handshake(b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits"),
     101,
     pod=[
         Says(switching(b"Sec-WebSocket-Extensions: permessage-deflate; server_max_window_bits=10"))
@@ -149,44 +159,59 @@ case(
 )
 case(
     "extensions-taken-two",
-    ask(b'Sec-WebSocket-Extensions: foo, permessage-deflate, bar; a="x, y"'),
+    handshake(b'Sec-WebSocket-Extensions: foo, permessage-deflate, bar; a="x, y"'),
     101,
     pod=[Says(switching(b"Sec-WebSocket-Extensions: permessage-deflate, bar"))],
     fields={"sec-websocket-extensions": "permessage-deflate, bar"},
 )
 case(
     "cookies-and-authorization",
-    ask(b"Cookie: a=1", b"Cookie: b=2", b"Authorization: Bearer x"),
+    handshake(b"Cookie: a=1", b"Cookie: b=2", b"Authorization: Bearer x"),
     101,
 )
 case(
     "target-query",
-    ask(line=b"GET /case?token=a%2Fb&x=1 HTTP/1.1"),
+    handshake(line=b"GET /case?token=a%2Fb&x=1 HTTP/1.1"),
     101,
     target=b"/case?token=a%2Fb&x=1",
 )
 case(
     "target-percent-encoded",
-    ask(line=b"GET /case/%2e%2E/%c3%a9%00%0d%0a HTTP/1.1"),
+    handshake(line=b"GET /case/%2e%2E/%c3%a9%00%0d%0a HTTP/1.1"),
     101,
     target=b"/case/%2e%2E/%c3%a9%00%0d%0a",
 )
-case("target-dots", ask(line=b"GET /case/../x/./y//z HTTP/1.1"), 101, target=b"/case/../x/./y//z")
-case("target-two-slashes", ask(line=b"GET //case HTTP/1.1"), 101, target=b"//case")
-case("target-absolute", ask(line=b"GET http://pods.example/case HTTP/1.1"), 101, target=b"/case")
-case("target-absolute-other-host", ask(line=b"GET http://other.example/case HTTP/1.1"), 101)
-case("host-with-port", ask(host=b"pods.example:8080"), 101)
-case("host-ipv6", ask(host=b"[::1]:8080"), 101)
-case("empty-line-before", b"\r\n" + ask(), 101)
-case("frame-behind-it", ask(behind=frame(1, b"early", masked=True)), 101, early=frame(1, b"early"))
-case("90-fields", ask(*(b"X-%d: %d" % (n, n) for n in range(85))), 101)
-case("60-kB-field", ask(b"X-Large: " + b"x" * 60_000), 101)
+case(
+    "target-dots",
+    handshake(line=b"GET /case/../x/./y//z HTTP/1.1"),
+    101,
+    target=b"/case/../x/./y//z",
+)
+case("target-two-slashes", handshake(line=b"GET //case HTTP/1.1"), 101, target=b"//case")
+case(
+    "target-absolute",
+    handshake(line=b"GET http://pods.example/case HTTP/1.1"),
+    101,
+    target=b"/case",
+)
+case("target-absolute-other-host", handshake(line=b"GET http://other.example/case HTTP/1.1"), 101)
+case("host-with-port", handshake(host=b"pods.example:8080"), 101)
+case("host-ipv6", handshake(host=b"[::1]:8080"), 101)
+case("empty-line-before", b"\r\n" + handshake(), 101)
+case(
+    "frame-behind-it",
+    handshake(after=frame(1, b"early", masked=True)),
+    101,
+    early=frame(1, b"early"),
+)
+case("90-fields", handshake(*(b"X-%d: %d" % (n, n) for n in range(85))), 101)
+case("60-kB-field", handshake(b"X-Large: " + b"x" * 60_000), 101)
 
-# --- what the client got wrong ---
+# --- errors of the client ---
 
 case(
     "upgrade-missing",
-    ask(upgrade=None),
+    handshake(upgrade=None),
     426,
     pod=[
         Says(
@@ -202,131 +227,146 @@ case(
 )
 case(
     "upgrade-empty",
-    ask(upgrade=b""),
+    handshake(upgrade=b""),
     200,
     body=b"GET /case HTTP/1.1",
     pod=[Says(framed(b"GET /case HTTP/1.1"))],
 )
-case("upgrade-h2c", ask(upgrade=b"h2c"), 200, pod=[Says(framed(b"plain"))], body=b"plain")
+case("upgrade-h2c", handshake(upgrade=b"h2c"), 200, pod=[Says(framed(b"plain"))], body=b"plain")
 case(
     "upgrade-websockets",
-    ask(upgrade=b"websockets"),
+    handshake(upgrade=b"websockets"),
     200,
     pod=[Says(framed(b"plain"))],
     body=b"plain",
 )
-case("connection-missing", ask(connection=None), 400, says=("Connection",))
-case("connection-close", ask(connection=b"close"), 400, says=("Connection", "close"))
-case("connection-keep-alive", ask(connection=b"keep-alive"), 400, says=("Connection", "keep-alive"))
-case("connection-upgraded", ask(connection=b"upgraded"), 400, says=("Connection", "upgraded"))
-case("key-missing", ask(key=None), 400, says=("Sec-WebSocket-Key",))
-case("key-empty", ask(key=b""), 400, says=("Sec-WebSocket-Key",))
+case("connection-missing", handshake(connection=None), 400, says=("Connection",))
+case("connection-close", handshake(connection=b"close"), 400, says=("Connection", "close"))
+case(
+    "connection-keep-alive",
+    handshake(connection=b"keep-alive"),
+    400,
+    says=("Connection", "keep-alive"),
+)
+case("connection-upgraded", handshake(connection=b"upgraded"), 400, says=("Connection", "upgraded"))
+case("key-missing", handshake(key=None), 400, says=("Sec-WebSocket-Key",))
+case("key-empty", handshake(key=b""), 400, says=("Sec-WebSocket-Key",))
 case(
     "key-twice-equal",
-    ask(b"Sec-WebSocket-Key: " + NONCE),
+    handshake(b"Sec-WebSocket-Key: " + NONCE),
     400,
     says=("Sec-WebSocket-Key", NONCE.decode()),
 )
 case(
     "key-twice",
-    ask(b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="),
+    handshake(b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="),
     400,
     says=("Sec-WebSocket-Key", "AAAAAAAAAAAAAAAAAAAAAA=="),
 )
 case(
     "key-15-bytes",
-    ask(key=b"AAAAAAAAAAAAAAAAAAAA"),
+    handshake(key=b"AAAAAAAAAAAAAAAAAAAA"),
     400,
     says=("Sec-WebSocket-Key", "AAAAAAAAAAAAAAAAAAAA"),
 )
 case(
     "key-17-bytes",
-    ask(key=b"AAAAAAAAAAAAAAAAAAAAAAA="),
+    handshake(key=b"AAAAAAAAAAAAAAAAAAAAAAA="),
     400,
     says=("Sec-WebSocket-Key", "AAAAAAAAAAAAAAAAAAAAAAA="),
 )
 case(
     "key-unpadded",
-    ask(key=b"AAAAAAAAAAAAAAAAAAAAAA"),
+    handshake(key=b"AAAAAAAAAAAAAAAAAAAAAA"),
     400,
     says=("Sec-WebSocket-Key", "AAAAAAAAAAAAAAAAAAAAAA"),
 )
 case(
     "key-url-alphabet",
-    ask(key=b"-_AAAAAAAAAAAAAAAAAAAA=="),
+    handshake(key=b"-_AAAAAAAAAAAAAAAAAAAA=="),
     400,
     says=("Sec-WebSocket-Key", "-_AAAAAAAAAAAAAAAAAAAA=="),
 )
 case(
     "key-no-base64",
-    ask(key=b"!!!!!!!!!!!!!!!!!!!!!!=="),
+    handshake(key=b"!!!!!!!!!!!!!!!!!!!!!!=="),
     400,
     says=("Sec-WebSocket-Key", "!!!!!!!!!!!!!!!!!!!!!!=="),
 )
 case(
     "key-inner-blank",
-    ask(key=b"AAAAAAAAAA AAAAAAAAAAA=="),
+    handshake(key=b"AAAAAAAAAA AAAAAAAAAAA=="),
     400,
     says=("Sec-WebSocket-Key", "AAAAAAAAAA AAAAAAAAAAA=="),
 )
-case("version-missing", ask(version=None), 426, says=("Sec-WebSocket-Version",))
-case("version-empty", ask(version=b""), 426, says=("Sec-WebSocket-Version",))
-case("version-8", ask(version=b"8"), 426, says=("Sec-WebSocket-Version", "8"))
-case("version-14", ask(version=b"14"), 426, says=("Sec-WebSocket-Version", "14"))
-case("version-013", ask(version=b"013"), 426, says=("Sec-WebSocket-Version", "013"))
-case("version-list", ask(version=b"13, 8"), 426, says=("Sec-WebSocket-Version", "13, 8"))
+case("version-missing", handshake(version=None), 426, says=("Sec-WebSocket-Version",))
+case("version-empty", handshake(version=b""), 426, says=("Sec-WebSocket-Version",))
+case("version-8", handshake(version=b"8"), 426, says=("Sec-WebSocket-Version", "8"))
+case("version-14", handshake(version=b"14"), 426, says=("Sec-WebSocket-Version", "14"))
+case("version-013", handshake(version=b"013"), 426, says=("Sec-WebSocket-Version", "013"))
+case("version-list", handshake(version=b"13, 8"), 426, says=("Sec-WebSocket-Version", "13, 8"))
 case(
     "version-twice-equal",
-    ask(b"Sec-WebSocket-Version: 13"),
+    handshake(b"Sec-WebSocket-Version: 13"),
     426,
     says=("Sec-WebSocket-Version", "13, 13"),
 )
 case(
-    "version-twice", ask(b"Sec-WebSocket-Version: 8"), 426, says=("Sec-WebSocket-Version", "13, 8")
+    "version-twice",
+    handshake(b"Sec-WebSocket-Version: 8"),
+    426,
+    says=("Sec-WebSocket-Version", "13, 8"),
 )
-case("method-POST", ask(line=b"POST /case HTTP/1.1"), 405, says=("POST",))
-case("method-HEAD", ask(line=b"HEAD /case HTTP/1.1"), 405)
-case("method-OPTIONS", ask(line=b"OPTIONS /case HTTP/1.1"), 405, says=("OPTIONS",))
-case("method-lower-case", ask(line=b"get /case HTTP/1.1"), 405, says=("get",))
-case("method-unknown", ask(line=b"BREW /case HTTP/1.1"), 405, says=("BREW",))
-case("method-CONNECT", ask(line=b"CONNECT pods.example:80 HTTP/1.1"), 405, says=("CONNECT",))
-case("http-1.0", ask(line=b"GET /case HTTP/1.0"), 400, says=("HTTP/1.0",))
-case("http-1.0-no-host", ask(line=b"GET /case HTTP/1.0", host=None), 400)
-case("http-2.0", ask(line=b"GET /case HTTP/2.0"), 400)
+case("method-POST", handshake(line=b"POST /case HTTP/1.1"), 405, says=("POST",))
+case("method-HEAD", handshake(line=b"HEAD /case HTTP/1.1"), 405)
+case("method-OPTIONS", handshake(line=b"OPTIONS /case HTTP/1.1"), 405, says=("OPTIONS",))
+case("method-lower-case", handshake(line=b"get /case HTTP/1.1"), 405, says=("get",))
+case("method-unknown", handshake(line=b"BREW /case HTTP/1.1"), 405, says=("BREW",))
+case("method-CONNECT", handshake(line=b"CONNECT pods.example:80 HTTP/1.1"), 405, says=("CONNECT",))
+case("http-1.0", handshake(line=b"GET /case HTTP/1.0"), 400, says=("HTTP/1.0",))
+case("http-1.0-no-host", handshake(line=b"GET /case HTTP/1.0", host=None), 400)
+case("http-2.0", handshake(line=b"GET /case HTTP/2.0"), 400)
 case("http-2-preface", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0", 400)
-case("host-missing", ask(host=None), 400)
-case("host-twice-equal", ask(b"Host: " + HOST), 400)
-case("host-twice", ask(b"Host: other.example"), 400)
-case("host-empty", ask(host=b""), 400)
-case("target-asterisk", ask(line=b"GET * HTTP/1.1"), 400)
-case("target-authority", ask(line=b"GET pods.example:80 HTTP/1.1"), 400)
+case("host-missing", handshake(host=None), 400)
+case("host-twice-equal", handshake(b"Host: " + HOST), 400)
+case("host-twice", handshake(b"Host: other.example"), 400)
+case("host-empty", handshake(host=b""), 400)
+case("target-asterisk", handshake(line=b"GET * HTTP/1.1"), 400)
+case("target-authority", handshake(line=b"GET pods.example:80 HTTP/1.1"), 400)
 case(
-    "target-utf-8", ask(line=b"GET /case/\xc3\xa9?q=\xe2\x82\xac HTTP/1.1"), 400
-)  # RFC 3986 has ASCII only
-case("target-relative", ask(line=b"GET case HTTP/1.1"), 400)
-case("target-missing", ask(line=b"GET HTTP/1.1"), 400)
-case("target-blank", ask(line=b"GET /case /x HTTP/1.1"), 400)
-case("body-length", ask(b"Content-Length: 5", behind=b"hello"), 400, says=("Content-Length", "5"))
-case("body-length-0", ask(b"Content-Length: 0"), 400, says=("Content-Length", "0"))
+    "target-utf-8", handshake(line=b"GET /case/\xc3\xa9?q=\xe2\x82\xac HTTP/1.1"), 400
+)  # RFC 3986 allows ASCII only
+case("target-relative", handshake(line=b"GET case HTTP/1.1"), 400)
+case("target-missing", handshake(line=b"GET HTTP/1.1"), 400)
+case("target-blank", handshake(line=b"GET /case /x HTTP/1.1"), 400)
+case(
+    "body-length",
+    handshake(b"Content-Length: 5", after=b"hello"),
+    400,
+    says=("Content-Length", "5"),
+)
+case("body-length-0", handshake(b"Content-Length: 0"), 400, says=("Content-Length", "0"))
 case(
     "body-chunked",
-    ask(b"Transfer-Encoding: chunked", behind=b"5\r\nhello\r\n0\r\n\r\n"),
+    handshake(b"Transfer-Encoding: chunked", after=b"5\r\nhello\r\n0\r\n\r\n"),
     400,
     says=("Transfer-Encoding", "chunked"),
 )
 case(
-    "body-both", ask(b"Content-Length: 5", b"Transfer-Encoding: chunked", behind=b"0\r\n\r\n"), 400
+    "body-both",
+    handshake(b"Content-Length: 5", b"Transfer-Encoding: chunked", after=b"0\r\n\r\n"),
+    400,
 )
-case("120-fields", ask(*(b"X-%d: %d" % (n, n) for n in range(115))), 431)
-case("70-kB-field", ask(b"X-Large: " + b"x" * 70_000), 431)
-case("70-kB-of-fields", ask(*(b"X-%d: %s" % (n, b"x" * 1_000) for n in range(70))), 431)
-case("70-kB-target", ask(line=b"GET /case?%s HTTP/1.1" % (b"x" * 70_000)), 431)
-case("field-without-colon", ask(b"nonsense"), 400)
-case("field-blank-before-colon", ask(b"X-Blank : 1"), 400)
-case("field-folded", ask(b"X-Folded: a", b" b"), 400)
-case("field-nul", ask(b"X-Nul: a\0b"), 400)
+case("120-fields", handshake(*(b"X-%d: %d" % (n, n) for n in range(115))), 431)
+case("70-kB-field", handshake(b"X-Large: " + b"x" * 70_000), 431)
+case("70-kB-of-fields", handshake(*(b"X-%d: %s" % (n, b"x" * 1_000) for n in range(70))), 431)
+case("70-kB-target", handshake(line=b"GET /case?%s HTTP/1.1" % (b"x" * 70_000)), 431)
+case("field-without-colon", handshake(b"nonsense"), 400)
+case("field-blank-before-colon", handshake(b"X-Blank : 1"), 400)
+case("field-folded", handshake(b"X-Folded: a", b" b"), 400)
+case("field-nul", handshake(b"X-Nul: a\0b"), 400)
 
-# --- what a pod got wrong: it counts as failed, the next is tried, and its word never passes ---
+# --- errors of a pod: its answer is not forwarded, the next pod is tried ---
 
 for name, says in {
     "accept-wrong": switching(accept=b"AAAAAAAAAAAAAAAAAAAAAAAAAAA="),
@@ -340,11 +380,13 @@ for name, says in {
     "subprotocol-not-offered": switching(b"Sec-WebSocket-Protocol: chat"),
     "extension-not-offered": switching(b"Sec-WebSocket-Extensions: permessage-deflate"),
 }.items():
-    case(f"pod-101-{name}", ask(), 502, says=(), pod=[Says(says)], tries=2)
-    case(f"pod-101-{name}-then-right", ask(), 101, pod=[Says(says), Says(switching())], tries=2)
+    case(f"pod-101-{name}", handshake(), 502, says=(), pod=[Says(says)], tries=2)
+    case(
+        f"pod-101-{name}-then-right", handshake(), 101, pod=[Says(says), Says(switching())], tries=2
+    )
 case(
     "pod-101-subprotocol-other",
-    ask(b"Sec-WebSocket-Protocol: chat"),
+    handshake(b"Sec-WebSocket-Protocol: chat"),
     502,
     says=(),
     tries=2,
@@ -352,7 +394,7 @@ case(
 )
 case(
     "pod-101-subprotocol-other-case",
-    ask(b"Sec-WebSocket-Protocol: chat"),
+    handshake(b"Sec-WebSocket-Protocol: chat"),
     502,
     says=(),
     tries=2,
@@ -360,7 +402,7 @@ case(
 )
 case(
     "pod-101-subprotocol-two",
-    ask(b"Sec-WebSocket-Protocol: chat, superchat"),
+    handshake(b"Sec-WebSocket-Protocol: chat, superchat"),
     502,
     says=(),
     tries=2,
@@ -368,82 +410,103 @@ case(
 )
 case(
     "pod-101-extension-other",
-    ask(b"Sec-WebSocket-Extensions: foo"),
+    handshake(b"Sec-WebSocket-Extensions: foo"),
     502,
     says=(),
     tries=2,
     pod=[Says(switching(b"Sec-WebSocket-Extensions: foo, permessage-deflate"))],
 )
-case("pod-hangs-up", ask(), 502, says=(), tries=2, pod=[Says(b"", SHUT)])
-case("pod-hangs-up-then-right", ask(), 101, tries=2, pod=[Says(b"", SHUT), Says(switching())])
-case("pod-hangs-up-in-its-head", ask(), 502, says=(), tries=2, pod=[Says(switching()[:40], SHUT)])
+case("pod-hangs-up", handshake(), 502, says=(), tries=2, pod=[Says(b"", CLOSES)])
 case(
-    "pod-talks-nonsense",
-    ask(),
+    "pod-hangs-up-then-right", handshake(), 101, tries=2, pod=[Says(b"", CLOSES), Says(switching())]
+)
+case(
+    "pod-hangs-up-in-its-head",
+    handshake(),
     502,
     says=(),
     tries=2,
-    pod=[Says(b"SSH-2.0-OpenSSH_9.2\r\n\r\n", SHUT)],
+    pod=[Says(switching()[:40], CLOSES)],
+)
+case(
+    "pod-talks-nonsense",
+    handshake(),
+    502,
+    says=(),
+    tries=2,
+    pod=[Says(b"SSH-2.0-OpenSSH_9.2\r\n\r\n", CLOSES)],
 )
 case(
     "pod-two-lengths",
-    ask(),
+    handshake(),
     502,
     says=(),
     tries=2,
     pod=[
-        Says(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 3\r\nContent-Length: 5\r\n\r\nhello", SHUT)
+        Says(
+            b"HTTP/1.1 403 Forbidden\r\nContent-Length: 3\r\nContent-Length: 5\r\n\r\nhello", CLOSES
+        )
     ],
 )
 
-# --- what a pod may do ---
+# --- valid answers of pods ---
 
 case(
     "pod-101-fields-in-lower-case",
-    ask(),
+    handshake(),
     101,
     pod=[Says(switching(upgrade=b"WebSocket", connection=b"keep-alive, upgrade"))],
 )
 case(
     "pod-101-own-fields",
-    ask(),
+    handshake(),
     101,
     pod=[Says(switching(b"Set-Cookie: a=1", b"Set-Cookie: b=2", b"X-Own: 1"))],
     fields={"set-cookie": "a=1, b=2", "x-own": "1"},
 )
-case("pod-101-length-0", ask(), 101, pod=[Says(switching(b"Content-Length: 0"))])
+case("pod-101-length-0", handshake(), 101, pod=[Says(switching(b"Content-Length: 0"))])
 case(
     "pod-101-other-reason",
-    ask(),
+    handshake(),
     101,
     pod=[Says(switching().replace(b"Switching Protocols", b"Web Socket Protocol Handshake"))],
 )
-case("pod-101-of-http-1.0", ask(), 101, pod=[Says(switching().replace(b"HTTP/1.1", b"HTTP/1.0"))])
+case(
+    "pod-101-of-http-1.0",
+    handshake(),
+    101,
+    pod=[Says(switching().replace(b"HTTP/1.1", b"HTTP/1.0"))],
+)
 case(
     "pod-101-and-a-frame",
-    ask(),
+    handshake(),
     101,
     pod=[Says(switching() + frame(1, b"early"))],
     early=frame(1, b"early"),
 )
 case(
     "pod-103-before-101",
-    ask(),
+    handshake(),
     101,
     pod=[Says(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + switching())],
 )
-case("pod-100-before-101", ask(), 101, pod=[Says(b"HTTP/1.1 100 Continue\r\n\r\n" + switching())])
+case(
+    "pod-100-before-101",
+    handshake(),
+    101,
+    pod=[Says(b"HTTP/1.1 100 Continue\r\n\r\n" + switching())],
+)
 case(
     "pod-103-before-404",
-    ask(),
+    handshake(),
     404,
     pod=[Says(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + framed(b"no", b"404 Not Found"))],
     body=b"no",
 )
-case("pod-200", ask(), 200, pod=[Says(framed(b"plain"))], body=b"plain")
+case("pod-200", handshake(), 200, pod=[Says(framed(b"plain"))], body=b"plain")
 case(
     "pod-200-chunked",
-    ask(),
+    handshake(),
     200,
     body=b"hello world",
     fields={"content-type": "text/plain"},
@@ -459,34 +522,38 @@ case(
 )
 case(
     "pod-200-to-its-end",
-    ask(),
+    handshake(),
     200,
     body=b"to the end",
-    pod=[Says(b"HTTP/1.1 200 OK\r\n\r\nto the end", SHUT)],
+    pod=[Says(b"HTTP/1.1 200 OK\r\n\r\nto the end", CLOSES)],
 )
 case(
-    "pod-200-of-http-1.0", ask(), 200, body=b"old", pod=[Says(b"HTTP/1.0 200 OK\r\n\r\nold", SHUT)]
+    "pod-200-of-http-1.0",
+    handshake(),
+    200,
+    body=b"old",
+    pod=[Says(b"HTTP/1.0 200 OK\r\n\r\nold", CLOSES)],
 )
 case(
     "pod-200-cut",
-    ask(),
+    handshake(),
     200,
     body=b"hel",
     whole=False,
-    pod=[Says(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhel", SHUT)],
+    pod=[Says(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhel", CLOSES)],
 )
 case(
     "pod-200-chunked-cut",
-    ask(),
+    handshake(),
     200,
     body=b"hello",
     whole=False,
-    pod=[Says(chunked(b"5\r\nhello\r\n"), SHUT)],
+    pod=[Says(chunked(b"5\r\nhello\r\n"), CLOSES)],
 )
-case("pod-200-100-kB", ask(), 200, body=b"x" * 100_000, pod=[Says(framed(b"x" * 100_000))])
+case("pod-200-100-kB", handshake(), 200, body=b"x" * 100_000, pod=[Says(framed(b"x" * 100_000))])
 case(
     "pod-204",
-    ask(),
+    handshake(),
     204,
     body=b"",
     pod=[Says(b"HTTP/1.1 204 No Content\r\nX-Own: 1\r\n\r\n")],
@@ -494,7 +561,7 @@ case(
 )
 case(
     "pod-301",
-    ask(),
+    handshake(),
     301,
     body=b"",
     pod=[Says(framed(b"", b"301 Moved Permanently", b"Location: wss://b.example/case?x=1"))],
@@ -502,7 +569,7 @@ case(
 )
 case(
     "pod-304",
-    ask(),
+    handshake(),
     304,
     body=b"",
     pod=[Says(b'HTTP/1.1 304 Not Modified\r\nETag: "a"\r\n\r\n')],
@@ -510,7 +577,7 @@ case(
 )
 case(
     "pod-401",
-    ask(),
+    handshake(),
     401,
     body=b"who?",
     fields={"www-authenticate": 'Basic realm="pods", Bearer'},
@@ -525,10 +592,10 @@ case(
         )
     ],
 )
-case("pod-403", ask(), 403, body=b"", pod=[Says(framed(b"", b"403 Forbidden"))])
+case("pod-403", handshake(), 403, body=b"", pod=[Says(framed(b"", b"403 Forbidden"))])
 case(
     "pod-404",
-    ask(),
+    handshake(),
     404,
     body=b"not here",
     pod=[Says(framed(b"not here", b"404 Not Found", b"Content-Type: text/html"))],
@@ -536,7 +603,7 @@ case(
 )
 case(
     "pod-426",
-    ask(),
+    handshake(),
     426,
     body=b"",
     fields={"sec-websocket-version": "25"},
@@ -550,19 +617,21 @@ case(
 )
 case(
     "pod-429",
-    ask(),
+    handshake(),
     429,
     body=b"later",
     fields={"retry-after": "7"},
     pod=[Says(framed(b"later", b"429 Too Many Requests", b"Retry-After: 7"))],
 )
-case("pod-500", ask(), 500, body=b"oh", pod=[Says(framed(b"oh", b"500 Internal Server Error"))])
-case("pod-599", ask(), 599, body=b"own", pod=[Says(framed(b"own", b"599 Own"))])
+case(
+    "pod-500", handshake(), 500, body=b"oh", pod=[Says(framed(b"oh", b"500 Internal Server Error"))]
+)
+case("pod-599", handshake(), 599, body=b"own", pod=[Says(framed(b"own", b"599 Own"))])
 for status in (b"502 Bad Gateway", b"503 Service Unavailable", b"504 Gateway Timeout"):
     number = int(status[:3])
     case(
         f"pod-{number}-all",
-        ask(),
+        handshake(),
         number,
         tries=2,
         body=b"second",
@@ -574,14 +643,14 @@ for status in (b"502 Bad Gateway", b"503 Service Unavailable", b"504 Gateway Tim
     )
     case(
         f"pod-{number}-then-right",
-        ask(),
+        handshake(),
         101,
         tries=2,
         pod=[Says(framed(b"first", status)), Says(switching())],
     )
 case(
     "pod-503-chunked-all",
-    ask(),
+    handshake(),
     503,
     tries=2,
     body=b"later",
@@ -590,7 +659,7 @@ case(
 )
 case(
     "pod-503-then-404",
-    ask(),
+    handshake(),
     404,
     tries=2,
     body=b"no",
@@ -598,21 +667,21 @@ case(
 )
 case(
     "pod-503-then-hangs-up",
-    ask(),
+    handshake(),
     503,
     tries=2,
     body=b"later",
-    pod=[Says(framed(b"later", b"503 Service Unavailable")), Says(b"", SHUT)],
+    pod=[Says(framed(b"later", b"503 Service Unavailable")), Says(b"", CLOSES)],
 )
 
-# --- where the peers differ, and why ---
+# --- differences of HAProxy and nginx, with reasons ---
 
 
 def differs(peer, status, why, *names):
     for name in names:
         [found] = [one for one in CASES if one.name == name]
         if getattr(found, peer):
-            raise ValueError(f"{name}: {peer} is explained twice")
+            raise ValueError(f"{name}: two explanations for {peer}")
         setattr(found, peer, (status, why))
 
 
@@ -621,37 +690,37 @@ METHODS = [one.name for one in CASES if one.name.startswith("method-")]
 CONNECTIONS = [one.name for one in CASES if one.name.startswith("connection-") and one.want == 400]
 KEYS = [one.name for one in CASES if one.name.startswith("key-")]
 
-differs("haproxy", 101, "leaves the version to the pod", *VERSIONS)
-differs("haproxy", 101, "leaves the method to the pod", *METHODS)
+differs("haproxy", 101, "leaves the check of the version to the pod", *VERSIONS)
+differs("haproxy", 101, "leaves the check of the method to the pod", *METHODS)
 differs(
     "haproxy",
     101,
-    "looks at the length of the key, not at what it is made of",
+    "checks the length of the key, but not its characters",
     "key-17-bytes",
     "key-url-alphabet",
     "key-no-base64",
     "key-inner-blank",
 )
-differs("haproxy", 101, "looks at one of two keys only", "key-twice", "key-twice-equal")
+differs("haproxy", 101, "checks only one of two keys", "key-twice", "key-twice-equal")
 differs(
     "haproxy",
     502,
-    "passes Upgrade on without Connection, and takes the pod's 101 for an error",
+    "forwards Upgrade without Connection, and treats the pod's 101 as an error",
     *CONNECTIONS,
 )
-differs("haproxy", 101, "takes two equal Host fields for one", "host-twice-equal")
-differs("haproxy", 101, "takes an empty Host", "host-empty")
-differs("haproxy", 101, "leaves the target to the pod", "target-asterisk")
+differs("haproxy", 101, "accepts two equal Host fields", "host-twice-equal")
+differs("haproxy", 101, "accepts an empty Host", "host-empty")
+differs("haproxy", 101, "leaves the check of the target to the pod", "target-asterisk")
 differs(
     "haproxy",
     400,
-    "refuses a Host that is not the target's, which RFC 9112 wants overridden",
+    "refuses a Host that differs from the target's, which RFC 9112 says to ignore",
     "target-absolute-other-host",
 )
-differs("haproxy", 101, "takes HTTP/2.0 on a request line for HTTP/1.1", "http-2.0")
-differs("haproxy", 0, "answers HTTP/2 in HTTP/2, also where none was agreed on", "http-2-preface")
-differs("haproxy", 101, "joins folded lines, the other way that RFC 9112 allows", "field-folded")
-differs("haproxy", 101, "takes a length of 0 for no body", "body-length-0")
+differs("haproxy", 101, "treats HTTP/2.0 on a request line as HTTP/1.1", "http-2.0")
+differs("haproxy", 0, "answers HTTP/2 in HTTP/2, even without negotiation", "http-2-preface")
+differs("haproxy", 101, "joins folded lines, which RFC 9112 also allows", "field-folded")
+differs("haproxy", 101, "treats a length of 0 as no body", "body-length-0")
 differs(
     "haproxy",
     200,
@@ -660,54 +729,57 @@ differs(
     "body-chunked",
     "body-both",
 )
-differs("haproxy", 400, "has one buffer of 16 KiB for a head", "60-kB-field")
+differs("haproxy", 400, "has a buffer of 16 KiB for the whole head", "60-kB-field")
 differs(
     "haproxy",
     400,
-    "says 400 to all that is too large or too many",
+    "answers 400 to everything that is too large or too many",
     "120-fields",
     "70-kB-field",
     "70-kB-of-fields",
     "70-kB-target",
 )
 
-differs("nginx", 101, "leaves the key to the pod", *KEYS)
-differs("nginx", 101, "leaves the version to the pod", *VERSIONS)
+differs("nginx", 101, "leaves the check of the key to the pod", *KEYS)
+differs("nginx", 101, "leaves the check of the version to the pod", *VERSIONS)
 differs(
     "nginx",
     101,
-    "leaves the method to the pod",
+    "leaves the check of the method to the pod",
     "method-POST",
     "method-HEAD",
     "method-OPTIONS",
     "method-unknown",
 )
-differs("nginx", 400, "knows methods in capitals only", "method-lower-case")
-differs("nginx", 400, "says 400 to CONNECT, not 405", "method-CONNECT")
-differs(
-    "nginx", 101, "makes up Connection from Upgrade, as its manual has it configured", *CONNECTIONS
-)
-differs("nginx", 101, "speaks HTTP/1.1 to the pod, whatever the client does", "http-1.0")
-differs("nginx", 505, "has the other status that RFC 9110 allows", "http-2.0")
-differs("nginx", 101, "passes bytes on that are no ASCII", "target-utf-8")
+differs("nginx", 400, "accepts only methods in capitals", "method-lower-case")
+differs("nginx", 400, "answers 400 to CONNECT, not 405", "method-CONNECT")
+differs("nginx", 101, "derives Connection from Upgrade, as its manual recommends", *CONNECTIONS)
+differs("nginx", 101, "uses HTTP/1.1 to the pod for any version of the client", "http-1.0")
+differs("nginx", 505, "uses the other status that RFC 9110 allows", "http-2.0")
+differs("nginx", 101, "forwards bytes that are not ASCII", "target-utf-8")
 differs("nginx", 400, "refuses %00", "target-percent-encoded")
 differs(
-    "nginx", 101, "sends the body, then the tunnel", "body-length", "body-length-0", "body-chunked"
+    "nginx",
+    101,
+    "forwards the body, then the tunnel",
+    "body-length",
+    "body-length-0",
+    "body-chunked",
 )
-differs("nginx", 101, "drops lines that are no field, and goes on", "field-without-colon")
-differs("nginx", 101, "does not count fields", "120-fields")
+differs("nginx", 101, "ignores lines that are not a header field", "field-without-colon")
+differs("nginx", 101, "has no limit on the number of fields", "120-fields")
 differs(
     "nginx",
     400,
-    "has 8 KiB for a field, 32 KiB for all",
+    "allows 8 KiB per field and 32 KiB for all",
     "60-kB-field",
     "70-kB-field",
     "70-kB-of-fields",
 )
-differs("nginx", 414, "has the status for targets that RFC 9110 has", "70-kB-target")
+differs("nginx", 414, "uses RFC 9110's status for long targets", "70-kB-target")
 
-# Neither reads what a pod says with its 101, beside the little that its own parser needs.
-BLIND = "relays a pod's 101 without a look at this field"
+# HAProxy and nginx check almost nothing in a pod's 101.
+UNCHECKED = "forwards a pod's 101 without checking this field"
 for name in (
     "accept-wrong",
     "accept-of-key-with-blank",
@@ -718,35 +790,37 @@ for name in (
     "extension-not-offered",
 ):
     for peer in ("haproxy", "nginx"):
-        differs(peer, 101, BLIND, f"pod-101-{name}", f"pod-101-{name}-then-right")
+        differs(peer, 101, UNCHECKED, f"pod-101-{name}", f"pod-101-{name}-then-right")
 for name in ("subprotocol-other", "subprotocol-other-case", "subprotocol-two", "extension-other"):
     for peer in ("haproxy", "nginx"):
-        differs(peer, 101, BLIND, f"pod-101-{name}")
+        differs(peer, 101, UNCHECKED, f"pod-101-{name}")
 for name in ("accept-missing", "connection-missing", "connection-close"):
-    differs("haproxy", 502, "refuses it too, but tries no other pod", f"pod-101-{name}-then-right")
-differs("nginx", 101, BLIND, "pod-101-accept-missing", "pod-101-accept-missing-then-right")
+    differs(
+        "haproxy", 502, "refuses it too, but does not try another pod", f"pod-101-{name}-then-right"
+    )
+differs("nginx", 101, UNCHECKED, "pod-101-accept-missing", "pod-101-accept-missing-then-right")
 differs(
     "nginx",
     101,
-    "makes up its own Connection",
+    "writes its own Connection",
     "pod-101-connection-missing",
     "pod-101-connection-close",
 )
-differs("nginx", 101, "relays a length that a 101 must not have", "pod-101-length-0")
-differs("nginx", -2, "takes what is no HTTP for an answer of HTTP/0.9", "pod-talks-nonsense")
-differs("nginx", 403, "believes the second of two lengths", "pod-two-lengths")
-differs("haproxy", 502, "tries another pod only when it cannot connect", "pod-hangs-up-then-right")
+differs("nginx", 101, "forwards a length, which a 101 must not have", "pod-101-length-0")
+differs("nginx", -2, "treats an answer that is not HTTP as HTTP/0.9", "pod-talks-nonsense")
+differs("nginx", 403, "uses the second of two lengths", "pod-two-lengths")
+differs("haproxy", 502, "tries another pod only if it cannot connect", "pod-hangs-up-then-right")
 differs(
     "haproxy",
     502,
-    "takes a 101 behind an interim answer for an error",
+    "treats a 101 after an interim answer as an error",
     "pod-103-before-101",
     "pod-100-before-101",
 )
 differs(
     "nginx",
     -1,
-    "takes an interim answer for the final one, and the client hears nothing",
+    "treats an interim answer as the final one, and the client gets no answer",
     "pod-103-before-101",
     "pod-100-before-101",
     "pod-103-before-404",
@@ -756,7 +830,7 @@ for number in (502, 503, 504):
         differs(
             peer,
             number,
-            "relays the first answer and tries no other pod, unless told to",
+            "forwards the first answer and tries no other pod, unless configured to",
             f"pod-{number}-all",
             f"pod-{number}-then-right",
         )
@@ -764,6 +838,6 @@ for peer in ("haproxy", "nginx"):
     differs(
         peer,
         503,
-        "relays the first answer and tries no other pod, unless told to",
+        "forwards the first answer and tries no other pod, unless configured to",
         "pod-503-then-404",
     )

@@ -1,7 +1,8 @@
-// npm `ws` as server and as client, run from the folder whose node_modules holds it.
+// npm `ws` as server and as client. Run it in the folder whose node_modules contains `ws`.
 //
-//   node node.mjs serve                      behaves by path; GET /seen?id=… tells what it saw
-//   node node.mjs connect CASES BASE SERVER  a line per case of the file, sent to BASE; SERVER is asked
+//   node node.mjs serve                      behaves by path; GET /seen?id=… returns the server's record
+//   node node.mjs connect CASES BASE SERVER  runs the cases of a file on BASE, prints a record for each;
+//                                            SERVER is asked for the server's record
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 import http from "node:http";
@@ -16,14 +17,14 @@ const HOP_BY_HOP = ["host", "connection", "keep-alive", "upgrade", "date", "sec-
 const ONE_HOP = new RegExp(`^(${[...FORWARDED, ...HOP_BY_HOP].join("|")})$`);
 const DEADLINE = 15_000;
 
-/** Fields that must be the same on both sides of a proxy, repeated ones in their order. */
-function lasting(raw) {
+/** Header fields that must be the same on both sides of a proxy, repeated ones in their order. */
+function comparableFields(raw) {
   const fields = [];
   for (let i = 0; i < raw.length; i += 2) fields.push([raw[i].toLowerCase(), raw[i + 1]]);
   return fields.filter(([name]) => !ONE_HOP.test(name)).sort(([a], [b]) => (a < b ? -1 : a > b ? 1 : 0));
 }
 
-/** A message in few letters. */
+/** Returns a short text for a message. */
 function digest(data, binary) {
   const text = data.toString();
   if (!binary && text.length < 80) return text;
@@ -56,7 +57,7 @@ function serve() {
     const id = query.get("id");
     const record = records.get(id) ?? { requests: [], messages: [], pongs: [] };
     records.set(id, record);
-    record.requests.push([request.url, lasting(request.rawHeaders)]);
+    record.requests.push([request.url, comparableFields(request.rawHeaders)]);
     socket.on("error", () => {});
     if (url.pathname === "/redirect" || url.pathname === "/refuse") {
       const body = `pod says ${query.get("status")}\n`;
@@ -69,11 +70,11 @@ function serve() {
     }
     if (url.pathname === "/think") {
       record.state = "thinking";
-      for (const event of ["end", "close"]) socket.on(event, () => (record.state = "gone"));
+      for (const event of ["end", "close"]) socket.on(event, () => (record.state = "disconnected"));
       socket.resume();
       return;
     }
-    // Held back until the first frames are there, too: 101 and frames leave as one.
+    // Corked until the first frames are written, so that the 101 and the frames are sent together.
     socket.cork();
     (query.get("deflate") === "off" ? plain : compressing).handleUpgrade(request, socket, head, (ws) => {
       record.chosen = [ws.protocol, ws.extensions];
@@ -107,32 +108,32 @@ async function record(server, id, ready) {
   }
 }
 
-/** What one case looks like from the client's side, and then from the server's. */
-async function play(test, base, server, id) {
+/** Runs one case. Returns the client's record, with the server's record in it. */
+async function play(testCase, base, server, id) {
   const outcome = { received: [] };
-  const deflate = test.deflate && {
+  const deflate = testCase.deflate && {
     threshold: 0,
-    serverNoContextTakeover: test.deflate.server_no_context_takeover,
-    clientNoContextTakeover: test.deflate.client_no_context_takeover,
-    serverMaxWindowBits: test.deflate.server_max_window_bits,
-    clientMaxWindowBits: test.deflate.client_max_window_bits,
+    serverNoContextTakeover: testCase.deflate.server_no_context_takeover,
+    clientNoContextTakeover: testCase.deflate.client_no_context_takeover,
+    serverMaxWindowBits: testCase.deflate.server_max_window_bits,
+    clientMaxWindowBits: testCase.deflate.client_max_window_bits,
   };
   const headers = {};
-  for (const [name, value] of test.headers ?? []) (headers[name] ??= []).push(value);
+  for (const [name, value] of testCase.headers ?? []) (headers[name] ??= []).push(value);
   for (const name in headers) if (headers[name].length === 1) headers[name] = headers[name][0];
-  const options = { perMessageDeflate: deflate ?? false, headers, followRedirects: test.follow ?? false };
-  const ws = new WebSocket(`ws://${base}${test.path.replaceAll("ID", id)}`, test.protocols ?? [], options);
+  const options = { perMessageDeflate: deflate ?? false, headers, followRedirects: testCase.follow ?? false };
+  const ws = new WebSocket(`ws://${base}${testCase.path.replaceAll("ID", id)}`, testCase.protocols ?? [], options);
   ws.on("error", (error) => (outcome.error ??= error.message));
-  ws.on("upgrade", (response) => (outcome.headers = lasting(response.rawHeaders)));
+  ws.on("upgrade", (response) => (outcome.headers = comparableFields(response.rawHeaders)));
   ws.on("redirect", (url) => (outcome.redirected = (outcome.redirected ?? 0) + 1));
-  const over = new Promise((resolve) => {
+  const finished = new Promise((resolve) => {
     ws.on("close", (code, reason) => {
       outcome.closed ??= [code, reason.toString()];
       resolve();
     });
     ws.on("unexpected-response", async (_, response) => {
       outcome.status = response.statusCode;
-      outcome.headers = lasting(response.rawHeaders);
+      outcome.headers = comparableFields(response.rawHeaders);
       outcome.body = "";
       for await (const piece of response) outcome.body += piece;
       resolve();
@@ -140,48 +141,48 @@ async function play(test, base, server, id) {
   });
   ws.on("open", () => {
     outcome.chosen = [ws.protocol, ws.extensions];
-    for (const parts of test.send ?? []) {
+    for (const parts of testCase.send ?? []) {
       if (typeof parts === "string") ws.send(parts);
       else if (typeof parts === "number") ws.send(Buffer.alloc(parts, "0123456789abcdef"));
       else parts.forEach((part, n) => ws.send(part, { fin: n === parts.length - 1 }));
     }
-    if (test.ping) ws.ping(test.ping);
+    if (testCase.ping) ws.ping(testCase.ping);
     done();
   });
-  let left = test.receive ?? (test.send ?? []).length;
+  let remaining = testCase.receive ?? (testCase.send ?? []).length;
   const done = () => {
-    if (left > 0 || test.path.startsWith("/close")) return;
-    if (test.close === null) ws.close();
-    else ws.close(...(test.close ?? [1000, ""]));
+    if (remaining > 0 || testCase.path.startsWith("/close")) return;
+    if (testCase.close === null) ws.close();
+    else ws.close(...(testCase.close ?? [1000, ""]));
   };
   ws.on("message", (data, binary) => {
     outcome.received.push(digest(data, binary));
-    left--;
+    remaining--;
     done();
   });
   for (const event of ["ping", "pong"]) {
     ws.on(event, (data) => {
       outcome[event] = data.toString();
-      // Our own pong goes out behind this event.
-      setImmediate(() => { left--; done(); });
+      // The library sends its own pong after this event.
+      setImmediate(() => { remaining--; done(); });
     });
   }
-  if (test.abort) {
+  if (testCase.abort) {
     await record(server, id, (seen) => seen.state === "thinking");
     ws.terminate();
-    const seen = await record(server, id, (seen) => seen.state === "gone");
+    const seen = await record(server, id, (seen) => seen.state === "disconnected");
     return { state: seen.state };
   }
-  await Promise.race([over, pause(DEADLINE).then(() => { outcome.error = "time is up"; ws.terminate(); })]);
-  // A client may have failed a session that its server saw open.
+  await Promise.race([finished, pause(DEADLINE).then(() => { outcome.error = "timed out"; ws.terminate(); })]);
+  // A client may have failed a session that its server considers open.
   outcome.server = await record(server, id, (seen) => seen.closed || !(outcome.chosen || seen.chosen));
   return outcome;
 }
 
 async function connect(file, base, server) {
-  for (const [number, test] of JSON.parse(readFileSync(file)).entries()) {
+  for (const [number, testCase] of JSON.parse(readFileSync(file)).entries()) {
     const id = `id${process.pid}n${number}e`;
-    const outcome = JSON.stringify(await play(test, base, server, id)).replaceAll(id, "ID");
+    const outcome = JSON.stringify(await play(testCase, base, server, id)).replaceAll(id, "ID");
     console.log(`OUTCOME ${outcome}`);
   }
   process.exit(0);

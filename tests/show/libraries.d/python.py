@@ -1,7 +1,8 @@
-"""Python's `websockets` as server and as client: the twin of node.mjs.
+"""Python's `websockets` as server and as client. It behaves as node.mjs does.
 
-python.py serve                      behaves by path; GET /seen?id=… tells what it saw
-python.py connect CASES BASE SERVER  a line per case of the file, sent to BASE; SERVER is asked
+python.py serve                      behaves by path; GET /seen?id=… returns the server's record
+python.py connect CASES BASE SERVER  runs the cases of a file on BASE, prints a record for each;
+                                     SERVER is asked for the server's record
 """
 
 import asyncio
@@ -30,8 +31,8 @@ ONE_HOP = re.compile(
 DEADLINE = 15
 
 
-def lasting(headers):
-    """Fields that must be the same on both sides of a proxy, repeated ones in their order."""
+def comparable_fields(headers):
+    """Returns the fields that must be equal on both sides of a proxy, repeated ones in order."""
     fields = [[name.lower(), value] for name, value in headers.raw_items()]
     return sorted(
         (field for field in fields if not ONE_HOP.match(field[0])), key=lambda field: field[0]
@@ -39,7 +40,7 @@ def lasting(headers):
 
 
 def digest(message):
-    """A message in few letters."""
+    """Returns a short text for a message."""
     if isinstance(message, str) and len(message) < 80:
         return message
     data = message.encode() if isinstance(message, str) else message
@@ -52,7 +53,7 @@ def chosen(connection):
 
 
 async def close(connection, code, reason=""):
-    if code is None:  # the library's own close always has a code
+    if code is None:  # the library's own close always sends a code
         async with connection.send_context():
             connection.protocol.send_close()
     await connection.close(code or 1000, reason)
@@ -72,7 +73,7 @@ class Server:
             return connection.respond(HTTPStatus.OK, json.dumps(self.records.get(query["id"], {})))
         fresh = {"requests": [], "messages": [], "pongs": []}
         connection.record = record = self.records.setdefault(query.get("id"), fresh)
-        record["requests"].append([request.path, lasting(request.headers)])
+        record["requests"].append([request.path, comparable_fields(request.headers)])
         if url.path in ("/redirect", "/refuse"):
             body = f"pod says {query['status']}\n".encode()
             fields = [
@@ -92,12 +93,12 @@ class Server:
         if url.path == "/think":
             record["state"] = "thinking"
             await connection.wait_closed()
-            record["state"] = "gone"
+            record["state"] = "disconnected"
         if query.get("deflate") == "off":
             connection.protocol.available_extensions = None
         return None
 
-    def dress(self, connection, request, response):
+    def add_headers(self, connection, request, response):
         if connection.path == "/headers" and response.status_code == 101:
             del response.headers["Server"]
             for name, value in (
@@ -149,7 +150,7 @@ class Server:
             ),
             compression="deflate",
             process_request=self.decide,
-            process_response=self.dress,
+            process_response=self.add_headers,
             max_size=None,
             open_timeout=None,
             ping_interval=None,
@@ -158,8 +159,8 @@ class Server:
         await server.serve_forever()
 
 
-class Stay(connect):
-    """Leaves redirects alone."""
+class NoRedirect(connect):
+    """A connection that does not follow redirects."""
 
     def process_redirect(self, exc):
         return exc
@@ -170,53 +171,53 @@ async def record(server, identity, ready):
         with urllib.request.urlopen(f"http://{server}/seen?id={identity}", timeout=5) as answer:
             return json.load(answer)
 
-    end = time.monotonic() + 5
-    while not ready(seen := await asyncio.to_thread(ask)) and time.monotonic() < end:
+    deadline = time.monotonic() + 5
+    while not ready(seen := await asyncio.to_thread(ask)) and time.monotonic() < deadline:
         await asyncio.sleep(0.01)
     return seen
 
 
-async def talk(test, connection, outcome):
+async def talk(case, connection, outcome):
     outcome["chosen"] = chosen(connection)
-    outcome["headers"] = lasting(connection.response.headers)
-    for parts in test.get("send", []):
+    outcome["headers"] = comparable_fields(connection.response.headers)
+    for parts in case.get("send", []):
         await connection.send(
             b"0123456789abcdef" * (parts // 16) if isinstance(parts, int) else parts
         )
-    if "ping" in test:
-        await (await connection.ping(test["ping"]))
-        outcome["pong"] = test["ping"]
-    left = test.get("receive", len(test.get("send", [])))
-    if "ping" in test or test["path"].startswith("/ping"):
-        left -= 1  # pings and pongs are no messages here
-    for _ in range(left):
+    if "ping" in case:
+        await (await connection.ping(case["ping"]))
+        outcome["pong"] = case["ping"]
+    remaining = case.get("receive", len(case.get("send", [])))
+    if "ping" in case or case["path"].startswith("/ping"):
+        remaining -= 1  # pings and pongs are not received as messages
+    for _ in range(remaining):
         outcome["received"].append(digest(await connection.recv()))
-    if test["path"].startswith("/ping"):
-        # The library answers pings by itself: when this pong is here, the server's ping is long
-        # answered.
+    if case["path"].startswith("/ping"):
+        # The library answers pings itself: after this pong, the server's ping has been answered
+        # too.
         await (await connection.ping("over"))
-    if not test["path"].startswith("/close"):
-        code, reason = test.get("close", [1000, ""]) or (None, "")
+    if not case["path"].startswith("/close"):
+        code, reason = case.get("close", [1000, ""]) or (None, "")
         await close(connection, code, reason)
     await connection.wait_closed()
     outcome["closed"] = [connection.close_code, connection.close_reason]
 
 
-async def play(test, base, server, identity):
-    """What one case looks like from the client's side, and then from the server's."""
+async def play(case, base, server, identity):
+    """Runs one case. Returns the client's record, with the server's record in it."""
     outcome = {"received": []}
-    offer = test.get("deflate")
-    opening = (connect if test.get("follow") else Stay)(
-        f"ws://{base}{test['path'].replace('ID', identity)}",
+    offer = case.get("deflate")
+    opening = (connect if case.get("follow") else NoRedirect)(
+        f"ws://{base}{case['path'].replace('ID', identity)}",
         proxy=None,
         compression=None,
         extensions=None if offer is None else [ClientPerMessageDeflateFactory(**offer)],
-        subprotocols=test.get("protocols"),
-        additional_headers=test.get("headers"),
+        subprotocols=case.get("protocols"),
+        additional_headers=case.get("headers"),
         ping_interval=None,
         max_size=None,
     )
-    if test.get("abort"):
+    if case.get("abort"):
 
         async def attempt():
             await opening
@@ -224,19 +225,19 @@ async def play(test, base, server, identity):
         task = asyncio.create_task(attempt())
         await record(server, identity, lambda seen: seen.get("state") == "thinking")
         task.cancel()
-        seen = await record(server, identity, lambda seen: seen.get("state") == "gone")
+        seen = await record(server, identity, lambda seen: seen.get("state") == "disconnected")
         return {"state": seen.get("state")}
     try:
         async with asyncio.timeout(DEADLINE):
             connection = await opening
-            await talk(test, connection, outcome)
+            await talk(case, connection, outcome)
     except InvalidStatus as refusal:
         response = refusal.response
         outcome["status"], outcome["body"] = response.status_code, (response.body or b"").decode()
-        outcome["headers"] = lasting(response.headers)
+        outcome["headers"] = comparable_fields(response.headers)
     except (WebSocketException, OSError, TimeoutError) as error:
         outcome["error"] = f"{type(error).__name__}: {error}"
-    # A client may have failed a session that its server saw open.
+    # A client may have failed a session that its server considers open.
     outcome["server"] = await record(
         server,
         identity,
@@ -246,9 +247,9 @@ async def play(test, base, server, identity):
 
 
 async def connect_all(file, base, server):
-    for number, test in enumerate(json.loads(Path(file).read_text())):
+    for number, case in enumerate(json.loads(Path(file).read_text())):
         identity = f"id{os.getpid()}n{number}e"
-        outcome = json.dumps(await play(test, base, server, identity), ensure_ascii=False)
+        outcome = json.dumps(await play(case, base, server, identity), ensure_ascii=False)
         print("OUTCOME", outcome.replace(identity, "ID"), flush=True)
 
 

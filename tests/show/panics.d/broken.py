@@ -1,4 +1,4 @@
-"""What is left of counts and sessions after panics, and when there are too many of them."""
+"""The parts of `panics`: counts and sessions after a panic, and the end after repeated ones."""
 
 import asyncio
 import collections
@@ -13,94 +13,105 @@ from evidence.checks import check, say
 from evidence.scripted import eventually
 
 PODS = 4
-NEWCOMERS = 40
-EVEN = 2  # sessions by which pods may differ once these have come
+NEWCOMERS = 40  # clients that connect after a panic
+MAX_DIFFERENCE = 2  # sessions by which the pods may differ after these have connected
 ACTORS = {"metrics": "MetricsActor", "registry": "RegistryActor", "pick": "MetricsActor"}
-MINUTE = 60  # seconds after which a panic is forgotten
-RESTLESS = 8  # clients that come and leave all the time while something panics
-EXIT = 30  # seconds that a process has to end
+FORGET_SECONDS = 60  # seconds after which a panic is forgotten
+VISITORS = 8  # clients that connect and leave all the time during a panic
+EXIT_SECONDS = 30  # seconds within which the process must end
 
 
-async def show_lives(short):
+async def show_recovery(short):
     count, rounds = (200, 1) if short else (1000, 2)
     say(
-        f"{count} sessions chat on {PODS} pods; {', '.join(ACTORS)} panic, "
+        f"{count} chat sessions on {PODS} pods; {', '.join(ACTORS)} panic "
         f"{'twice' if rounds == 2 else 'once'} each,"
     )
-    say(f"  while {RESTLESS} clients come and leave all the time")
-    async with ground(count) as (balancer, chatting):
+    say(f"  while {VISITORS} clients connect and leave all the time")
+    async with running_chats(count) as (balancer, chatters):
         before = await state(balancer)
-        whole = len(before.ids) == sum(own for own, _ in before.pods.values()) == count
-        check(whole, f"{len(before.ids)} sessions; own and estimate by pod: {before.pods}")
+        is_complete = len(before.ids) == sum(own for own, _ in before.pods.values()) == count
+        check(is_complete, f"{len(before.ids)} sessions; own and estimate by pod: {before.pods}")
         await show_spread(balancer, before)
         for number in range(rounds):
             if number:
-                say(f"  {MINUTE} s later")
-                await asyncio.sleep(MINUTE)
+                say(f"  {FORGET_SECONDS} s later")
+                await asyncio.sleep(FORGET_SECONDS)
             for hook, actor in ACTORS.items():
                 say(f"  {actor} panics: {hook}")
                 await show_panic(balancer, hook)
                 check(
-                    await same(balancer, before),
-                    "own counts, estimates and the sessions' ids are those before",
+                    await is_state(balancer, before),
+                    "counts, estimates and session IDs are the same as before",
                 )
                 await show_spread(balancer, before)
                 check(
-                    await chatting.turn() and chatting.stay(),
-                    "everybody has had an echo since then",
+                    await chatters.all_echoed() and chatters.is_undisturbed(),
+                    "every session has received an echo since then",
                 )
-        await chatting.end()
-        await show_difference(balancer, before)
-        await chatting.leave()
-        nothing = State(dict.fromkeys(before.pods, (0, 0)), set())
-        check(await same(balancer, nothing), f"then there is nothing left: {await state(balancer)}")
+        await chatters.finish()
+        await show_state_control(balancer, before)
+        await chatters.leave()
+        empty = State(dict.fromkeys(before.pods, (0, 0)), set())
+        check(
+            await is_state(balancer, empty),
+            f"then the balancer has no sessions: {await state(balancer)}",
+        )
         await chats.stop(balancer, rounds * len(ACTORS))
 
 
-async def show_ends(short):
+async def show_repeated_panics(short):
     count = 100 if short else 1000
     for hook, actor in ACTORS.items():
-        say(f"{count} sessions chat, {actor} panics three times within a minute: {hook}")
-        async with ground(count) as (balancer, chatting):
+        say(f"{count} chat sessions, {actor} panics three times within a minute: {hook}")
+        async with running_chats(count) as (balancer, chatters):
             for number in range(3):
                 check(
-                    balancer.process.poll() is None and await chatting.turn() and chatting.stay(),
-                    f"after {number} panics it lives, and everybody has had an echo",
+                    balancer.process.poll() is None
+                    and await chatters.all_echoed()
+                    and chatters.is_undisturbed(),
+                    f"after {number} panics the process runs, and every session has received an "
+                    "echo",
                 )
                 await panic(balancer, hook)
-                await felt(balancer, number)
-            await show_end(
+                await provoke(balancer, number)
+            await check_exit(
                 balancer, f"{actor} panicked 3 times within 1m, the last time: as it was told to"
             )
-            await sessions.all_ended(chatting.chats)
-            say(f"         its sessions have seen: {sessions.ends(chatting.chats)}")
+            await sessions.all_ended(chatters.chats)
+            say(f"         the sessions end with: {sessions.ends(chatters.chats)}")
 
 
-async def felt(balancer, counted):
-    """Somebody comes, who is asked about at least, and the panic shows."""
-    await chats.enter(balancer.address, chats.caller())
-    await eventually(lambda: panics(balancer) > counted or balancer.process.poll() is not None)
+async def provoke(balancer, count_before):
+    """Opens a session, so that the actor gets a message, and waits until the panic is logged."""
+    await chats.connect(balancer.address, chats.new_client())
+    await eventually(lambda: panics(balancer) > count_before or balancer.process.poll() is not None)
 
 
-async def show_end(balancer, reason):
-    code = await asyncio.to_thread(balancer.process.wait, EXIT)
+async def check_exit(balancer, reason):
+    code = await asyncio.to_thread(balancer.process.wait, EXIT_SECONDS)
     told = await eventually(lambda: reason in balancer.lines)
-    check(code == 1 and told, f"after 3 its exit code is {code}, and it has said {reason!r}")
+    check(
+        code == 1 and told, f"after 3 panics the exit code is {code}, and the log says {reason!r}"
+    )
 
 
 async def show_control(_):
-    say("control: the build that is meant for people")
-    async with ground(PODS, programs.BINARY) as (balancer, chatting):
+    say("control: the ordinary build")
+    async with running_chats(PODS, programs.BINARY) as (balancer, chatters):
         for hook in ACTORS:
             status, *_ = await sessions.call(balancer.admin, "POST", f"/api/fault/{hook}")
             check(status == 404, f"POST /api/fault/{hook}: {status}")
-        check(await chatting.turn() and chatting.stay(), "everybody has had an echo since then")
-        check("panic" not in balancer.output, "nothing has panicked")
+        check(
+            await chatters.all_echoed() and chatters.is_undisturbed(),
+            "every session has received an echo since then",
+        )
+        check("panic" not in balancer.output, "no panic in the log")
         await chats.stop(balancer)
 
 
-def faulty():
-    """The build with the hooks."""
+def hooked_binary():
+    """Returns the binary with the hooks, and builds it if necessary."""
     if named := os.environ.get("WSBALANCER_FAULTS_BIN"):
         return Path(named)
     target = programs.WORK / "fault-hooks"
@@ -119,8 +130,8 @@ def faulty():
 
 
 @contextlib.asynccontextmanager
-async def ground(count, binary=None):
-    """Pods, a balancer, and so many sessions that chat."""
+async def running_chats(count, binary=None):
+    """Starts pods and a balancer, and opens `count` chat sessions."""
     pods = await sessions.start(PODS)
     file = programs.scratch("panics") / "balancer.toml"
     file.write_text(
@@ -138,17 +149,17 @@ async def ground(count, binary=None):
             }
         )
     )
-    balancer = chats.Balancer(file, binary or faulty())
-    chatting = chats.Crowd()
-    await chatting.join(balancer.address, count)
+    balancer = chats.Balancer(file, binary or hooked_binary())
+    chatters = chats.Crowd()
+    await chatters.open_sessions(balancer.address, count)
     await eventually(lambda: sum(balancer.own().values()) == count)
-    yield balancer, chatting
+    yield balancer, chatters
     fleet.stop(*pods)
 
 
 @dataclasses.dataclass
 class State:
-    """What the balancer knows: own sessions and estimate by pod, and the ids of all sessions."""
+    """The balancer's state: own sessions and estimate by pod, and the IDs of all sessions."""
 
     pods: dict
     ids: set
@@ -156,14 +167,15 @@ class State:
 
 async def state(balancer):
     _, listed = await sessions.admin(balancer, "GET", "/api/sessions")
-    shown = balancer.metrics()["services"]
+    services = balancer.metrics()["services"]
     return State(
-        {one["url"]: (one["own"], one["estimate"]) for one in shown}, {one["id"] for one in listed}
+        {one["url"]: (one["own"], one["estimate"]) for one in services},
+        {one["id"] for one in listed},
     )
 
 
-async def same(balancer, wanted):
-    """Whether it knows just that, once those who have left are gone."""
+async def is_state(balancer, wanted):
+    """Waits until the balancer's state is `wanted`. Returns whether it is."""
 
     async def known():
         return await state(balancer) == wanted
@@ -181,28 +193,31 @@ def panics(balancer):
 
 
 async def show_panic(balancer, hook):
-    """A panic in the midst of clients that come and leave, all of whom are served."""
-    counted = panics(balancer)
+    """Causes a panic while clients connect and leave, and checks that all of them are served."""
+    count_before = panics(balancer)
     over = asyncio.Event()
-    visits = [asyncio.create_task(keep_visiting(balancer, over)) for _ in range(RESTLESS)]
+    visits = [asyncio.create_task(keep_visiting(balancer, over)) for _ in range(VISITORS)]
     await panic(balancer, hook)
-    await eventually(lambda: panics(balancer) > counted)
+    await eventually(lambda: panics(balancer) > count_before)
     line = next(line for line in reversed(balancer.lines) if "goes on" in line)
-    check(panics(balancer) == counted + 1 and ACTORS[hook] in line, f"the log: {line}")
+    check(panics(balancer) == count_before + 1 and ACTORS[hook] in line, f"the log: {line}")
     over.set()
     outcomes = collections.Counter(
-        outcome for came in await asyncio.gather(*visits) for outcome in came
+        outcome for newcomers in await asyncio.gather(*visits) for outcome in newcomers
     )
-    check(set(outcomes) == {"an echo"}, f"who came meanwhile got: {dict(outcomes)}")
+    check(
+        set(outcomes) == {"an echo"},
+        f"clients that connected during the panic got: {dict(outcomes)}",
+    )
 
 
 async def keep_visiting(balancer, over):
-    """Comes and leaves until it is over, and then once more; what came of each time."""
+    """Connects and leaves until `over` is set, and then once more. Returns the outcomes."""
     outcomes = []
-    is_last = False
-    while not is_last:
-        is_last = over.is_set()
-        client = await chats.enter(balancer.address, chats.caller())
+    is_last_visit = False
+    while not is_last_visit:
+        is_last_visit = over.is_set()
+        client = await chats.connect(balancer.address, chats.new_client())
         outcomes.append("an echo" if await client.talks() else client.told())
         if client.inside:
             client.says_goodbye()
@@ -211,28 +226,30 @@ async def keep_visiting(balancer, over):
 
 
 async def show_spread(balancer, before):
-    """Newcomers are balanced by right counts, and leave."""
-    came = [await chats.enter(balancer.address, chats.caller()) for _ in range(NEWCOMERS)]
+    """Checks that new sessions are balanced by correct counts, and ends them."""
+    newcomers = [
+        await chats.connect(balancer.address, chats.new_client()) for _ in range(NEWCOMERS)
+    ]
     count = len(before.ids) + NEWCOMERS
     await eventually(lambda: sum(balancer.own().values()) == count)
     own = balancer.own()
     even = (
-        max(own.values()) - min(own.values()) <= EVEN
+        max(own.values()) - min(own.values()) <= MAX_DIFFERENCE
         and sum(own.values()) == len(before.ids) + NEWCOMERS
     )
-    check(even, f"{NEWCOMERS} more are spread evenly, then pods have {[*own.values()]}")
-    for client in came:
+    check(even, f"{NEWCOMERS} new sessions are spread evenly, the pods then have {[*own.values()]}")
+    for client in newcomers:
         if client.inside:
             client.says_goodbye()
-    await sessions.all_ended(came)
-    check(await same(balancer, before), "they leave, and all is as before")
+    await sessions.all_ended(newcomers)
+    check(await is_state(balancer, before), "after they have left, the state is the same as before")
 
 
-async def show_difference(balancer, before):
-    """The comparison is none that cannot fail."""
-    say("  control: one session more")
-    client = await chats.enter(balancer.address, chats.caller())
-    check(await state(balancer) != before, "that is not the state before")
+async def show_state_control(balancer, before):
+    """Control: the comparison of states notices one session more."""
+    say("  control: one more session")
+    client = await chats.connect(balancer.address, chats.new_client())
+    check(await state(balancer) != before, "the state differs")
     client.says_goodbye()
     await sessions.all_ended([client])
-    check(await same(balancer, before), "once it has left, it is")
+    check(await is_state(balancer, before), "after it has left, the state is the same again")

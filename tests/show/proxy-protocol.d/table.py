@@ -1,6 +1,6 @@
-"""PROXY headers, good and bad, and whom a pod must see behind the good ones.
+"""PROXY headers, valid and invalid, and the client address that the valid ones give.
 
-The format is HAProxy's `doc/proxy-protocol.txt`; §2.1 is version 1, §2.2 version 2.
+The format is specified in HAProxy's `doc/proxy-protocol.txt`; §2.1 is version 1, §2.2 version 2.
 """
 
 import random
@@ -9,7 +9,7 @@ import struct
 
 CLIENT = "203.0.113.9"
 CLIENT6 = "2001:db8::9"
-PEER = "127.0.0.1"  # who sends the header
+PEER = "127.0.0.1"  # the sender of the header
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 
 
@@ -33,7 +33,7 @@ def tlv(kind, value):
 
 
 def with_checksum(block):
-    """A v2 header whose last TLV is its own CRC-32C."""
+    """Returns a v2 header whose last TLV is its CRC-32C."""
     whole = v2(0x11, block + tlv(3, bytes(4)))
     return whole[:-4] + crc32c(whole).to_bytes(4, "big")
 
@@ -75,7 +75,7 @@ GOOD = [
     ("v2, TCP over IPv6", v2(0x21, IP6), CLIENT6),
     ("v2, LOCAL", v2(0, command=0x20), PEER),
     ("v2, LOCAL with addresses", v2(0x11, IP4, command=0x20), PEER),
-    ("v2, LOCAL with something", v2(0, b"whatever it is", command=0x20), PEER),
+    ("v2, LOCAL with arbitrary bytes", v2(0, b"arbitrary bytes", command=0x20), PEER),
     ("v2, UNSPEC", v2(0), PEER),
     ("v2, UNSPEC with TLVs", v2(0, TLVS), PEER),
     ("v2, AF_UNIX", v2(0x31, UNIX), PEER),
@@ -101,19 +101,19 @@ BAD = [
     ("a TLS ClientHello", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + GARBAGE),
     ("HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
     ("v1, small letters", V1.lower()),
-    ("v1, nothing", b"PROXY\r\n"),
+    ("v1, empty", b"PROXY\r\n"),
     ("v1, no addresses", v1("TCP4")),
     ("v1, one address", v1(f"TCP4 {CLIENT}")),
     ("v1, no ports", v1(f"TCP4 {CLIENT} 198.51.100.1")),
     ("v1, names for addresses", v1("TCP4 localhost localhost 1 2")),
     ("v1, an octet too large", v1("TCP4 203.0.113.256 198.51.100.1 1 2")),
-    ("v1, zeros before an octet", v1("TCP4 203.0.113.009 198.51.100.1 1 2")),
+    ("v1, an octet with leading zeros", v1("TCP4 203.0.113.009 198.51.100.1 1 2")),
     ("v1, TCP4 with IPv6 addresses", v1(f"TCP4 {CLIENT6} 2001:db8::1 1 2")),
     ("v1, TCP6 with IPv4 addresses", v1(f"TCP6 {CLIENT} 198.51.100.1 1 2")),
     ("v1, port 65536", v1(f"TCP4 {CLIENT} 198.51.100.1 65536 2")),
-    ("v1, a port that is none", v1(f"TCP4 {CLIENT} 198.51.100.1 1 x")),
+    ("v1, a port that is not a number", v1(f"TCP4 {CLIENT} 198.51.100.1 1 x")),
     ("v1, two blanks", v1(f"TCP4  {CLIENT} 198.51.100.1 1 2")),
-    ("v1, a field too many", v1(f"TCP4 {CLIENT} 198.51.100.1 1 2 3")),
+    ("v1, one field too many", v1(f"TCP4 {CLIENT} 198.51.100.1 1 2 3")),
     ("v1, UDP4", v1(f"UDP4 {CLIENT} 198.51.100.1 1 2")),
     ("v1, LF alone", V1.replace(b"\r\n", b"\n")),
     ("v1, too long", b"PROXY UNKNOWN " + b"x" * 500),
@@ -130,16 +130,16 @@ BAD = [
     ("v2, AF_UNIX in 100 bytes", v2(0x31, UNIX[:100])),
 ]
 
-# What may be ignored or refused, as one reads the format.
-EITHER = [
+# The specification allows both to accept and to refuse these.
+OPTIONAL = [
     ("v2, 65,535 bytes", v2(0x11, IP4 + tlv(4, b"x" * 65_520))),
     ("v2, the last TLV cut", v2(0x11, IP4 + TLVS[:-3])),
     ("v2, a wrong checksum", v2(0x11, IP4 + tlv(3, b"1234"))),
     ("v2, UDP over IPv4", v2(0x12, IP4)),
 ]
 
-# Beginnings of headers, behind which nothing comes.
-ENDLESS = [
+# Incomplete headers: no more bytes follow.
+INCOMPLETE = [
     ("one byte", V1[:1]),
     ("half of v1", V1[:20]),
     ("all of v1 but the last byte", V1[:-1]),

@@ -1,6 +1,4 @@
-"""The controls: settings that change by a restart instead of a reload, and echoes that are not in
-order.
-"""
+"""The controls of `reloads`: a restart drops sessions, and echoes out of order are noticed."""
 
 import asyncio
 import contextlib
@@ -17,49 +15,54 @@ async def show(count):
 
 
 @contextlib.asynccontextmanager
-async def ground(count):
-    """Pods, the settings that a balancer has begun with, their file, and so many sessions that
-    chat.
-    """
+async def running_chats(count):
+    """Starts pods and a balancer, and opens `count` chat sessions."""
     pods = await sessions.start(twenty.PODS)
     file = programs.scratch("reloads") / "balancer.toml"
     settings = twenty.settings(pods)
     file.write_text(chats.toml(settings))
     balancer = chats.Balancer(file)
-    chatting = chats.Crowd()
-    await chatting.join(balancer.address, count)
-    await chatting.turn()
+    chatters = chats.Crowd()
+    await chatters.open_sessions(balancer.address, count)
+    await chatters.all_echoed()
     same = await eventually(lambda: sum(balancer.own().values()) == count)
     check(
-        same and chatting.stay(),
-        "all stay until now, hear what they said in order, and are counted",
+        same and chatters.is_undisturbed(),
+        "all sessions are open, their echoes arrive in order, and the balancer counts them",
     )
-    yield pods, settings, file, balancer, chatting
+    yield pods, settings, file, balancer, chatters
     fleet.stop(*pods)
 
 
 async def show_restart(count):
-    say(f"control: {count} sessions chat, the balancer is restarted for its new settings instead")
-    async with ground(count) as (_, settings, file, balancer, chatting):
+    say(
+        f"control: {count} chat sessions, the balancer is restarted with new settings instead of "
+        "reloaded"
+    )
+    async with running_chats(count) as (_, settings, file, balancer, chatters):
         settings["server"]["max_sessions"] = 1
         file.write_text(chats.toml(settings))
         await chats.stop(balancer)
         restarted = chats.Balancer(file)
         check(
-            'server.max_sessions = "1"' in await twenty.config(restarted), "the new settings hold"
+            'server.max_sessions = "1"' in await twenty.config(restarted),
+            "the new settings are in effect",
         )
-        check(not chatting.stay(), f"sessions are dropped: {sessions.ends(chatting.dropped())}")
-        check(restarted.own() == {}, f"and none is counted any more: {restarted.own()}")
+        check(
+            not chatters.is_undisturbed(),
+            f"sessions are dropped: {sessions.ends(chatters.dropped())}",
+        )
+        check(restarted.own() == {}, f"the new process counts none: {restarted.own()}")
         await chats.stop(restarted)
 
 
 async def show_disorder(count):
-    say(f"control: {count} sessions chat, pods answer later messages before earlier ones")
-    async with ground(count) as (pods, _, _, balancer, chatting):
-        for thinks in (1.5 * chats.PERIOD, 0):
+    say(f"control: {count} chat sessions, pods answer later messages before earlier ones")
+    async with running_chats(count) as (pods, _, _, balancer, chatters):
+        for delay in (1.5 * chats.PERIOD, 0):
             for pod in pods:
-                pod.thinks = thinks
+                pod.thinks = delay
             await asyncio.sleep(chats.PERIOD)
-        wrong = await eventually(lambda: [what for chat in chatting.chats for what in chat.wrong])
-        check(wrong, f"{len(wrong)} echoes are noticed, such as {wrong[:1]}")
+        wrong = await eventually(lambda: [what for chat in chatters.chats for what in chat.wrong])
+        check(wrong, f"{len(wrong)} wrong echoes are noticed, such as {wrong[:1]}")
         await chats.stop(balancer)

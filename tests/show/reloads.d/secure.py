@@ -1,4 +1,4 @@
-"""Certificates and authorities that are reloaded under sessions over TLS on both sides."""
+"""Reloads of TLS certificates and authorities while sessions use TLS on both sides."""
 
 import asyncio
 import os
@@ -16,30 +16,31 @@ PODS = 2
 async def show(count):
     count //= 10
     say(
-        f"{count} sessions chat over TLS, with pods of https://: certificates and authorities "
-        "change"
+        f"{count} chat sessions over TLS, to pods with https://; certificates and authorities are "
+        "replaced"
     )
-    ground = Ground(programs.scratch("reloads"))
-    await ground.start()
+    environment = Environment(programs.scratch("reloads"))
+    await environment.start()
     crowd = chats.Crowd()
-    await crowd.join(ground.balancer.address, count, context=ground.context)
-    before = ground.balancer.own()
-    check(sum(before.values()) == count, f"own counts: {before}")
-    for part in (show_certificate, show_mistake, show_authority):
-        await part(ground)
-        same = await eventually(lambda: ground.balancer.own() == before)
-        check(same and crowd.stay(), f"the {count} stay, own counts are {ground.balancer.own()}")
-    await crowd.turn()
-    await crowd.end()
-    await chats.stop(ground.balancer)
-    for pod in ground.pods:
+    await crowd.open_sessions(environment.balancer.address, count, context=environment.context)
+    before = environment.balancer.own()
+    check(sum(before.values()) == count, f"the balancer's session counts: {before}")
+    for part in (show_certificate, show_mismatched_key, show_authority):
+        await part(environment)
+        same = await eventually(lambda: environment.balancer.own() == before)
+        check(
+            same and crowd.is_undisturbed(),
+            f"all {count} sessions stay, counts are {environment.balancer.own()}",
+        )
+    await crowd.all_echoed()
+    await crowd.finish()
+    await chats.stop(environment.balancer)
+    for pod in environment.pods:
         pod.stop()
 
 
-class Ground:
-    """Two authorities, a balancer whose certificate is of the first, and pods that show it
-    theirs.
-    """
+class Environment:
+    """Two authorities, a balancer with a certificate of the first one, and pods with TLS."""
 
     def __init__(self, folder):
         self.first, self.second = (Authority(folder, name) for name in ("first", "second"))
@@ -47,20 +48,20 @@ class Ground:
             self.first.issue(f"front-{number}", f"DNS:{sessions.HOST}") for number in (1, 2)
         ]
         self.context = ssl.create_default_context(cafile=self.first.file)
-        self.at_pods = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.pod_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.file, self.authorities = folder / "balancer.toml", folder / "authorities.pem"
         self.authorities.write_bytes(self.first.file.read_bytes())
 
     async def start(self):
-        self.show_at_pods(self.first)
-        self.pods = [await Pod(f"pod-{number}").start(self.at_pods) for number in range(PODS)]
+        self.use_pod_authority(self.first)
+        self.pods = [await Pod(f"pod-{number}").start(self.pod_context) for number in range(PODS)]
         self.write(self.pairs[0])
         self.balancer = chats.Balancer(self.file)
 
-    def show_at_pods(self, authority):
-        """Pods have a certificate of this authority from now on."""
+    def use_pod_authority(self, authority):
+        """Gives pods a certificate of this authority."""
         pair = authority.issue(f"pod-of-{authority.folder.name}", "IP:127.0.0.1")
-        self.at_pods.load_cert_chain(pair.certificate, pair.key)
+        self.pod_context.load_cert_chain(pair.certificate, pair.key)
 
     def write(self, pair):
         self.file.write_text(
@@ -85,27 +86,33 @@ class Ground:
             )
         )
 
-    async def visit(self):
-        """Serial number of the certificate that a newcomer is shown, and its status."""
-        client = await chats.enter(self.balancer.address, chats.caller(), self.context)
-        shown = client.transport.get_extra_info("peercert")["serialNumber"]
+    async def open_session(self):
+        """Opens and ends a session.
+
+        Returns the serial number of the balancer's certificate, and the status.
+        """
+        client = await chats.connect(self.balancer.address, chats.new_client(), self.context)
+        serial = client.transport.get_extra_info("peercert")["serialNumber"]
         client.leave()
         await sessions.all_ended([client])
-        return shown, client.status
+        return serial, client.status
 
-    async def reloaded(self, change, result, named):
-        """Changes something and waits for the reload that the change of a file leads to."""
-        counted = self.balancer.reloads()[result]
+    async def reload_after(self, change, result, named):
+        """Changes a file, waits for the reload, and checks its result and the log."""
+        count_before = self.balancer.reloads()[result]
         change()
-        came = await eventually(lambda: self.balancer.reloads()[result] > counted, sessions.LATE)
-        told = twenty.told(self.balancer)
+        reloaded_in_time = await eventually(
+            lambda: self.balancer.reloads()[result] > count_before, sessions.LATE
+        )
+        outcome = twenty.last_reload(self.balancer)
         check(
-            came and named in self.balancer.output, f"{told['result']}: {told['problems'] or named}"
+            reloaded_in_time and named in self.balancer.output,
+            f"{outcome['result']}: {outcome['problems'] or named}",
         )
 
 
 class Pod(sessions.Pod):
-    """One that speaks TLS."""
+    """A pod that speaks TLS."""
 
     async def start(self, context):
         loop = asyncio.get_running_loop()
@@ -117,50 +124,62 @@ class Pod(sessions.Pod):
         return self
 
 
-async def show_certificate(ground):
-    say("  the file names another certificate for the listener")
-    old, new = (pair.serial for pair in ground.pairs)
-    shown, _ = await ground.visit()
-    check(shown == old, "until then newcomers are shown the old one")
-    await ground.reloaded(
-        lambda: ground.write(ground.pairs[1]), "applied", "server.tls_cert_file: "
+async def show_certificate(environment):
+    say("  the configuration names another certificate for the listener")
+    old, new = (pair.serial for pair in environment.pairs)
+    serial, _ = await environment.open_session()
+    check(serial == old, "before the reload, new clients get the old certificate")
+    await environment.reload_after(
+        lambda: environment.write(environment.pairs[1]), "applied", "server.tls_cert_file: "
     )
-    shown, status = await ground.visit()
-    check((shown, status) == (new, 101), f"newcomers are shown the new one, and get {status}")
-
-
-async def show_mistake(ground):
-    say("  the file names a certificate that is not of its key")
-    mixed = type(ground.pairs[0])(ground.pairs[0].certificate, ground.pairs[1].key)
-    await ground.reloaded(
-        lambda: ground.write(mixed), "invalid", "reload invalid, nothing changes: server.tls"
-    )
-    shown, status = await ground.visit()
+    serial, status = await environment.open_session()
     check(
-        (shown, status) == (ground.pairs[1].serial, 101),
-        f"newcomers are shown the one before, and get {status}",
-    )
-    await ground.reloaded(
-        lambda: ground.write(ground.pairs[1]), "unchanged", "the settings are the same as before"
+        (serial, status) == (new, 101), f"new clients get the new certificate, and status {status}"
     )
 
 
-async def show_authority(ground):
-    say("  tls_ca_file holds another authority, and then the pods' certificates are of that one")
-    _, status = await ground.visit()
-    check(status == 101, f"until then newcomers get {status}")
+async def show_mismatched_key(environment):
+    say("  the configuration names a certificate that does not match its key")
+    mismatched = type(environment.pairs[0])(
+        environment.pairs[0].certificate, environment.pairs[1].key
+    )
+    await environment.reload_after(
+        lambda: environment.write(mismatched),
+        "invalid",
+        "reload invalid, nothing changes: server.tls",
+    )
+    serial, status = await environment.open_session()
+    check(
+        (serial, status) == (environment.pairs[1].serial, 101),
+        f"new clients get the previous certificate, and status {status}",
+    )
+    await environment.reload_after(
+        lambda: environment.write(environment.pairs[1]),
+        "unchanged",
+        "the settings are the same as before",
+    )
+
+
+async def show_authority(environment):
+    say(
+        "  tls_ca_file gets another authority; afterwards the pods get certificates of that "
+        "authority"
+    )
+    _, status = await environment.open_session()
+    check(status == 101, f"before the reload, new clients get {status}")
 
     def replace():
-        beside = ground.authorities.with_name("authorities.new")
-        beside.write_bytes(ground.second.file.read_bytes())
-        os.replace(beside, ground.authorities)
+        beside = environment.authorities.with_name("authorities.new")
+        beside.write_bytes(environment.second.file.read_bytes())
+        os.replace(beside, environment.authorities)
 
-    await ground.reloaded(replace, "applied", "service default: renewed TLS files")
-    _, status = await ground.visit()
+    await environment.reload_after(replace, "applied", "service default: renewed TLS files")
+    _, status = await environment.open_session()
     check(
         status == 502,
-        f"newcomers get {status}: nobody knows the pods, whose TLS sessions are not resumed either",
+        f"new clients get {status}: the pods' certificates are not trusted, and their TLS "
+        "sessions are not resumed",
     )
-    ground.show_at_pods(ground.second)
-    _, status = await ground.visit()
-    check(status == 101, f"newcomers get {status}")
+    environment.use_pod_authority(environment.second)
+    _, status = await environment.open_session()
+    check(status == 101, f"with the pods' new certificates, new clients get {status}")

@@ -1,6 +1,4 @@
-"""Twenty reloads, one a second: what is said of each, what it changes, and that sessions live
-on.
-"""
+"""Twenty reloads, one per second: the result of each, its effect, and that all sessions stay."""
 
 import asyncio
 import collections
@@ -19,42 +17,51 @@ from evidence.checks import check, say
 from evidence.scripted import eventually
 from evidence.sessions import all_ended, call
 
-PACE = 1  # seconds from one reload to the next
+STEP_SECONDS = 1  # seconds from one reload to the next
 PODS = 4
-SILENT = 10  # sessions that say nothing
-WATCHED = 1  # seconds in which a change of a file would have been seen: the watch waits for 0.2
+SILENT = 10  # sessions that send nothing
+WATCH_SECONDS = (
+    1  # seconds in which a change of the file would have been noticed; the watcher waits for 0.2
+)
 IDLE = (1001, "idle for long")
 TOO_BIG = 1009
 TOKEN = "an-operators-t0ken"
+FILE_CHANGES = {
+    "written": "overwritten",
+    "renamed": "replaced by a rename",
+    "swapped": "swapped by its folder's link",
+    "linked": "replaced by a link",
+}
 STATUS = {"applied": 200, "unchanged": 200, "refused": 409, "invalid": 422}
 
 
 async def show(count):
     say(
-        f"{count} sessions say {chats.SIZE} bytes every {chats.PERIOD} s each, {SILENT} others "
-        "are silent;"
+        f"{count} sessions send {chats.SIZE} bytes every {chats.PERIOD} s each, {SILENT} others "
+        "send nothing;"
     )
     say(
-        f"  {len(STEPS)} reloads, one every {PACE} s or as soon as the one before has been "
-        "looked at"
+        f"  {len(STEPS)} reloads, one every {STEP_SECONDS} s or as soon as the previous one is "
+        "checked"
     )
-    ground = Ground(programs.scratch("reloads"), count)
-    await ground.start()
+    environment = Environment(programs.scratch("reloads"), count)
+    await environment.start()
     began = time.monotonic()
     for number, step in enumerate(STEPS):
-        await asyncio.sleep(max(0.0, began + number * PACE - time.monotonic()))
+        await asyncio.sleep(max(0.0, began + number * STEP_SECONDS - time.monotonic()))
         say(f"  {number + 1}. {step.by}: {step.what}")
-        await take(ground, step)
+        await run_step(environment, step)
     say(f"  {len(STEPS)} reloads in {time.monotonic() - began:.1f} s")
-    wanted = collections.Counter(step.result for step in STEPS)
+    expected = collections.Counter(step.result for step in STEPS)
     check(
-        ground.balancer.reloads() == dict(wanted), f"/telemetry counts {ground.balancer.reloads()}"
+        environment.balancer.reloads() == dict(expected),
+        f"/telemetry counts {environment.balancer.reloads()}",
     )
-    await ground.end()
+    await environment.end()
 
 
 def settings(pods):
-    """What the balancer begins with: one service, which has all requests."""
+    """Returns the initial settings: one service for all requests."""
     return {
         "server": {
             "listen": "127.0.0.1:0",
@@ -71,12 +78,12 @@ def settings(pods):
 
 
 async def config(balancer):
-    """The settings that hold, as it says."""
+    """Returns the answer of `GET /api/config`, the settings in effect."""
     return (await call(balancer.admin, "GET", "/api/config"))[2].decode()
 
 
-def told(balancer):
-    """What it says of the last reload."""
+def last_reload(balancer):
+    """Returns the last reload in /balancer-metrics."""
     return balancer.metrics().get("reload", {"result": None, "problems": None})
 
 
@@ -85,7 +92,7 @@ def has_line(pattern, lines):
 
 
 class Pod(sessions.Pod):
-    """One that remembers what was asked for last."""
+    """A pod that keeps the last handshake."""
 
     last = None
 
@@ -102,7 +109,7 @@ class AtPod(sessions.AtPod):
 
 
 class File:
-    """The file with the settings, and the ways in which files change."""
+    """The configuration file, with the ways in which tools change files."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -110,82 +117,86 @@ class File:
         self.versions = 0
 
     def written(self, text):
-        """Over what is there."""
+        """Overwrites the file in place."""
         self.path.write_text(text)
 
     def renamed(self, text):
-        """Another file in its place, as editors do it."""
-        beside = self.folder / ".balancer.toml.new"
-        beside.write_text(text)
-        os.replace(beside, self.path)
+        """Renames a new file over the old one, as editors do."""
+        temporary = self.folder / ".balancer.toml.new"
+        temporary.write_text(text)
+        os.replace(temporary, self.path)
 
     def swapped(self, text):
-        """As Kubernetes updates a ConfigMap: the folder is another one to which `..data` leads."""
+        """Points `..data` to a new folder, as Kubernetes does when it updates a ConfigMap."""
         data = self.folder / "..data"
         before = self.folder / os.readlink(data) if data.is_symlink() else None
         self.versions += 1
         version = self.folder / f"..version-{self.versions}"
         version.mkdir()
         (version / self.path.name).write_text(text)
-        beside = self.folder / "..data_tmp"
-        beside.symlink_to(version.name)
-        os.replace(beside, data)
+        temporary = self.folder / "..data_tmp"
+        temporary.symlink_to(version.name)
+        os.replace(temporary, data)
         if before:
             (before / self.path.name).unlink()
             before.rmdir()
 
     def linked(self, text):
-        """A link through `..data` takes the place of the file."""
+        """Replaces the file by a link through `..data`."""
         self.swapped(text)
-        beside = self.folder / ".link"
-        beside.symlink_to(os.path.join("..data", self.path.name))
-        os.replace(beside, self.path)
+        temporary = self.folder / ".link"
+        temporary.symlink_to(os.path.join("..data", self.path.name))
+        os.replace(temporary, self.path)
 
 
-class Ground:
-    """The pods, the balancer, and who is inside from the first reload to the last."""
+class Environment:
+    """The pods, the balancer, and the sessions that are open during all reloads."""
 
     def __init__(self, folder, count):
         self.file, self.count = File(folder), count
         self.crowd, self.silent = chats.Crowd(), []
-        self.token = None  # that calls must carry
+        self.token = None  # the token that admin calls must carry
 
     async def start(self):
         self.pods = [await Pod(f"pod-{number}").start() for number in range(PODS)]
-        self.more, self.video = await Pod("more").start(), await Pod("video").start()
+        self.added_pod, self.video = await Pod("more").start(), await Pod("video").start()
         self.settings = settings(self.pods)
         self.file.written(chats.toml(self.settings))
         self.balancer = chats.Balancer(self.file.path)
-        await self.crowd.join(self.balancer.address, self.count)
+        await self.crowd.open_sessions(self.balancer.address, self.count)
         self.silent = [
-            await chats.enter(self.balancer.address, chats.caller()) for _ in range(SILENT)
+            await chats.connect(self.balancer.address, chats.new_client()) for _ in range(SILENT)
         ]
-        self.inside = self.balancer.own()
-        check(sum(self.inside.values()) == self.count + SILENT, f"own counts: {self.inside}")
+        self.counts = self.balancer.own()
+        check(
+            sum(self.counts.values()) == self.count + SILENT,
+            f"the balancer's session counts: {self.counts}",
+        )
 
     @contextlib.asynccontextmanager
     async def newcomers(self, count=1, path="/"):
-        """Clients that have come and leave again."""
-        came = [
-            await chats.enter(self.balancer.address, chats.Chat("new", path)) for _ in range(count)
+        """Opens sessions, and ends them when the block is left."""
+        clients = [
+            await chats.connect(self.balancer.address, chats.Chat("new", path))
+            for _ in range(count)
         ]
-        yield came
-        for client in came:
+        yield clients
+        for client in clients:
             if client.inside:
                 client.says_goodbye()
-        await all_ended(came)
+        await all_ended(clients)
 
-    async def stay(self, client):
-        """One more that stays to the end."""
+    async def keep_open(self, client):
+        """Adds a client whose session must stay open to the end."""
         self.silent.append(client)
         await eventually(lambda: sum(self.balancer.own().values()) == self.count + len(self.silent))
-        self.inside = self.balancer.own()
+        self.counts = self.balancer.own()
 
     def state(self, pod):
-        shown = next(
+        entry = next(
             (one for one in self.balancer.metrics()["services"] if one["url"] == pod.url), {}
         )
-        return shown.get("state")
+        return entry.get("state")
 
     async def admin(self, method, path, token=None):
         fields = [f"Authorization: Bearer {token}"] if token else []
@@ -193,103 +204,106 @@ class Ground:
         return status, json.loads(body)
 
     async def end(self):
-        await self.crowd.turn()
-        await self.crowd.end()
+        await self.crowd.all_echoed()
+        await self.crowd.finish()
         check(
             sessions.untouched(self.silent) and await sessions.all_talk(self.silent),
-            f"the {len(self.silent)} silent ones have been told nothing, and echo",
+            f"the {len(self.silent)} silent sessions have received nothing, and still echo",
         )
         await self.crowd.leave()
         for client in self.silent:
             client.says_goodbye()
         check(
             await eventually(lambda: self.balancer.own() == {}),
-            f"own counts in the end: {self.balancer.own()}",
+            f"session counts at the end: {self.balancer.own()}",
         )
         await chats.stop(self.balancer)
-        for pod in [*self.pods, self.more, self.video]:
+        for pod in [*self.pods, self.added_pod, self.video]:
             pod.stop()
 
 
 @dataclasses.dataclass
 class Step:
-    """A reload."""
+    """One reload."""
 
     what: str
-    file: str | None  # how the file changes, a method of File
-    how: str  # how the balancer hears of it: by itself, SIGHUP, POST
+    file: str | None  # how the file is changed: the name of a method of File
+    how: str  # what triggers the reload: the file watcher ("itself"), SIGHUP or POST
     result: str
-    change: typing.Callable = None  # changes the settings, or returns another text
-    says: str | None = None  # what the log has, if it may, and each of the problems of mistakes
+    change: typing.Callable = None  # changes the settings, or returns the text of the file
+    says: str | None = None  # a pattern for the log line, and for each problem of a failed reload
     effect: typing.Callable = None
 
     @property
     def by(self):
-        return f"the file is {self.file}" if self.how == "itself" else self.how
+        return f"the file is {FILE_CHANGES[self.file]}" if self.how == "itself" else self.how
 
 
-async def take(ground, step):
-    """One reload and what must be so behind it."""
-    balancer = ground.balancer
-    before, counted, lines = await config(balancer), balancer.reloads(), len(balancer.lines)
-    text = proposed(ground, step)
+async def run_step(environment, step):
+    """Runs one reload and checks its result, its effect, and that no session is dropped."""
+    balancer = environment.balancer
+    before, count_before, lines = await config(balancer), balancer.reloads(), len(balancer.lines)
+    text = new_text(environment, step)
     if step.file:
-        getattr(ground.file, step.file)(text)
-    await trigger(ground, step)
-    wanted = {**counted, step.result: counted[step.result] + 1}
+        getattr(environment.file, step.file)(text)
+    await trigger(environment, step)
+    expected = {**count_before, step.result: count_before[step.result] + 1}
     await eventually(
-        lambda: balancer.reloads() == wanted and told(balancer)["result"] == step.result
+        lambda: balancer.reloads() == expected and last_reload(balancer)["result"] == step.result
     )
-    outcome = told(balancer)
+    outcome = last_reload(balancer)
     logged = not step.says or await eventually(lambda: has_line(step.says, balancer.lines[lines:]))
     check(
-        balancer.reloads() == wanted and outcome["result"] == step.result and logged,
-        f"{step.result}, say /balancer-metrics, /telemetry and "
-        f"{'the log' if step.says else 'no log'}",
+        balancer.reloads() == expected and outcome["result"] == step.result and logged,
+        f"{step.result}, according to /balancer-metrics, "
+        f"/telemetry{' and the log' if step.says else ''}",
     )
     for problem in outcome["problems"]:
         say(f"         {problem}")
     bad = step.result in ("refused", "invalid")
-    named = bool(outcome["problems"]) == bad and all(
+    names_all = bool(outcome["problems"]) == bad and all(
         re.search(step.says, one) for one in outcome["problems"]
     )
     changes = (await config(balancer) != before) == (step.result == "applied")
     check(
-        named and changes,
-        f"/api/config {'is another' if step.result == 'applied' else 'is as it was'}",
+        names_all and changes,
+        f"/api/config {'has changed' if step.result == 'applied' else 'is unchanged'}",
     )
     if step.effect:
-        await step.effect(ground)
-    same = await eventually(lambda: balancer.own() == ground.inside)
+        await step.effect(environment)
+    is_unchanged = await eventually(lambda: balancer.own() == environment.counts)
     check(
-        same and ground.crowd.stay() and sessions.untouched(ground.silent),
-        f"nobody is dropped, own counts are as before{'' if same else f': {balancer.own()}'}",
+        is_unchanged
+        and environment.crowd.is_undisturbed()
+        and sessions.untouched(environment.silent),
+        "no session is dropped, session counts are as "
+        f"before{'' if is_unchanged else f': {balancer.own()}'}",
     )
 
 
-def proposed(ground, step):
-    """What the file shall hold; good settings are those that the next step begins with."""
-    changed = copy.deepcopy(ground.settings)
-    text = step.change(changed, ground) if step.change else None
+def new_text(environment, step):
+    """Returns the new text of the file. Applied settings are the base of the next step."""
+    changed = copy.deepcopy(environment.settings)
+    text = step.change(changed, environment) if step.change else None
     if step.result == "applied":
-        ground.settings = changed
+        environment.settings = changed
     return chats.toml(changed) if text is None else text
 
 
-async def trigger(ground, step):
+async def trigger(environment, step):
     if step.how == "SIGHUP":
-        ground.balancer.process.send_signal(signal.SIGHUP)
+        environment.balancer.process.send_signal(signal.SIGHUP)
     elif step.how == "POST":
-        status, answer = await ground.admin("POST", "/api/reload", ground.token)
-        shown = told(ground.balancer)
+        status, answer = await environment.admin("POST", "/api/reload", environment.token)
+        entry = last_reload(environment.balancer)
         check(
-            status == STATUS[step.result] and answer == shown,
+            status == STATUS[step.result] and answer == entry,
             f"POST /api/reload: {status} {answer}",
         )
 
 
-def sets(section, **values):
-    """A change of some keys."""
+def set_keys(section, **values):
+    """Returns a change that sets keys of a section."""
 
     def change(settings, _):
         settings.setdefault(section, {}).update(values)
@@ -297,370 +311,387 @@ def sets(section, **values):
     return change
 
 
-def limited(settings, ground):
-    settings["server"]["max_sessions"] = ground.count + SILENT
+def limit_sessions(settings, environment):
+    settings["server"]["max_sessions"] = environment.count + SILENT
 
 
-def with_more(settings, ground):
-    settings["services.chat"]["backends"].append(ground.more.url)
+def add_pod(settings, environment):
+    settings["services.chat"]["backends"].append(environment.added_pod.url)
 
 
-def without_first(settings, ground):
-    settings["services.chat"]["backends"].remove(ground.pods[0].url)
+def remove_pod(settings, environment):
+    settings["services.chat"]["backends"].remove(environment.pods[0].url)
 
 
-def with_first(settings, ground):
-    settings["services.chat"]["backends"].append(ground.pods[0].url)
+def restore_pod(settings, environment):
+    settings["services.chat"]["backends"].append(environment.pods[0].url)
     settings["log"]["level"] = "debug"
 
 
-def elsewhere(settings, ground):
+def change_listener(settings, environment):
     settings["server"]["listen"] = "127.0.0.2:0"
-    settings["services.chat"]["backends"] = [ground.video.url]
+    settings["services.chat"]["backends"] = [environment.video.url]
 
 
-def with_video(settings, ground):
-    settings["services.video"] = {"backends": [ground.video.url]}
+def add_service(settings, environment):
+    settings["services.video"] = {"backends": [environment.video.url]}
     settings["routes"].append(
         {"path_prefix": "/video", "strip_prefix": "/video", "service": "video"}
     )
 
 
-def with_a_tie(settings, _):
+def add_tied_route(settings, _):
     settings["routes"].append({"service": "video"})
 
 
-def without_video(settings, _):
+def remove_service(settings, _):
     del settings["services.video"]
     settings["routes"].pop()
 
 
-def moved(settings, _):
+def change_admin_listener(settings, _):
     settings["admin"]["listen"] = "127.0.0.2:0"
     settings["server"]["workers"] = 7
     settings["log"]["level"] = "error"
 
 
-def small(settings, _):
+def limit_messages(settings, _):
     settings["balancer"]["max_message_size"] = chats.SIZE // 2
     settings["balancer"]["idle_timeout"] = "1h"
 
 
-def marked(settings, _):
+def set_header(settings, _):
     settings["balancer"]["max_message_size"] = 0
     settings["balancer"]["set_headers"] = ["X-Reloaded: yes"]
 
 
-def with_token(settings, _):
+def set_token(settings, _):
     settings["admin"]["token"] = TOKEN
     settings["log"]["level"] = "info"
 
 
-def no_toml(*_):
+def invalid_toml(*_):
     return "[server\nmax_sessions = 0\n"
 
 
-async def is_full(ground):
-    async with ground.newcomers() as [client]:
-        check(client.status == 503, f"a newcomer gets {client.status}: there is no room")
+async def check_full(environment):
+    async with environment.newcomers() as [client]:
+        check(client.status == 503, f"a new client gets {client.status}: the limit is reached")
 
 
-async def has_room(ground):
-    async with ground.newcomers() as [client]:
-        check(client.status == 101, f"a newcomer gets {client.status}")
+async def check_accepted(environment):
+    async with environment.newcomers() as [client]:
+        check(client.status == 101, f"a new client gets {client.status}")
 
 
-async def goes_to_more(ground):
-    async with ground.newcomers(10) as came:
+async def check_added_pod(environment):
+    async with environment.newcomers(10) as clients:
         check(
-            {client.pod for client in came} == {"more"},
-            f"newcomers are at the new pod, {ground.state(ground.more)}",
+            {client.pod for client in clients} == {"more"},
+            f"new sessions go to the new pod, which is {environment.state(environment.added_pod)}",
         )
 
 
-async def drains(ground):
-    """The pod that is gone takes nobody, though it could be the emptiest, and keeps its
-    sessions.
-    """
-    first = ground.pods[0]
+async def check_draining(environment):
+    """Checks that the removed pod keeps its sessions and gets no new ones."""
+    first = environment.pods[0]
     check(
-        ground.state(first) == "draining",
-        f"the pod that is gone is {ground.state(first)},"
-        f" with {ground.balancer.own().get(first.url)} sessions",
+        environment.state(first) == "draining",
+        f"the removed pod is {environment.state(first)},"
+        f" with {environment.balancer.own().get(first.url)} sessions",
     )
-    async with ground.newcomers(10) as came:
+    async with environment.newcomers(10) as clients:
         check(
-            all(client.status == 101 and client.pod != first.name for client in came),
-            "newcomers are at others",
+            all(client.status == 101 and client.pod != first.name for client in clients),
+            "new sessions go to other pods",
         )
 
 
-async def is_at_home(ground):
+async def check_unchanged(environment):
     check(
-        ground.state(ground.video) is None and ground.state(ground.more) == "up",
-        "its pods are as they were",
+        environment.state(environment.video) is None
+        and environment.state(environment.added_pod) == "up",
+        "the pods are unchanged",
     )
-    await has_room(ground)
+    await check_accepted(environment)
 
 
-async def is_back(ground):
+async def check_restored(environment):
     check(
-        await eventually(lambda: ground.state(ground.pods[0]) == "up"),
-        "the pod that was gone is up",
+        await eventually(lambda: environment.state(environment.pods[0]) == "up"),
+        "the pod that was removed is up again",
     )
-    lines = len(ground.balancer.lines)
-    await has_room(ground)
-    found = await eventually(lambda: has_level("DEBUG", ground.balancer.lines[lines:]))
+    lines = len(environment.balancer.lines)
+    await check_accepted(environment)
+    found = await eventually(lambda: has_level("DEBUG", environment.balancer.lines[lines:]))
     check(found, "the log has DEBUG lines")
-    await is_logged(ground)
+    await check_logged(environment)
 
 
 def has_level(level, lines):
     return has_line(rf"^\[\S+ {level}\b", lines)
 
 
-async def is_logged(ground):
-    """A call that changes something is logged as INFO."""
-    lines = len(ground.balancer.lines)
-    await ground.admin("DELETE", "/api/sessions/0", ground.token)
+async def check_logged(environment):
+    """Checks that an admin call that changes something is logged as INFO."""
+    lines = len(environment.balancer.lines)
+    await environment.admin("DELETE", "/api/sessions/0", environment.token)
     check(
-        await eventually(lambda: has_level("INFO", ground.balancer.lines[lines:])), "and INFO lines"
+        await eventually(lambda: has_level("INFO", environment.balancer.lines[lines:])),
+        "the log has INFO lines",
     )
 
 
-async def is_blind(ground):
-    """Nothing happens by itself any more."""
-    counted = ground.balancer.reloads()
-    ground.file.swapped(no_toml())
-    await asyncio.sleep(WATCHED)
+async def check_unwatched(environment):
+    """Checks that the file is not watched any more."""
+    count_before = environment.balancer.reloads()
+    environment.file.swapped(invalid_toml())
+    await asyncio.sleep(WATCH_SECONDS)
     check(
-        ground.balancer.reloads() == counted, f"a change of the file does nothing for {WATCHED} s"
+        environment.balancer.reloads() == count_before,
+        f"a change of the file has no effect within {WATCH_SECONDS} s",
     )
 
 
-async def goes_to_video(ground):
-    async with ground.newcomers(2, "/video/watch") as came:
+async def check_new_service(environment):
+    async with environment.newcomers(2, "/video/watch") as clients:
         check(
-            {client.pod for client in came} == {"video"} and ground.video.last.target == "/watch",
-            "newcomers at /video/watch are at the pod of the new service, which sees "
-            f"{ground.video.last.target}",
+            {client.pod for client in clients} == {"video"}
+            and environment.video.last.target == "/watch",
+            "new sessions at /video/watch go to the pod of the new service, which sees "
+            f"{environment.video.last.target}",
         )
-    async with ground.newcomers() as [client]:
-        check(client.pod != "video", f"others are at {client.pod}")
-    await ground.stay(await chats.enter(ground.balancer.address, chats.caller("/video")))
+    async with environment.newcomers() as [client]:
+        check(client.pod != "video", f"others go to {client.pod}")
+    await environment.keep_open(
+        await chats.connect(environment.balancer.address, chats.new_client("/video"))
+    )
 
 
-async def ends_idle(ground):
-    async with ground.newcomers() as [client]:
+async def check_idle_timeout(environment):
+    async with environment.newcomers() as [client]:
         ended = await all_ended([client])
         check(
             ended and client.close == IDLE,
-            f"a newcomer that says nothing: {client.told()}; the silent ones stay",
+            f"a new session that sends nothing: {client.told()}; the older silent sessions stay",
         )
 
 
-async def ends_large(ground):
-    async with ground.newcomers() as [client]:
+async def check_message_limit(environment):
+    async with environment.newcomers() as [client]:
         client.talk()
         ended = await all_ended([client])
         check(
             ended and client.close and client.close[0] == TOO_BIG,
-            f"a newcomer that says {chats.SIZE} bytes: {client.told()}; the chats that do go on",
+            f"a new session that sends {chats.SIZE} bytes: {client.told()}; the older sessions "
+            "that do so stay",
         )
 
 
-async def is_marked(ground):
-    async with ground.newcomers() as [client]:
+async def check_header(environment):
+    async with environment.newcomers() as [client]:
         client.talk()
         echoed = await eventually(lambda: client.echoed)
-        mark = next(pod for pod in [*ground.pods, ground.more] if pod.name == client.pod).last.get(
-            "x-reloaded"
-        )
+        header = next(
+            pod for pod in [*environment.pods, environment.added_pod] if pod.name == client.pod
+        ).last.get("x-reloaded")
         check(
-            echoed and mark == "yes",
-            f"a newcomer's pod sees X-Reloaded: {mark}, and its {chats.SIZE} bytes pass",
+            echoed and header == "yes",
+            f"the pod of a new session sees X-Reloaded: {header}, and {chats.SIZE} bytes are "
+            "echoed",
         )
 
 
-async def is_quiet(ground):
-    """What is logged as INFO is not, up to a session that comes and leaves later."""
-    lines = len(ground.balancer.lines)
-    await ground.admin("DELETE", "/api/sessions/0")
-    await has_room(ground)
+async def check_quiet(environment):
+    """Checks that INFO lines are not logged any more.
+
+    A later session shows that the log is up to date.
+    """
+    lines = len(environment.balancer.lines)
+    await environment.admin("DELETE", "/api/sessions/0")
+    await check_accepted(environment)
     check(
-        not has_level("INFO", ground.balancer.lines[lines:]), "the log has no INFO lines any more"
+        not has_level("INFO", environment.balancer.lines[lines:]), "the log has no more INFO lines"
     )
 
 
-async def needs_token(ground):
-    status, _ = await ground.admin("POST", "/api/reload")
-    ground.token = TOKEN
+async def check_token(environment):
+    status, _ = await environment.admin("POST", "/api/reload")
+    environment.token = TOKEN
     check(status == 401, f"POST /api/reload without the token: {status}")
-    await is_logged(ground)
+    await check_logged(environment)
 
 
-async def has_no_video(ground):
-    async with ground.newcomers(2, "/video/watch") as came:
+async def check_removed_service(environment):
+    async with environment.newcomers(2, "/video/watch") as clients:
         check(
-            all(client.status == 101 and client.pod != "video" for client in came),
-            "newcomers at /video/watch are at the pods of the other service",
+            all(client.status == 101 and client.pod != "video" for client in clients),
+            "new sessions at /video/watch go to the pods of the other service",
         )
 
 
 STEPS = [
     Step(
-        "server.max_sessions as many as there are",
+        "server.max_sessions = the number of open sessions",
         "written",
         "itself",
         "applied",
-        limited,
+        limit_sessions,
         r"reload applied: server\.max_sessions",
-        is_full,
+        check_full,
     ),
-    Step("no TOML", "renamed", "itself", "invalid", no_toml, r"balancer\.toml", is_full),
+    Step("not TOML", "renamed", "itself", "invalid", invalid_toml, r"balancer\.toml", check_full),
     Step(
-        "no limit",
+        "server.max_sessions = 0",
         "renamed",
         "itself",
         "applied",
-        sets("server", max_sessions=0),
+        set_keys("server", max_sessions=0),
         r"reload applied: server\.max_sessions",
-        has_room,
+        check_accepted,
     ),
     Step(
-        "one more pod",
+        "a pod is added",
         "linked",
         "itself",
         "applied",
-        with_more,
+        add_pod,
         r"services\.chat\.backends",
-        goes_to_more,
+        check_added_pod,
     ),
     Step(
-        "one pod less",
+        "a pod is removed",
         "swapped",
         "itself",
         "applied",
-        without_first,
+        remove_pod,
         r"services\.chat\.backends",
-        drains,
+        check_draining,
     ),
     Step(
-        "server.listen is another, and all pods are",
+        "server.listen and all pods are changed",
         "swapped",
         "itself",
         "refused",
-        elsewhere,
+        change_listener,
         r"server\.listen: .* requires a restart",
-        is_at_home,
+        check_unchanged,
     ),
     Step(
-        "the pod is back; log.level = debug",
+        "the pod is added again; log.level = debug",
         "swapped",
         "itself",
         "applied",
-        with_first,
+        restore_pod,
         r"log\.level",
-        is_back,
+        check_restored,
     ),
     Step(
         "admin.watch_config = false",
         "swapped",
         "itself",
         "applied",
-        sets("admin", watch_config=False),
+        set_keys("admin", watch_config=False),
         r"admin\.watch_config",
-        is_blind,
+        check_unwatched,
     ),
     Step(
-        "a new service with a route",
+        "a service and its route are added",
         "swapped",
         "SIGHUP",
         "applied",
-        with_video,
+        add_service,
         r"services\.video",
-        goes_to_video,
+        check_new_service,
     ),
     Step(
         "idle_timeout = soon",
         "swapped",
         "SIGHUP",
         "invalid",
-        sets("balancer", idle_timeout="soon"),
+        set_keys("balancer", idle_timeout="soon"),
         r"balancer\.idle_timeout = \"soon\"",
-        has_room,
+        check_accepted,
     ),
     Step(
         "idle_timeout = 500ms",
         "renamed",
         "SIGHUP",
         "applied",
-        sets("balancer", idle_timeout="500ms"),
+        set_keys("balancer", idle_timeout="500ms"),
         r"balancer\.idle_timeout",
-        ends_idle,
+        check_idle_timeout,
     ),
-    Step("nothing is different", None, "POST", "unchanged", says="the settings are the same"),
+    Step("nothing is changed", None, "POST", "unchanged", says="the settings are the same"),
     Step(
-        "a limit for messages, idle_timeout = 1h",
+        "max_message_size is set, idle_timeout = 1h",
         "written",
         "POST",
         "applied",
-        small,
+        limit_messages,
         r"balancer\.max_message_size",
-        ends_large,
+        check_message_limit,
     ),
-    Step("two routes that tie", "written", "POST", "invalid", with_a_tie, r"routes", ends_large),
     Step(
-        "admin.listen, server.workers and log.level are others",
+        "two routes with the same rule",
+        "written",
+        "POST",
+        "invalid",
+        add_tied_route,
+        r"routes",
+        check_message_limit,
+    ),
+    Step(
+        "admin.listen, server.workers and log.level are changed",
         "written",
         "POST",
         "refused",
-        moved,
+        change_admin_listener,
         r"(admin\.listen|server\.workers): .* requires a restart",
-        ends_large,
+        check_message_limit,
     ),
     Step(
-        "no limit for messages, one more header for pods",
+        "max_message_size = 0, set_headers is set",
         "written",
         "POST",
         "applied",
-        marked,
+        set_header,
         r"balancer\.set_headers",
-        is_marked,
+        check_header,
     ),
     Step(
-        "a key that there is not",
+        "an unknown key",
         "renamed",
         "SIGHUP",
         "invalid",
-        sets("balancer", idle_timeuot="1s"),
+        set_keys("balancer", idle_timeuot="1s"),
         r"idle_timeuot",
-        is_marked,
+        check_header,
     ),
     Step(
         "log.level = warn",
         "renamed",
         "SIGHUP",
         "applied",
-        sets("log", level="warn"),
-        effect=is_quiet,
+        set_keys("log", level="warn"),
+        effect=check_quiet,
     ),
     Step(
-        "a token for operators, log.level = info",
+        "admin.token is set, log.level = info",
         "written",
         "POST",
         "applied",
-        with_token,
+        set_token,
         r"admin\.token: .*\*\*\*",
-        needs_token,
+        check_token,
     ),
     Step(
-        "the service and its route are gone",
+        "the service and its route are removed",
         "written",
         "POST",
         "applied",
-        without_video,
+        remove_service,
         r"services\.video",
-        has_no_video,
+        check_removed_service,
     ),
 ]

@@ -1,8 +1,8 @@
-// The application of HAProxy's WebSocket tutorial, written anew: a page at MOUNT, a socket at
-// MOUNT/echo, every message goes to all clients of this pod. Without a MOUNT it is the other
-// service, which answers every path with a page of its own.
+// The application of HAProxy's WebSocket tutorial, reimplemented: a page at MOUNT, and a WebSocket at
+// MOUNT/echo, where every message goes to all clients of this pod. Without MOUNT it is the other
+// service, which answers every path with a text of its own.
 //
-// Run from the folder whose node_modules holds express and express-ws.
+// Run it in the folder whose node_modules contains express and express-ws.
 import { createRequire } from "node:module";
 import { join } from "node:path";
 
@@ -16,7 +16,7 @@ const PAGE = `<!doctype html>
 <form><input autofocus autocomplete="off"></form>
 <ol></ol>
 <script>
-  // Relative to this page, so that it also works below a prefix that the pod does not know.
+  // Relative to this page, so that it also works with a prefix that the pod does not know.
   const path = location.pathname.replace(/\\/$/, "") + "/echo";
   const socket = new WebSocket("ws://" + location.host + path);
   const input = document.querySelector("input");
@@ -33,16 +33,16 @@ const PAGE = `<!doctype html>
 </script>
 `;
 
-/** How the pod sees the request. */
-function seen({ originalUrl, headers }) {
-  const told = ["x-forwarded-prefix", "x-replaced-path"].filter((field) => field in headers);
-  return [originalUrl, ...told.map((field) => `${field}: ${headers[field]}`)].join(", ");
+/** Returns the request target that the pod received, and the fields about rewritten paths. */
+function describeRequest({ originalUrl, headers }) {
+  const present = ["x-forwarded-prefix", "x-replaced-path"].filter((field) => field in headers);
+  return [originalUrl, ...present.map((field) => `${field}: ${headers[field]}`)].join(", ");
 }
 
 const app = express();
 if (mount === undefined) {
   app.use((request, response) => {
-    response.type("text").send(`${name}: ${request.method} ${request.headers.host}${seen(request)}`);
+    response.type("text").send(`${name}: ${request.method} ${request.headers.host}${describeRequest(request)}`);
   });
 } else {
   const { getWss } = require("express-ws")(app);
@@ -53,7 +53,7 @@ if (mount === undefined) {
     response.type("html").send(PAGE);
   });
   app.ws(`${mount}/echo`, (socket, request) => {
-    socket.send(`${name} ${seen(request).replace("/.websocket", "")}`);
+    socket.send(`${name} ${describeRequest(request).replace("/.websocket", "")}`);
     socket.on("message", (text) => {
       for (const client of getWss().clients) client.send(text);
     });

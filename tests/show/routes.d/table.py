@@ -1,14 +1,13 @@
-"""Targets, and how HAProxy and Traefik treat them otherwise than wsbalancer, and why.
+"""The cases of `routes`: request targets, and the differences of HAProxy and Traefik.
 
-Whatever is not explained here must come out the same, and whatever is must differ.
+A target without an explanation must give the same result, one with an explanation a different one.
 """
 
-# Sent through every proxy, with a route, an ACL or a rule for `/ws`.
+# Targets sent through every proxy, which has a route, an ACL or a rule for `/ws`.
 TARGETS = [
     "/ws", "/ws/", "/ws?a=b", "/ws?", "/ws/?", "/ws/echo?a=b", "/ws/a%20b?x=%2F", "/ws/a%2Fb",
-    "/ws/a;b=1,c",
-    "/ws/a%3Bb", "/ws/a%25b", "/ws/a+b?c+d&&e=", "/ws/a:b@c!$&'()*", "/ws/x/", "/ws/ws/x",
-    "/ws/x?/ws/y",
+    "/ws/a;b=1,c", "/ws/a%3Bb", "/ws/a%25b", "/ws/a+b?c+d&&e=", "/ws/a:b@c!$&'()*",
+    "/ws/x/", "/ws/ws/x", "/ws/x?/ws/y",
     "/ws/x?y=/../z", "/ws/...", "/ws/..x", "/ws/.x", "/ws/x..", "/", "/x/ws", "/w", "/WS/x",
     "/ws/%7Ex", "/ws/%c3%a9", "/ws/a%2fb",
     "/ws//x", "/ws//", "/ws/x//y", "//ws/x",
@@ -17,31 +16,33 @@ TARGETS = [
     "/ws/.", "/ws/./x", "/ws/../x", "/ws/..", "/ws/%2e%2e/x", "/x/../ws/y", "/../ws",
 ]  # fmt: skip
 
-SEGMENTS = "compares letters where wsbalancer compares whole segments"
-PASSES_DOTS = "hands dot segments on, the service being that of the path before they are resolved"
-RESOLVES_DOTS = "resolves dot segments and routes what is left; wsbalancer refuses them"
-MERGES = "merges slashes (sanitizePath); wsbalancer does so at the start of a stripped path only"
-RESPELLS = (
-    "writes percent-encoding anew, as RFC 3986 §6.2.2 allows; wsbalancer leaves it as it came"
+COMPARES_CHARACTERS = "compares characters where wsbalancer compares whole segments"
+PASSES_DOTS = "forwards dot segments, and chooses the service by the unresolved path"
+RESOLVES_DOTS = "resolves dot segments and routes the result; wsbalancer refuses them"
+MERGES_SLASHES = (
+    "merges slashes (sanitizePath); wsbalancer does so only at the start of a stripped path"
 )
-DECODES = "decodes unreserved characters before it compares"
+NORMALISES_ENCODING = (
+    "normalises percent-encoding, as RFC 3986 §6.2.2 allows; wsbalancer leaves it unchanged"
+)
+DECODES_UNRESERVED = "decodes unreserved characters before comparing"
 
-LETTERS = ["/wsx", "/ws.x", "/ws-1/x", "/ws%2Fx"]
+LONGER_NAMES = ["/wsx", "/ws.x", "/ws-1/x", "/ws%2Fx"]
 DOTS = ["/ws/.", "/ws/./x", "/ws/../x", "/ws/..", "/ws/%2e%2e/x", "/x/../ws/y", "/../ws"]
 
-# Which service: `use_backend chat if { path_beg /ws }`.
-HAPROXY = dict.fromkeys(LETTERS, SEGMENTS) | dict.fromkeys(DOTS, PASSES_DOTS)
+# Differences in the chosen service, for `use_backend chat if { path_beg /ws }`.
+HAPROXY = dict.fromkeys(LONGER_NAMES, COMPARES_CHARACTERS) | dict.fromkeys(DOTS, PASSES_DOTS)
 
-# What the pod sees: PathPrefix(`/ws`) with StripPrefix or ReplacePath.
+# Differences in the pod's target, for PathPrefix(`/ws`) with StripPrefix or ReplacePath.
 TRAEFIK = {
-    **dict.fromkeys(LETTERS, SEGMENTS),
+    **dict.fromkeys(LONGER_NAMES, COMPARES_CHARACTERS),
     **dict.fromkeys(DOTS, RESOLVES_DOTS),
-    **dict.fromkeys(["/ws//x", "/ws//", "/ws/x//y", "//ws/x"], MERGES),
-    **dict.fromkeys(["/ws/%7Ex", "/ws/%c3%a9", "/ws/a%2fb"], RESPELLS),
-    **dict.fromkeys(["/%77s/x", "/w%73"], DECODES),
+    **dict.fromkeys(["/ws//x", "/ws//", "/ws/x//y", "//ws/x"], MERGES_SLASHES),
+    **dict.fromkeys(["/ws/%7Ex", "/ws/%c3%a9", "/ws/a%2fb"], NORMALISES_ENCODING),
+    **dict.fromkeys(["/%77s/x", "/w%73"], DECODES_UNRESERVED),
 }
 
-# Refused wherever there are routes; the same without routes reach the pod as they are.
+# Targets that are refused if there are routes. Without routes they reach the pod unchanged.
 REFUSED = [
     *DOTS,
     "/ws/%2E%2E/x",
@@ -53,9 +54,9 @@ REFUSED = [
     "/%2e",
     "/ws/../../x?y",
 ]
-LET_THROUGH = ["/ws/...", "/ws/.x", "/ws/..x", "/ws/x..", "/ws/%2e%2e%2e", "/ws/x?/../", "/ws?.."]
+ACCEPTED = ["/ws/...", "/ws/.x", "/ws/..x", "/ws/x..", "/ws/%2e%2e%2e", "/ws/x?/../", "/ws?.."]
 
-# Host field, target and method, and the service they lead to.
+# Host field, target and method, and the expected service.
 HOSTS = [
     ("chat.example.org", "/", "GET", "chat"),
     ("chat.example.org:8080", "/any/where", "GET", "chat"),
@@ -101,7 +102,7 @@ HOST_ROUTES = [
 
 
 def origins(port):
-    """Whether each may open a socket, where those of `allowed_origins` may."""
+    """Returns `allowed_origins`, and for each tested origin whether it may open a WebSocket."""
     allowed = [f"http://chat.example.org:{port}", "https://*.example.com"]
     return allowed, [
         (f"http://chat.example.org:{port}", True),
@@ -122,26 +123,26 @@ def origins(port):
     ]
 
 
-# Routes that `check` must refuse, and what its message must name.
+# Routes that `wsbalancer check` must refuse, and words that its message must contain.
 SERVICES = {
     "chat": {"backends": ["http://127.0.0.1:3001"]},
     "web": {"backends": ["http://127.0.0.1:3002"]},
 }
 GOOD = {"host": "chat.example.org", "path_prefix": "/ws", "methods": ["GET"], "service": "chat"}
 CHECKS = [
-    ("two routes that differ", [GOOD, {**GOOD, "methods": ["PUT"]}, {"service": "web"}], None),
+    ("two different routes", [GOOD, {**GOOD, "methods": ["PUT"]}, {"service": "web"}], None),
     ("the same host, prefix and methods", [GOOD, {"service": "web"}, {**GOOD, "service": "web"}],
      ["routes.0", "routes.2"]),
     ("the same host and prefix, a method in both", [GOOD, {**GOOD, "methods": ["PUT", "GET"]}],
      ["routes.0", "routes.1"]),
-    (("two routes for "
-"everything"), [{"service": "web"}, {"service": "chat"}], ["routes.0", "routes.1"]),
+    ("two routes for everything", [{"service": "web"}, {"service": "chat"}],
+     ["routes.0", "routes.1"]),
     ("two services and no route", [], ["routes"]),
     ("an unknown service", [GOOD, {"service": "chta"}], ["routes.1.service", "chta"]),
     ("an unknown key", [{**GOOD, "strip_perfix": "/ws"}], ["routes.0.strip_perfix"]),
     ("strip_prefix and replace_path", [{**GOOD, "strip_prefix": "/ws", "replace_path": "/"}],
      ["strip_prefix", "replace_path"]),
-    ("strip_prefix that path_prefix does not begin with", [{**GOOD, "strip_prefix": "/w"}],
+    ("strip_prefix is not a prefix of path_prefix", [{**GOOD, "strip_prefix": "/w"}],
      ["routes.0.strip_prefix", '"/w"']),
     ("no service", [{"path_prefix": "/ws"}], ["routes.0.service"]),
 ]  # fmt: skip

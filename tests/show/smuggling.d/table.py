@@ -1,9 +1,10 @@
-"""Malformed and ambiguous requests, and the one way each may end.
+"""The cases of `smuggling`: malformed and ambiguous requests, each with the only acceptable result.
 
-Refused: an answer of 4xx or 5xx, the connection closed, nothing at the pod. Forwarded: exactly this
-at the pod, whatever it was written like. Cut: its head was fine and may be at the pod already, its
-body is not; the pod gets of the good part what there is, and an end that it cannot take for a
-whole. Tunnelled: a handshake, and what is behind it is the tunnel's.
+refused: an answer of 4xx or 5xx, the connection is closed, nothing reaches the pod.
+forwarded: exactly this request reaches the pod, however the client wrote it.
+cut: the head is valid and may have reached the pod, the body is not; the pod may get the valid part
+of the body, and an end that cannot be mistaken for a complete body.
+tunnelled: a handshake; the bytes after it belong to the tunnel.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from evidence.raw_sockets import HOST, NONCE, Says, frame, framed, switching
 
 @dataclasses.dataclass
 class Request:
-    """What the pod must get: no line more or less, names in any case, order free."""
+    """The request that the pod must receive: these lines in any order, names in any case."""
 
     line: bytes = b"GET /case HTTP/1.1"
     fields: tuple = ()
@@ -22,7 +23,7 @@ class Request:
     host: bytes = HOST
     whole: bool = True
     tunnel: bytes | None = None
-    # What the client hears of it.
+    # The status that the client receives.
     answer: int = 200
 
 
@@ -30,17 +31,16 @@ class Request:
 class Case:
     name: str
     raw: bytes
-    # What reaches the pod, and is answered.
+    # The requests that reach the pod and are answered.
     requests: tuple = ()
-    # The balancer's own last word: several where RFC 9110 leaves the choice, none where it has
-    # none.
+    # The balancer's own final answer: several if RFC 9110 allows them, none if it does not refuse.
     refusals: tuple = ()
     cut: bool = False
-    # Sent when the body so far is at the pod.
+    # Sent after the first part of the body has reached the pod.
     later: bytes = b""
-    # Sent behind the first answer.
+    # Sent after the first answer.
     then: bytes = b""
-    # What the pod says instead of yes.
+    # The pod's answers, instead of accepting.
     pod: list = dataclasses.field(default_factory=list)
 
 
@@ -145,7 +145,7 @@ forwarded(
     Request(b"HEAD /case HTTP/1.1", body=b"hello"),
 )
 
-# --- Content-Length beside Transfer-Encoding ---
+# --- Content-Length and Transfer-Encoding ---
 
 refused("cl-te", post(b"Content-Length: 5", CHUNKED, body=b"0\r\n\r\n" + SMUGGLED))
 refused("te-cl", post(CHUNKED, b"Content-Length: 5", body=b"0\r\n\r\n" + SMUGGLED))
@@ -241,7 +241,7 @@ forwarded(
     post(CHUNKED, body=b'5;a=b;c="d e"\r\nhello\r\n0;x\r\n\r\n'),
     hello(chunked=True),
 )
-# Extensions are for one hop: what is wrong with them goes with them.
+# Chunk extensions are for one hop and not forwarded, so their errors are not forwarded either.
 forwarded(
     "chunk-extension-nul", post(CHUNKED, body=b"5;a\0b\r\nhello\r\n0\r\n\r\n"), hello(chunked=True)
 )
@@ -305,7 +305,7 @@ forwarded(
 
 # --- request lines ---
 
-refused("http-0.9", b"GET /case\r\n", 400, 408)  # or a head that never ends
+refused("http-0.9", b"GET /case\r\n", 400, 408)  # or a head that does not end
 refused("http-0.9-and-a-head", b"GET /case\r\nHost: pods.example\r\n\r\n")
 refused("http-1.2", request(b"GET /case HTTP/1.2"), 400, 505)
 refused("http-1.10", request(b"GET /case HTTP/1.10"), 400, 505)
@@ -334,7 +334,7 @@ refused("target-relative", request(b"GET case HTTP/1.1"))
 refused("target-authority", request(b"GET pods.example:80 HTTP/1.1"))
 refused("target-asterisk-GET", request(b"GET * HTTP/1.1"))
 refused("target-question-mark", request(b"GET ?x=1 HTTP/1.1"))
-# The target's host is the right one, whatever Host says (RFC 9112 §3.2.2).
+# The host of the target is used, not the Host field (RFC 9112 §3.2.2).
 forwarded(
     "target-other-host",
     request(b"GET http://other.example/case HTTP/1.1"),
@@ -387,7 +387,7 @@ refused("host-semicolon", get(host=b"Host: pods.example;proto=https"))
 refused("host-port-no-number", get(host=b"Host: pods.example:80a"))
 refused("host-not-ascii", get(host=b"Host: p\xc3\xb6ds.example"))
 
-# --- what Connection names, and what it may not take away ---
+# --- fields named in Connection, and fields that it must not remove ---
 
 forwarded(
     "connection-content-length", post(b"Connection: Content-Length", b"Content-Length: 5"), hello()
@@ -423,7 +423,7 @@ forwarded(
     ),
 )
 
-# --- fields that pods take the balancer's word for ---
+# --- forwarding fields, which pods trust ---
 
 SPOOFED = (
     b"X-Forwarded-For: 6.6.6.6",
@@ -499,7 +499,7 @@ tunnelled(
     ),
 )
 
-# --- two in a row ---
+# --- two requests on one connection ---
 
 forwarded("pipelined", get() + get(b"X-Second: 1"), Request(), Request(fields=(b"x-second: 1",)))
 forwarded("handshake-behind", get() + get(*HANDSHAKE), Request(), handshake())
@@ -526,7 +526,7 @@ for name, raw in (
     )
     CASES.append(Case(f"{name}-behind-an-answer", get(), (Request(),), (400,), then=raw))
 
-# --- what a pod makes of one ---
+# --- malformed answers of pods ---
 
 forwarded("pod-says-more-than-its-length", get(), pod=[Says(framed(GET) + framed(b"stray"))])
 forwarded(
@@ -542,7 +542,7 @@ forwarded(
     pod=[Says(b"HTTP/1.1 204 No\r\n\r\n" + framed(b"stray"))],
 )
 forwarded("pod-says-101-unasked", get(), Request(answer=502), pod=[Says(switching())])
-# POST, because a GET may be tried again.
+# POST, because a GET may be retried.
 for name, lines in (
     ("two-lengths", b"Content-Length: 3\r\nContent-Length: 5"),
     ("a-list-of-lengths", b"Content-Length: 3, 5"),

@@ -1,6 +1,4 @@
-"""Pods that keep their port over restarts and deaths, and write down what they did to which
-session.
-"""
+"""The pods of `soak`: they keep their port over restarts, and record the faults they cause."""
 
 import asyncio
 import json
@@ -13,51 +11,51 @@ CUT = b"\x82\x7e\x40\x00half of a frame"  # 16 KiB are announced
 
 
 class Session:
-    """A pod's side of one."""
+    """The pod's side of a session."""
 
     def __init__(self, connection):
         self.connection = connection
-        self.is_over = False  # nothing more may be written
+        self.is_over = False  # whether nothing more may be written
 
     async def flood(self, size):
         while size > 0 and not self.is_over:
             await self.connection.send(scripted.frame(2, PIECE))
             size -= len(PIECE)
 
-    def goodbye(self):
-        """Says Close."""
+    def send_close(self):
+        """Sends a Close."""
         self.is_over = True
         self.connection.writer.write(scripted.frame(8, (1001).to_bytes(2, "big") + b"restarting"))
 
 
 class Pod(scripted.Pod):
-    """Echoes frame by frame, answers Pings, floods when it is asked to."""
+    """A pod that echoes every frame, answers Pings, and sends a flood on request."""
 
     def __init__(self, name):
         super().__init__(self.talk)
         self.name = name
-        self.everyone = set()  # connections, those of polls included
-        self.sessions = {}  # by the client's number
-        self.faults = {}  # what was done to the client with this number
-        self.awake = asyncio.Event()
-        self.awake.set()
-        self.is_busy = False
-        self.strays = 0  # Pongs that nobody here asked for
+        self.open_connections = set()  # all connections, including those of polls
+        self.sessions = {}  # by the number of the client
+        self.faults = {}  # the last fault by the number of the affected client
+        self.not_stalled = asyncio.Event()
+        self.not_stalled.set()
+        self.is_refusing = False
+        self.unexpected_pongs = 0  # Pongs without a Ping of the pod
 
     async def talk(self, connection):
-        self.everyone.add(connection)
+        self.open_connections.add(connection)
         try:
             while head := await connection.head(scripted.IDLE):
-                await self.awake.wait()
+                await self.not_stalled.wait()
                 if head.get("sec-websocket-key"):
                     return await self.handshake(connection, head)
                 report = {"agentsConnections": len(self.sessions), "podName": self.name}
                 await connection.send(scripted.answer(200, body=json.dumps(report).encode()))
         finally:
-            self.everyone.discard(connection)
+            self.open_connections.discard(connection)
 
     async def handshake(self, connection, head):
-        if self.is_busy:
+        if self.is_refusing:
             return await connection.send(scripted.answer(503))
         number = int(head.target.rpartition("/")[2])
         self.sessions[number] = Session(connection)
@@ -71,9 +69,9 @@ class Pod(scripted.Pod):
         opcode = None
         while opcode != 8:
             fin, opcode, payload = await session.connection.frame(scripted.IDLE)
-            await self.awake.wait()
+            await self.not_stalled.wait()
             if opcode == 10:
-                self.strays += 1
+                self.unexpected_pongs += 1
             elif session.is_over:
                 continue
             elif payload.startswith(b"flood "):
@@ -83,91 +81,90 @@ class Pod(scripted.Pod):
                     scripted.frame(10 if opcode == 9 else opcode, payload, fin=fin)
                 )
 
-    def blame(self, fault):
-        """Writes down what happens to all sessions."""
+    def record_fault(self, fault):
+        """Records a fault for all open sessions."""
         self.faults.update(dict.fromkeys(self.sessions, fault))
 
-    async def come_back(self):
-        self.is_busy = False
+    async def start_again(self):
+        self.is_refusing = False
         await self.start(int(self.address.rpartition(":")[2]), self.address.rpartition(":")[0])
 
-    async def restart(self, seeded):
-        """In good order: nobody new, a Close to everybody, then it is away for a moment."""
+    async def restart(self, generator):
+        """Stops gracefully: accepts no sessions, sends a Close to all, and is down for a moment."""
         self.server.close()
-        self.is_busy = True
-        self.blame("restart")
+        self.is_refusing = True
+        self.record_fault("restart")
         for session in self.sessions.values():
-            session.goodbye()
+            session.send_close()
         await asyncio.sleep(rules.CLOSE)
-        self.hang_up()
-        await asyncio.sleep(seeded.uniform(0.2, 2))
-        await self.come_back()
+        self.close_all()
+        await asyncio.sleep(generator.uniform(0.2, 2))
+        await self.start_again()
 
-    async def die(self, seeded):
-        """Its connections end in one of three ways each, without a Close."""
+    async def crash(self, generator):
+        """Crashes: each connection ends without a Close, in one of three ways."""
         self.server.close()
         for number, session in self.sessions.items():
-            self.faults[number] = fault = seeded.choice(["reset", "fin", "cut"])
+            self.faults[number] = fault = generator.choice(["reset", "fin", "cut"])
             session.is_over = True
             if fault == "cut":
                 session.connection.writer.write(CUT)
             if fault == "reset" and not session.connection.writer.is_closing():
                 session.connection.reset()
-        self.hang_up()
-        await asyncio.sleep(seeded.uniform(0.2, 2))
-        await self.come_back()
+        self.close_all()
+        await asyncio.sleep(generator.uniform(0.2, 2))
+        await self.start_again()
 
-    def hang_up(self):
-        for connection in self.everyone:
+    def close_all(self):
+        for connection in self.open_connections:
             connection.close()
 
-    async def stall(self, seeded):
-        """Takes connections and bytes, and says nothing: not for long, or for longer than it
-        may.
-        """
-        self.blame("stall")
-        self.awake.clear()
-        await asyncio.sleep(seeded.uniform(0.5, rules.PING_INTERVAL + rules.PING_TIMEOUT + 3))
-        self.blame("stall")
-        self.awake.set()
+    async def stall(self, generator):
+        """Accepts connections and bytes, but sends nothing, for less or more than the time-outs."""
+        self.record_fault("stall")
+        self.not_stalled.clear()
+        await asyncio.sleep(generator.uniform(0.5, rules.PING_INTERVAL + rules.PING_TIMEOUT + 3))
+        self.record_fault("stall")
+        self.not_stalled.set()
 
-    async def refuse(self, seeded):
+    async def refuse(self, generator):
         """Answers handshakes with 503."""
-        self.is_busy = True
-        await asyncio.sleep(seeded.uniform(0.5, 3))
-        self.is_busy = False
+        self.is_refusing = True
+        await asyncio.sleep(generator.uniform(0.5, 3))
+        self.is_refusing = False
 
 
 async def start(count):
-    """Each at an address of its own, from which nobody connects to anywhere: ports stay free
-    meanwhile.
+    """Starts pods.
+
+    Each has its own address that no client connects from, so its port stays free while it is down.
     """
     return [
         await Pod(f"pod-{number}").start(host=f"127.0.2.{number}") for number in range(1, count + 1)
     ]
 
 
-class Trouble:
-    """Pods that fail, a few at once, as the dice fall."""
+class PodFaults:
+    """Causes random faults of pods, a few at the same time."""
 
-    KINDS = {"restart": Pod.restart, "die": Pod.die, "stall": Pod.stall, "refuse": Pod.refuse}
+    KINDS = {"restart": Pod.restart, "crash": Pod.crash, "stall": Pod.stall, "refuse": Pod.refuse}
 
-    def __init__(self, pods, seeded):
-        self.pods, self.seeded = pods, seeded
+    def __init__(self, pods, generator):
+        self.pods, self.generator = pods, generator
         self.counts = dict.fromkeys(self.KINDS, 0)
-        self.acts = {}  # the last one of each pod
+        self.tasks = {}  # the last fault of each pod
 
-    async def make(self):
+    async def run(self):
         while True:
-            await asyncio.sleep(self.seeded.expovariate(1))
-            well = [pod for pod in self.pods if pod not in self.acts or self.acts[pod].done()]
-            if len(self.pods) - len(well) < rules.FAILING:
-                pod, kind = self.seeded.choice(well), self.seeded.choice([*self.KINDS])
-                if pod in self.acts:
-                    await self.acts[pod]  # which tells whether it failed
+            await asyncio.sleep(self.generator.expovariate(1))
+            healthy = [pod for pod in self.pods if pod not in self.tasks or self.tasks[pod].done()]
+            if len(self.pods) - len(healthy) < rules.FAILING:
+                pod, kind = self.generator.choice(healthy), self.generator.choice([*self.KINDS])
+                if pod in self.tasks:
+                    await self.tasks[pod]  # raises an error of the fault itself
                 self.counts[kind] += 1
-                self.acts[pod] = asyncio.create_task(self.KINDS[kind](pod, self.seeded))
+                self.tasks[pod] = asyncio.create_task(self.KINDS[kind](pod, self.generator))
 
-    async def over(self):
-        """Waits for the end of what is under way."""
-        await asyncio.gather(*self.acts.values())
+    async def finish(self):
+        """Waits until all faults have ended."""
+        await asyncio.gather(*self.tasks.values())

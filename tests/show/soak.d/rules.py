@@ -1,5 +1,6 @@
-"""What the balancer is told in the soak, in seconds and bytes: pods and clients stage what breaks
-it.
+"""The balancer's settings in `soak`, in seconds and bytes.
+
+Clients and pods break them on purpose.
 """
 
 IDLE = 9
@@ -12,8 +13,10 @@ PING_TIMEOUT = 3
 MESSAGE = 256 << 10
 RATE = 200  # messages per second
 PODS = 4
-FAILING = 2  # pods in trouble at once: with all others as retries no client may notice
-PATIENCE = 30  # for any answer: longer than all time-outs together
+FAILING = (
+    2  # pods with faults at the same time; retries at the others must hide them from new clients
+)
+PATIENCE = 30  # seconds to wait for any answer, more than all time-outs together
 
 BALANCER = {
     "idle_timeout": f"{IDLE}s",
@@ -38,7 +41,7 @@ BALANCER = {
 
 
 def toml(pods, level="info", **changed):
-    """The configuration's text."""
+    """Returns the text of the configuration."""
     services = ", ".join(f'"{pod.url}"' for pod in pods)
     lines = [
         f'{key} = "{value}"' if isinstance(value, str) else f"{key} = {value}"

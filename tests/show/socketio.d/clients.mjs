@@ -1,12 +1,15 @@
-// Clients of Socket.IO 4: node clients.mjs URL OPTIONS, run from the folder that has the packages.
+// Clients of Socket.IO 4: node clients.mjs URL OPTIONS. Run it in the folder with the packages.
 //
-// OPTIONS is JSON: so many `polling` clients, which say `talks` things by polling and then upgrade
-// once they may, and so many `websocket` ones, which never poll; `shared`: they poll on connections
-// that are kept alive and shared by all, else each request has its own; `once`: they do not come
-// back. They are asked by HTTP:
+// OPTIONS is JSON:
+//   polling    number of clients that send `talks` messages by polling and upgrade when they are allowed to
+//   websocket  number of clients that never poll
+//   talks      number of messages that each client sends after it has connected
+//   shared     whether polling requests share keep-alive connections; else each has a new connection
+//   once       whether clients do not reconnect
 //
-//   GET  /state/FROM/TO  what each client is, and which of these broadcasts it got how often
-//   POST /upgrade        polling clients may upgrade as soon as they have talked
+// They are controlled by HTTP:
+//   GET  /state/FROM/TO  the state of each client, with missing and repeated broadcasts of this range
+//   POST /upgrade        allows polling clients to upgrade after they have sent their messages
 import http from "node:http";
 import { createRequire } from "node:module";
 import { join } from "node:path";
@@ -19,8 +22,8 @@ const [, , url, given] = process.argv;
 const options = JSON.parse(given);
 const errors = {};
 
-/** A transport whose every failure is counted, whatever becomes of it. */
-const counting = (Transport) => class extends Transport {
+/** Returns a transport that counts each of its errors. */
+const countErrors = (Transport) => class extends Transport {
   onError(reason, description, context) {
     const why = context?.responseText || description?.message || description;
     const what = `${this.name}: ${why}`;
@@ -29,10 +32,10 @@ const counting = (Transport) => class extends Transport {
   }
 };
 
-class Polling extends counting(NodeXHR) {}
+class Polling extends countErrors(NodeXHR) {}
 
-/** Takes cookies from the 101, as browsers do. */
-class WebSocketOnly extends counting(NodeWebSocket) {
+/** A WebSocket transport that stores the cookies of the 101, as browsers do. */
+class WebSocketOnly extends countErrors(NodeWebSocket) {
   createSocket(...all) {
     const ws = super.createSocket(...all);
     ws.on("upgrade", (response) => this.socket._cookieJar.parseCookies(response.headers["set-cookie"]));
@@ -40,20 +43,20 @@ class WebSocketOnly extends counting(NodeWebSocket) {
   }
 }
 
-/** Opens when its client has talked enough by polling. */
+/** A WebSocket transport that opens after its client has sent its messages by polling. */
 class WebSocketLater extends WebSocketOnly {
   doOpen() {
     this.socket.once("talked", () => super.doOpen());
   }
 }
 
-// A browser keeps its cookies when it reconnects; engine.io-client would begin with none.
+// A browser keeps its cookies when it reconnects; engine.io-client would start without cookies.
 Object.defineProperty(Engine.prototype, "_cookieJar", {
   get() { return this.opts.cookies.jar; },
   set(jar) { this.opts.cookies.jar ??= jar; },
 });
 
-/** Keeps connections, and counts how many carried requests of more than one client. */
+/** An agent with keep-alive that counts connections with requests of more than one client. */
 class Agent extends http.Agent {
   users = new Map();
 

@@ -1,10 +1,10 @@
-// A pod with Socket.IO 4: node pod.mjs, run from the folder whose node_modules holds the packages.
+// A pod with Socket.IO 4: node pod.mjs. Run it in the folder whose node_modules contains the packages.
 //
-// POD_NAME is its name. REDIS is the socket of the Redis that carries broadcasts from pod to pod;
-// without it they stay on the pod. A line of JSON for each event tells what happens.
+// POD_NAME is its name. REDIS is the socket of the Redis server that forwards broadcasts between pods;
+// without it, broadcasts stay on the pod. The pod prints a line of JSON for each event.
 //
 //   GET  /metric        {"agentsConnections": n, "podName": ...}
-//   GET  /peers         how many pods Redis knows
+//   GET  /peers         the number of pods that are connected by Redis
 //   POST /broadcast/N   sends N to every client
 import http from "node:http";
 import { createRequire } from "node:module";
@@ -18,12 +18,12 @@ const { createClient } = require("redis");
 const name = process.env.POD_NAME;
 const path = process.env.REDIS;
 
-/** Writes an event at once: a pod that is killed has said everything. */
-const tell = (event, facts) => console.log(JSON.stringify({ event, ...facts }));
+/** Prints an event at once, so that nothing is missing when the pod is killed. */
+const printEvent = (event, facts) => console.log(JSON.stringify({ event, ...facts }));
 
 async function adapter() {
   const clients = [createClient({ socket: { path } }), createClient({ socket: { path } })];
-  for (const client of clients) client.on("error", (error) => tell("redis", { message: error.message }));
+  for (const client of clients) client.on("error", (error) => printEvent("redis", { message: error.message }));
   await Promise.all(clients.map((client) => client.connect()));
   return createAdapter(...clients);
 }
@@ -38,7 +38,7 @@ const web = http.createServer(async (request, response) => {
 });
 const io = new Server(web, path ? { adapter: await adapter() } : {});
 
-// By client: its requests by polling, by the replica of the balancer that passed them on.
+// For each client, the number of its polling requests by the replica that forwarded them.
 const requests = new Map();
 io.engine.use((request, _, next) => {
   const query = new URL(request.url, "http://pod").searchParams;
@@ -51,15 +51,15 @@ io.engine.use((request, _, next) => {
   next();
 });
 
-io.engine.on("connection_error", ({ code, message }) => tell("refused", { code, message }));
+io.engine.on("connection_error", ({ code, message }) => printEvent("refused", { code, message }));
 
 io.on("connection", (socket) => {
   const { client } = socket.handshake.query;
   const transport = () => socket.conn.transport.name;
   const talked = { polling: 0, websocket: 0 };
-  tell("connected", { client, transport: transport() });
+  printEvent("connected", { client, transport: transport() });
   socket.conn.on("upgrade", () => {
-    tell("upgraded", { client, transport: transport(), talked: talked.polling, requests: requests.get(client) });
+    printEvent("upgraded", { client, transport: transport(), talked: talked.polling, requests: requests.get(client) });
     requests.delete(client);
   });
   socket.on("talk", (answer) => {

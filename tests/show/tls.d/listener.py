@@ -1,6 +1,4 @@
-"""A listener that speaks TLS: ordinary clients, those who send something else, slow ones, silent
-ones.
-"""
+"""TLS from clients: ordinary clients, invalid bytes, slow readers, and silent clients."""
 
 import asyncio
 import contextlib
@@ -26,17 +24,17 @@ FLOOD = 1 << (27 if "--short" in sys.argv else 30)
 CHUNK = 1 << 18
 HEADER = bytes([0x82, 127]) + CHUNK.to_bytes(8, "big")
 GROWTH = 20 << 10  # KiB of resident memory
-SILENT = 200
+SILENT_CLIENTS = 200
 TIMEOUT = 2
 
 
-def files(pair):
-    """The settings of a listener that has this pair."""
+def tls_settings(pair):
+    """Returns the settings of a listener with this certificate and key."""
     return {"SERVER__TLS_CERT_FILE": pair.certificate, "SERVER__TLS_KEY_FILE": pair.key}
 
 
 async def show(folder, npm, root, other):
-    # Clients know the root only, so that the whole chain must be sent.
+    # Clients trust only the root, so the listener must send the whole chain.
     between = Authority(folder, "intermediate authority", root)
     pair = between.issue("listener", f"DNS:{HOST}", "DNS:localhost", "IP:127.0.0.1")
     context = peers.client_context(root)
@@ -44,39 +42,43 @@ async def show(folder, npm, root, other):
     node = peers.NodePod(npm)
     pod = await peers.Pod().start()
     for name, one in (("websockets", pod), ("npm ws", node)):
-        await show_clients(name, one, files(pair), context, npm, root)
-    await show_curl(node, files(pair), folder, root)
-    await show_ends(node, files(pair), context)
-    await show_forwarded(node, files(pair), context)
+        await show_clients(name, one, tls_settings(pair), context, npm, root)
+    await show_curl(node, tls_settings(pair), folder, root)
+    await show_close_notify(node, tls_settings(pair), context)
+    await show_forwarded(node, tls_settings(pair), context)
     node.stop()
-    await show_garbage(files(pair), context)
-    await show_bulk(files(pair), context)
-    await show_slow_reader(files(pair), context)
-    await show_silent(files(pair), context)
+    await show_invalid_bytes(tls_settings(pair), context)
+    await show_bulk(tls_settings(pair), context)
+    await show_slow_reader(tls_settings(pair), context)
+    await show_silent(tls_settings(pair), context)
 
 
 async def show_clients(name, pod, settings, context, npm, root):
     balancer = peers.Balancer(pod, **settings)
-    wrong = await peers.talk(balancer.address, pod, context)
+    wrong = await peers.failed_messages(balancer.address, pod, context)
     check(
         not wrong,
-        f"websockets → {name}: {wrong or 'text, binary, large ones, fragments, close codes'}",
+        f"websockets → {name}: {wrong or 'text, binary, large messages, fragments, close codes'}",
     )
-    told = await peers.node_client(npm, f"wss://{balancer.address}/", root)
+    results = await peers.node_client(npm, f"wss://{balancer.address}/", root)
     check(
-        told["trusted"] and told["echoed"] and told["closed"] == [4321, "tschüß"],
-        f"npm ws → {name}: {told}",
+        results["trusted"] and results["echoed"] and results["closed"] == [4321, "tschüß"],
+        f"npm ws → {name}: {results}",
     )
-    check(await peers.seen(pod, [4321, "tschüß"]), "its close code and reason reached the pod")
+    check(
+        await peers.has_seen_close(pod, [4321, "tschüß"]), "its close code and reason reach the pod"
+    )
     try:
         async with peers.websocket(balancer.address, context=ssl.create_default_context()):
             check(
-                False, "control: a client that does not know the authority must refuse the balancer"
+                False,
+                "control: a client that does not trust the authority must refuse the balancer",
             )
     except ssl.SSLCertVerificationError as error:
         check(
             True,
-            f"control: a client that does not know the authority leaves: {error.verify_message}",
+            "control: a client that does not trust the authority refuses the certificate: "
+            f"{error.verify_message}",
         )
     balancer.stop()
 
@@ -114,16 +116,14 @@ async def show_curl(pod, settings, folder, root):
         await asyncio.to_thread(curl.process.wait, scripted.DEADLINE)
         curl.stop()
         same = got.exists() and got.read_bytes() == body
-        told = f"{curl.output}, {len(body)} bytes {'echoed' if same else 'are not echoed'}"
-        check(curl.output == "200 1.1 0" and same, f"curl, TLS {newest} at most: {told}")
+        result = f"{curl.output}, {len(body)} bytes {'echoed' if same else 'are not echoed'}"
+        check(curl.output == "200 1.1 0" and same, f"curl, TLS {newest} at most: {result}")
         got.unlink(missing_ok=True)
     balancer.stop()
 
 
-async def show_ends(pod, settings, context):
-    """No answer may look whole because it was cut: its end is told within TLS, by a
-    close_notify.
-    """
+async def show_close_notify(pod, settings, context):
+    """Checks that connections end with a close_notify: a cut answer must not look complete."""
     balancer = peers.Balancer(pod, **settings)
 
     def read_to_end(text):
@@ -159,7 +159,7 @@ async def show_forwarded(pod, settings, context):
     names = ["x-forwarded-proto", "x-forwarded-port"]
     for tls in (settings, {}):
         proto, default = ("https", "443") if tls else ("http", "80")
-        say(f"  what the pod is told by a listener {'with' if tls else 'without'} TLS")
+        say(f"  what the pod learns from a listener {'with' if tls else 'without'} TLS")
         balancer = peers.Balancer(pod, **tls)
         port = balancer.address.rpartition(":")[2]
         hosts = {HOST: default, f"{HOST}:8443": "8443", f"127.0.0.1:{port}": port}
@@ -172,24 +172,25 @@ async def show_forwarded(pod, settings, context):
                 await client.head()
                 upgraded = json.loads((await client.frame())[2])
                 client.close()
-                told = [[one.get(name) for name in names] for one in (plain, upgraded)]
-                right = told == [[proto, expected]] * 2
+                answers = [[one.get(name) for name in names] for one in (plain, upgraded)]
+                right = answers == [[proto, expected]] * 2
                 right &= all(
                     one["forwarded"].endswith(f";proto={proto}") for one in (plain, upgraded)
                 )
-                what = f"Host: {host}{', a client that forges the rest' if fields else ''}"
+                what = f"Host: {host}{', a client that forges the fields' if fields else ''}"
                 check(
                     right,
-                    f"{what}: {told[0] if told[0] == told[1] else told}, {upgraded['forwarded']}",
+                    f"{what}: {answers[0] if answers[0] == answers[1] else answers}, "
+                    f"{upgraded['forwarded']}",
                 )
         balancer.stop()
 
 
-async def show_garbage(settings, context):
-    say("  something else than TLS")
+async def show_invalid_bytes(settings, context):
+    say("  bytes that are not TLS")
     pod = await peers.Pod().start()
     balancer = peers.Balancer(pod, **settings)
-    genuine = hello.genuine()
+    real_hello = hello.openssl_hello()
     cases = {
         "plain HTTP": scripted.request("/", HOST).encode(),
         "a plain handshake": scripted.handshake("/", HOST).encode(),
@@ -197,40 +198,43 @@ async def show_garbage(settings, context):
         "random bytes": b"\xff" + os.urandom(4095),
         "zeros": bytes(4096),
         "a record of 65535 bytes": b"\x16\x03\x01\xff\xff" + bytes(70_000),
-        "application data at first": b"\x17\x03\x03\x00\x10" + os.urandom(16),
-        "a ClientHello with its end garbled": genuine[:60] + os.urandom(len(genuine) - 60),
-        "a ClientHello twice": genuine * 2,
+        "application data first": b"\x17\x03\x03\x00\x10" + os.urandom(16),
+        "a ClientHello with a random end": real_hello[:60] + os.urandom(len(real_hello) - 60),
+        "a ClientHello twice": real_hello * 2,
     }
     before = balancer.refusals()
     async with peers.websocket(balancer.address, context=context) as chatting:
         for what, sent in cases.items():
             client = await scripted.dial(balancer.address)
-            with contextlib.suppress(OSError):  # cut before it was all sent
+            # The connection may be closed before all bytes are sent.
+            with contextlib.suppress(OSError):
                 await client.send(sent)
             ended = await client.ended()
             client.close()
             await chatting.send(what)
             check(
-                ended and await chatting.recv() == what, f"{what}: cut, a session beside it goes on"
+                ended and await chatting.recv() == what,
+                f"{what}: closed, another session is not affected",
             )
-        for what, sent in (("nothing", b""), ("half a ClientHello", genuine[:100])):
+        for what, sent in (("nothing", b""), ("half a ClientHello", real_hello[:100])):
             client = await scripted.dial(balancer.address)
             await client.send(sent)
             client.reset()
             await chatting.send(what)
             check(
-                await chatting.recv() == what, f"{what}, then a reset: a session beside it goes on"
+                await chatting.recv() == what,
+                f"{what}, then a reset: another session is not affected",
             )
         await scripted.eventually(lambda: balancer.refusals(before).get("bad_tls", 0) >= len(cases))
         counted = balancer.refusals(before)
         check(
             set(counted) == {"bad_tls"} and counted["bad_tls"] >= len(cases),
-            f"counted on /telemetry: {counted}",
+            f"counted in /telemetry: {counted}",
         )
-    refused = await peers.echoes(balancer.address, context, 3)
+    refused = await peers.session_errors(balancer.address, context, 3)
     check(not refused, f"the next clients: {refused or 'served'}")
     sessions = sum(path != "/metric" for path, *_ in pod.seen)
-    check(sessions == 4, f"the pod has seen nothing but {sessions} sessions and polls")
+    check(sessions == 4, f"the pod has received only {sessions} sessions and polls")
     check("panic" not in balancer.output, "no panic in the log")
     balancer.stop()
 
@@ -238,9 +242,9 @@ async def show_garbage(settings, context):
 async def session(address, context, seed, total):
     async with peers.websocket(address, f"/flow?seed={seed}&bytes={total}", context) as connection:
         sending = echo_pod.stream(connection, f"up{seed}", total)
-        _, (down, right_here) = await asyncio.gather(sending, echo_pod.absorb(connection))
-        there = json.loads(await connection.recv())
-        return there["count"], there["right"], down, right_here
+        _, (down, is_right_here) = await asyncio.gather(sending, echo_pod.absorb(connection))
+        pod_result = json.loads(await connection.recv())
+        return pod_result["count"], pod_result["right"], down, is_right_here
 
 
 async def show_bulk(settings, context):
@@ -257,17 +261,15 @@ async def show_bulk(settings, context):
         f"  {SESSIONS} sessions: {up / 2**20:.1f} MiB up, {down / 2**20:.1f} MiB down in "
         f"{took:.1f} s"
     )
-    check(up == down == SESSIONS * total, "no byte is missing or too many")
+    check(up == down == SESSIONS * total, "no byte is missing or duplicated")
     check(all(one[1] and one[3] for one in ended), f"{2 * SESSIONS} checksums are right")
     check("panic" not in balancer.output, "no panic in the log")
-    check(balancer.stop() == 0, "SIGTERM ends it with exit code 0")
+    check(balancer.stop() == 0, "the balancer stops with exit code 0 after SIGTERM")
     pod.stop()
 
 
-class Pouring(scripted.Pod):
-    """A pod that sends blocks of random bytes, each stamped with its number, as fast as it is
-    let.
-    """
+class FloodingPod(scripted.Pod):
+    """A pod that sends numbered blocks of random bytes as fast as possible."""
 
     def __init__(self):
         super().__init__(self._pour)
@@ -290,7 +292,7 @@ class Pouring(scripted.Pod):
 
 
 def stalled_client(address, context):
-    """A TLS connection past its handshake that nobody reads."""
+    """Opens a session over TLS that is not read."""
     host, port = address.split(":")
     client = context.wrap_socket(
         socket.create_connection((host, int(port)), scripted.DEADLINE), server_hostname=host
@@ -304,7 +306,10 @@ def stalled_client(address, context):
 
 
 def read_all(client, watch):
-    """Reads the flood to its end; the number of payload bytes, their checksum, what was wrong."""
+    """Reads the whole flood.
+
+    Returns the number of payload bytes and their checksum, or an error.
+    """
     digest, count = hashlib.sha256(), 0
     frame = memoryview(bytearray(len(HEADER) + CHUNK))
     for number in range(FLOOD // CHUNK):
@@ -324,7 +329,7 @@ def read_all(client, watch):
 
 
 async def settle(probe):
-    """The value of `probe` once it has not changed for a second."""
+    """Waits until the value of `probe` has not changed for a second. Returns it."""
     values = [probe()]
     while len(values) < 11 or len(set(values[-11:])) > 1:
         await asyncio.sleep(0.1)
@@ -333,18 +338,18 @@ async def settle(probe):
 
 
 async def show_slow_reader(settings, context):
-    say(f"  a client that stops reading while its pod has {FLOOD >> 20} MiB for it")
-    pod = await Pouring().start()
+    say(f"  a client that stops reading while its pod sends {FLOOD >> 20} MiB")
+    pod = await FloodingPod().start()
     balancer = scripted.Balancer(pod, SERVER__WORKERS=1, **settings)
-    for _ in range(10):  # what TLS takes once is not the slow reader's
+    for _ in range(10):  # one-time allocations of TLS are not caused by the slow reader
         await peers.ask(balancer.address, scripted.request("/", HOST), context)
     before = balancer.rss_kib()
     client = await asyncio.to_thread(stalled_client, balancer.address, context)
     sent = await settle(lambda: pod.sent)
-    grown = balancer.rss_kib() - before
-    say(f"  the pod got rid of {sent / 2**20:.1f} MiB (the kernel's buffers), then waits")
-    check(sent < FLOOD, "the pod sees backpressure")
-    check(grown < GROWTH, f"RSS {before} KiB before, {grown:+d} KiB with the stalled session")
+    growth = balancer.rss_kib() - before
+    say(f"  the pod sent {sent / 2**20:.1f} MiB (into the kernel's buffers), then blocks")
+    check(sent < FLOOD, "the pod is blocked by backpressure")
+    check(growth < GROWTH, f"RSS {before} KiB before, {growth:+d} KiB with the stalled session")
     samples, started = [], time.monotonic()
     count, digest = await asyncio.to_thread(
         read_all, client, lambda: samples.append(balancer.rss_kib() - before)
@@ -352,30 +357,31 @@ async def show_slow_reader(settings, context):
     took = time.monotonic() - started
     check(
         (count, digest) == (FLOOD, pod.digest.hexdigest()),
-        f"read at last: {count} bytes, checksum {digest[:16]}…",
+        f"the client finally reads {count} bytes, checksum {digest[:16]}…",
     )
     say(f"  {took:.1f} s, {FLOOD / took / 1e6:.0f} MB/s")
     check(
         max(samples, default=0) < GROWTH,
-        f"RSS {max(samples, default=0):+d} KiB at most of {len(samples)} samples",
+        f"RSS {max(samples, default=0):+d} KiB at most in {len(samples)} samples",
     )
     client.close()
     balancer.stop()
 
 
-async def silent(address, number):
-    """A client that does not finish its TLS handshake, in one of four ways: seconds until it is
-    cut.
+async def unfinished_handshake(address, number):
+    """Starts a TLS handshake and does not finish it, in one of four ways.
+
+    Returns the seconds until the connection ended, and whether it did.
     """
-    genuine = hello.genuine()
+    real_hello = hello.openssl_hello()
     client = await scripted.dial(address)
     started = time.monotonic()
     if number % 4 == 1:
-        await client.send(genuine[:100])
+        await client.send(real_hello[:100])
     elif number % 4 == 2:
-        await client.send(genuine)  # and no answer to what comes
+        await client.send(real_hello)  # and no answer to the ServerHello
     elif number % 4 == 3:
-        drip = asyncio.create_task(dripping(client, genuine))
+        drip = asyncio.create_task(send_slowly(client, real_hello))
     ended = await client.ended(3 * TIMEOUT)
     if number % 4 == 3:
         drip.cancel()
@@ -383,8 +389,8 @@ async def silent(address, number):
     return time.monotonic() - started, ended
 
 
-async def dripping(client, data):
-    """A byte every now and then."""
+async def send_slowly(client, data):
+    """Sends one byte every 100 ms."""
     try:
         for byte in data:
             await client.send(bytes([byte]))
@@ -395,39 +401,50 @@ async def dripping(client, data):
 
 async def show_silent(settings, context):
     say(
-        f"  server.request_timeout = {TIMEOUT}s, {SILENT} clients that never finish their TLS "
-        "handshake"
+        f"  server.request_timeout = {TIMEOUT}s, {SILENT_CLIENTS} clients that never finish their "
+        "TLS handshake"
     )
     pod = await peers.Pod().start()
     balancer = peers.Balancer(pod, SERVER__REQUEST_TIMEOUT=f"{TIMEOUT}s", **settings)
-    quiet = asyncio.gather(*(silent(balancer.address, number) for number in range(SILENT)))
+    quiet = asyncio.gather(
+        *(unfinished_handshake(balancer.address, number) for number in range(SILENT_CLIENTS))
+    )
     refused, served = [], 0
     while not quiet.done():
-        refused += await peers.echoes(balancer.address, context)
+        refused += await peers.session_errors(balancer.address, context)
         served += 1
-    cut = await quiet
-    times = [took for took, _ in cut]
-    say("  they send nothing, half a ClientHello, a whole one, one byte by byte")
-    say(f"  cut after {min(times):.2f} to {max(times):.2f} s")
+    results = await quiet
+    times = [took for took, _ in results]
+    say("  they send nothing, half a ClientHello, a whole one, or one byte by byte")
+    say(f"  closed after {min(times):.2f} to {max(times):.2f} s")
     check(
         not refused,
-        f"{served} clients served meanwhile, one after the other, errors: {refused[:5] or 'none'}",
+        f"{served} clients are served meanwhile, one after the other, errors: "
+        f"{refused[:5] or 'none'}",
     )
-    check(all(ended for _, ended in cut), f"{sum(ended for _, ended in cut)} of {SILENT} are cut")
-    check(max(times) < TIMEOUT + 2, "nobody is left 2 s after the time")
-    check(min(times) > TIMEOUT - 0.5, "nobody is cut before")
+    check(
+        all(ended for _, ended in results),
+        f"{sum(ended for _, ended in results)} of {SILENT_CLIENTS} are closed",
+    )
+    check(max(times) < TIMEOUT + 2, "all are closed within 2 s after the time-out")
+    check(min(times) > TIMEOUT - 0.5, "none is closed before the time-out")
     client = await peers.dial(balancer.address, context)
-    check(await client.ended(2 * TIMEOUT + 2), "so is one that finishes it and then says nothing")
+    check(
+        await client.ended(2 * TIMEOUT + 2),
+        "a client that finishes the handshake and then sends nothing is closed too",
+    )
     client.close()
     say("  control: server.request_timeout = 1m")
     balancer.stop()
     balancer = peers.Balancer(pod, SERVER__REQUEST_TIMEOUT="1m", **settings)
-    clients = [asyncio.create_task(silent(balancer.address, number)) for number in range(20)]
+    clients = [
+        asyncio.create_task(unfinished_handshake(balancer.address, number)) for number in range(20)
+    ]
     await asyncio.wait(clients, timeout=TIMEOUT + 1)
-    left = sum(not task.done() for task in clients)
+    connected = sum(not task.done() for task in clients)
     check(
-        left == len(clients),
-        f"control: {left} of {len(clients)} are still there {TIMEOUT + 1} s later",
+        connected == len(clients),
+        f"control: {connected} of {len(clients)} are still connected {TIMEOUT + 1} s later",
     )
     for task in clients:
         task.cancel()

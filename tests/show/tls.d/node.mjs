@@ -1,7 +1,7 @@
-// npm `ws` as pod and as client, over TLS or not; run from the folder whose node_modules holds it.
+// npm `ws` as pod and as client, with or without TLS. Run it in the folder whose node_modules contains `ws`.
 //
-//   node node.mjs serve              TLS with TLS_CERT and TLS_KEY; echoes, closes, reports
-//   node node.mjs connect URL CA     talks to an echoing pod and prints what came of it
+//   node node.mjs serve              a pod that echoes, closes and reports; with TLS if TLS_CERT and TLS_KEY are set
+//   node node.mjs connect URL CA     a client that tests an echoing pod and prints the results as JSON
 import { createHash, randomBytes } from "node:crypto";
 import { readFileSync } from "node:fs";
 import http from "node:http";
@@ -48,17 +48,17 @@ const digest = (data) => createHash("sha256").update(data).digest("hex");
 
 async function connect(url, file) {
   const socket = new WebSocket(url, { ca: readFileSync(file), perMessageDeflate: false, maxPayload: 0 });
-  const got = [];
-  let news = () => {};
+  const messages = [];
+  let notify = () => {};
   socket.on("message", (data, binary) => {
-    got.push(binary ? data : data.toString());
-    news();
+    messages.push(binary ? data : data.toString());
+    notify();
   });
   const closed = new Promise((resolve) => socket.on("close", (code, reason) => resolve([code, reason.toString()])));
   await new Promise((resolve, reject) => socket.on("open", resolve).on("error", reject));
   const tls = { version: socket._socket.getProtocol?.(), alpn: socket._socket.alpnProtocol, trusted: socket._socket.authorized };
   const received = async (count) => {
-    while (got.length < count) await new Promise((resolve) => (news = resolve));
+    while (messages.length < count) await new Promise((resolve) => (notify = resolve));
   };
   const binary = randomBytes(100_000);
   const large = randomBytes(LARGE);
@@ -67,7 +67,7 @@ async function connect(url, file) {
   const size = LARGE / PIECES;
   for (let n = 0; n < PIECES; n++) socket.send(large.subarray(n * size, (n + 1) * size), { fin: n === PIECES - 1 });
   await received(3);
-  const echoed = got[0] === "Grüße 👋" && digest(got[1]) === digest(binary) && digest(got[2]) === digest(large);
+  const echoed = messages[0] === "Grüße 👋" && digest(messages[1]) === digest(binary) && digest(messages[2]) === digest(large);
   socket.close(4321, "tschüß");
   console.log(JSON.stringify({ ...tls, echoed, closed: await closed }));
 }

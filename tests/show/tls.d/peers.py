@@ -1,4 +1,4 @@
-"""Pods and clients over TLS, and the balancer between them, for every part of the show."""
+"""Pods and clients over TLS, and the balancer between them, for all parts of `tls`."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ from websockets.sync import server as threaded
 from evidence import install, programs, scripted
 
 HERE = Path(__file__).parent
-REPORT = 7  # what pods report, whatever they hold
+REPORT = 7  # the connection count that pods report
 LARGE = 8 << 20
 PIECES = 300
 CODES = [1000, 1001, 1008, 1011, 3000, 4999]
@@ -28,10 +28,13 @@ HOST = "chat.example.org"
 
 
 def server_context(pair, clients=None, newest=None):
-    """A pod's side; `clients` is the authority that a client's certificate must be of."""
+    """Returns the TLS context of a pod.
+
+    With `clients`, client certificates of that authority are required.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pair.certificate, pair.key)
-    # HTTP/2 comes first: whoever offers it gets it.
+    # HTTP/2 is preferred, so that it would be selected if the balancer offered it.
     context.set_alpn_protocols(["h2", "http/1.1"])
     context.sni_callback = remember_name
     if clients:
@@ -53,9 +56,10 @@ def client_context(authority):
 
 
 class Pod:
-    """Python's `websockets` on this loop. `/close?code=…` closes, anything else echoes.
+    """A pod with Python's `websockets` on this loop. `/close?code=…` closes, all other paths echo.
 
-    `seen` has path, SNI, ALPN and version of every request, `closed` how sessions ended.
+    `seen` are path, SNI, ALPN and TLS version of every request, `closed` are the codes and reasons
+    of Closes.
     """
 
     def __init__(self, host="127.0.0.1"):
@@ -115,8 +119,9 @@ class Pod:
 
 
 class ThreadedPod(Pod):
-    """The same library on threads, echoing only. Unlike asyncio, it tells peers by an alert why it
-    leaves.
+    """A pod with the same library on threads, which only echoes.
+
+    Unlike asyncio, it sends TLS alerts.
     """
 
     async def start(self, context=None):
@@ -140,7 +145,7 @@ class ThreadedPod(Pod):
 
 
 class NodePod(programs.Program):
-    """npm `ws`, in a process of its own."""
+    """A pod with npm `ws`, in its own process."""
 
     def __init__(self, npm, pair=None, authority=None):
         env = {"REPORT": str(REPORT)}
@@ -165,7 +170,7 @@ class NodePod(programs.Program):
 
 
 class Balancer(scripted.Balancer):
-    """One that polls its pods, often; addressed by numbers, as everything here."""
+    """A balancer that polls its pods frequently."""
 
     def __init__(self, *pods, **settings):
         super().__init__(
@@ -175,14 +180,14 @@ class Balancer(scripted.Balancer):
     def pods(self):
         return self.metrics()["services"]
 
-    async def up(self, *states):
-        """Whether the pods come to be in these states."""
+    async def reaches_states(self, *states):
+        """Waits until the pods are in these states. Returns whether they are."""
         return await scripted.eventually(
             lambda: [pod["state"] for pod in self.pods()] == list(states)
         )
 
-    async def logs(self, pattern, since=0):
-        """Waits for a line of the log from `since` on."""
+    async def find_log_line(self, pattern, since=0):
+        """Waits for a log line that matches, starting at line `since`. Returns it."""
 
         def found():
             return next((line for line in self.lines[since:] if pattern.search(line)), None)
@@ -191,15 +196,15 @@ class Balancer(scripted.Balancer):
 
 
 async def dial(address, context=None, name=None):
-    """A connection by hand, over TLS with a `context`."""
+    """Opens a raw connection, over TLS if there is a `context`."""
     host, _, port = address.rpartition(":")
-    more = {"ssl": context, "server_hostname": name or host} if context else {}
-    opening = asyncio.open_connection(host, int(port), limit=scripted.LONGEST_HEAD, **more)
+    arguments = {"ssl": context, "server_hostname": name or host} if context else {}
+    opening = asyncio.open_connection(host, int(port), limit=scripted.LONGEST_HEAD, **arguments)
     return scripted.Connection(*await asyncio.wait_for(opening, scripted.DEADLINE))
 
 
 async def ask(address, text, context=None):
-    """Head and body of the answer to a request."""
+    """Sends a request. Returns head and body of the answer."""
     client = await dial(address, context)
     await client.send(text)
     head = await client.head()
@@ -208,8 +213,8 @@ async def ask(address, text, context=None):
     return head, body
 
 
-def websocket(address, path="/", context=None, **more):
-    """A `websockets` client."""
+def websocket(address, path="/", context=None, **arguments):
+    """Returns a `websockets` client connection."""
     scheme = "wss" if context else "ws"
     return connect(
         f"{scheme}://{address}{path}",
@@ -219,14 +224,12 @@ def websocket(address, path="/", context=None, **more):
         max_size=None,
         ping_interval=None,
         open_timeout=scripted.DEADLINE,
-        **more,
+        **arguments,
     )
 
 
-async def echoes(address, context=None, count=1):
-    """`count` sessions one after the other, a message each; the statuses of those that were
-    refused.
-    """
+async def session_errors(address, context=None, count=1):
+    """Opens `count` sessions one after the other, with a message each. Returns the errors."""
     refused = []
     for number in range(count):
         try:
@@ -242,9 +245,9 @@ async def echoes(address, context=None, count=1):
     return refused
 
 
-async def talk(address, pod, context=None):
-    """Everything a session does; what went wrong."""
-    wrong = []
+async def failed_messages(address, pod, context=None):
+    """Tests messages of all kinds and close codes in both directions. Returns the failed ones."""
+    failed = []
     binary, large = os.urandom(100_000), os.urandom(LARGE)
     size = LARGE // PIECES + 1
     async with websocket(address, context=context) as connection:
@@ -253,7 +256,7 @@ async def talk(address, pod, context=None):
             await connection.send(sent)
             got = await asyncio.wait_for(connection.recv(), scripted.DEADLINE)
             if type(got) is not type(message) or digest(got) != digest(message):
-                wrong.append(what)
+                failed.append(what)
 
         await exchange("text", "Grüße 👋", "Grüße 👋")
         await exchange("binary", binary, binary)
@@ -265,19 +268,19 @@ async def talk(address, pod, context=None):
         reason = f"wegen {code} ü {os.urandom(3).hex()}"
         async with websocket(address, context=context) as connection:
             await connection.close(code, reason)
-        if not await seen(pod, [code, reason]):
-            wrong.append(f"the client's close with {code}")
+        if not await has_seen_close(pod, [code, reason]):
+            failed.append(f"the client's close with {code}")
         async with websocket(
             address, f"/close?code={code}&reason={quote(reason)}", context
         ) as connection:
             await asyncio.wait_for(connection.wait_closed(), scripted.DEADLINE)
             if (connection.close_code, connection.close_reason) != (code, reason):
-                wrong.append(f"the pod's close with {code}")
-    return wrong
+                failed.append(f"the pod's close with {code}")
+    return failed
 
 
-async def seen(pod, close, timeout=scripted.DEADLINE):
-    """Whether the pod sees a session end like that."""
+async def has_seen_close(pod, close, timeout=scripted.DEADLINE):
+    """Waits until the pod has seen this Close. Returns whether it has."""
     deadline = asyncio.get_running_loop().time() + timeout
     while asyncio.get_running_loop().time() < deadline:
         if close in await pod.sessions_closed():
@@ -291,9 +294,9 @@ def digest(message):
 
 
 async def node_client(npm, url, authority):
-    """What npm `ws` makes of an echoing pod."""
+    """Runs a client with npm `ws` on an echoing pod. Returns its results."""
 
-    def play():
+    def run_client():
         client = programs.Program(
             install.need("node"), HERE / "node.mjs", "connect", url, authority.file, cwd=npm
         )
@@ -302,4 +305,4 @@ async def node_client(npm, url, authority):
         finally:
             client.stop()
 
-    return await asyncio.to_thread(play)
+    return await asyncio.to_thread(run_client)

@@ -1,6 +1,4 @@
-"""Certificates that are replaced while sessions chat: nobody is dropped, newcomers see the new
-one.
-"""
+"""Certificates are replaced while sessions are open. New clients get the new certificate."""
 
 import asyncio
 import contextlib
@@ -13,7 +11,7 @@ import peers
 from evidence import programs, scripted
 from evidence.certificates import Authority, Pair, replace
 from evidence.checks import check, say
-from listener import files
+from listener import tls_settings
 from peers import HOST
 
 SESSIONS = 200
@@ -24,48 +22,51 @@ NONE = r"tls\.crt.*no (whole )?certificate"
 
 
 class Crowd:
-    """Sessions that send numbers and expect them back, each in its order."""
+    """Sessions that send numbers and check that the echoes arrive in order."""
 
     def __init__(self, address, context):
         self.address, self.context = address, context
-        self.over = asyncio.Event()
-        self.inside = self.echoed = 0
+        self.finished = asyncio.Event()
+        self.open_count = self.echoed = 0
         self.wrong = []
 
     async def start(self):
         self.tasks = [asyncio.create_task(self._session(number)) for number in range(SESSIONS)]
-        await scripted.eventually(lambda: self.inside == SESSIONS or self.wrong, 60)
+        await scripted.eventually(lambda: self.open_count == SESSIONS or self.wrong, 60)
 
     async def _session(self, number):
         try:
             async with peers.websocket(self.address, context=self.context) as connection:
-                self.inside += 1
+                self.open_count += 1
                 count = 0
-                while not self.over.is_set():
+                while not self.finished.is_set():
                     await connection.send(f"{number}: {count}")
                     got = await asyncio.wait_for(connection.recv(), scripted.DEADLINE)
                     if got != f"{number}: {count}":
-                        self.wrong.append(f"session {number}: {got} instead of {count}")
+                        self.wrong.append(f"session {number}: received {got} instead of {count}")
                     count += 1
                     self.echoed += 1
                     await asyncio.sleep(PAUSE)
             if connection.close_code != 1000:
                 self.wrong.append(f"session {number} was closed with {connection.close_code}")
-        except Exception as error:
+        except Exception as error:  # any error means that the session failed
             self.wrong.append(f"session {number}: {error!r}")
 
-    async def turn(self):
-        """Waits until everybody has had an echo."""
+    async def all_echoed(self):
+        """Waits until there were as many new echoes as sessions."""
         wanted = self.echoed + SESSIONS
         return await scripted.eventually(lambda: self.echoed >= wanted)
 
     async def end(self):
-        self.over.set()
+        self.finished.set()
         await asyncio.gather(*self.tasks)
 
 
 class Watcher:
-    """Connects again and again; `serials` has what it was shown, repetitions left out."""
+    """Connects repeatedly.
+
+    `serials` are the serial numbers of the received certificates, without repetitions.
+    """
 
     def __init__(self, address, context):
         self.address, self.context = address, context
@@ -78,17 +79,17 @@ class Watcher:
                 serial = await serial_of(self.address, self.context)
                 if serial not in self.serials[-1:]:
                     self.serials.append(serial)
-            except Exception as error:
+            except Exception as error:  # any error means that the session failed
                 self.failed.append(repr(error))
             self.count += 1
             await asyncio.sleep(0.05)
 
-    async def more(self, count=3):
-        """Waits for further connections."""
+    async def wait_for(self, count=3):
+        """Waits for `count` more connections."""
         wanted = self.count + count
         await scripted.eventually(lambda: self.count >= wanted)
 
-    async def shown(self, serial):
+    async def is_shown(self, serial):
         return await scripted.eventually(lambda: self.serials[-1:] == [serial])
 
     async def end(self):
@@ -98,7 +99,7 @@ class Watcher:
 
 
 async def serial_of(address, context):
-    """The serial number of the certificate that a new connection sees, verified."""
+    """Opens a verified connection. Returns the serial number of the certificate."""
     client = await peers.dial(address, context, HOST)
     serial = client.writer.get_extra_info("peercert")["serialNumber"]
     client.close()
@@ -106,36 +107,34 @@ async def serial_of(address, context):
 
 
 class Mounted:
-    """A folder as Kubernetes mounts secrets: the files are links through `..data`, which is
-    swapped.
-    """
+    """A folder as Kubernetes mounts secrets: the files are links through the link `..data`."""
 
     def __init__(self, folder, pair):
         self.folder = folder
         folder.mkdir()
-        self.swap("..first", pair)
+        self.replace_link("..first", pair)
         self.pair = Pair(folder / "tls.crt", folder / "tls.key")
         for file in (self.pair.certificate, self.pair.key):
             file.symlink_to(Path("..data") / file.name)
 
-    def swap(self, name, pair):
+    def replace_link(self, name, pair):
         data = self.folder / "..data"
         before = self.folder / os.readlink(data) if data.is_symlink() else None
         version = self.folder / name
         version.mkdir()
         shutil.copy(pair.certificate, version / "tls.crt")
         shutil.copy(pair.key, version / "tls.key")
-        beside = self.folder / "..data_tmp"
-        beside.symlink_to(name)
-        os.replace(beside, data)
+        temporary = self.folder / "..data_tmp"
+        temporary.symlink_to(name)
+        os.replace(temporary, data)
         if before:
             shutil.rmtree(before)
 
 
 async def show(folder, npm, root, other):
     say(
-        f"certificates replaced under {SESSIONS} chatting sessions, server.tls_reload_interval = "
-        f"{INTERVAL}"
+        f"certificates are replaced while {SESSIONS} sessions are open, "
+        f"server.tls_reload_interval = {INTERVAL}"
     )
     names = (f"DNS:{HOST}", "IP:127.0.0.1")
     pairs = [root.issue(f"generation-{number}", *names) for number in range(6)]
@@ -144,113 +143,118 @@ async def show(folder, npm, root, other):
     live = mounted.pair
     context = peers.client_context(root)
     pod = programs.EchoPod("echo")
-    balancer = peers.Balancer(pod, SERVER__TLS_RELOAD_INTERVAL=INTERVAL, **files(live))
-    lazy = peers.Balancer(pod, SERVER__TLS_RELOAD_INTERVAL="1h", **files(live))
+    balancer = peers.Balancer(pod, SERVER__TLS_RELOAD_INTERVAL=INTERVAL, **tls_settings(live))
+    slow_reloader = peers.Balancer(pod, SERVER__TLS_RELOAD_INTERVAL="1h", **tls_settings(live))
     crowd, watcher = Crowd(balancer.address, context), Watcher(balancer.address, context)
     await crowd.start()
-    check(crowd.inside == SESSIONS, f"{crowd.inside} sessions")
-    check(await watcher.shown(pairs[0].serial), f"newcomers see {pairs[0].serial}")
+    check(crowd.open_count == SESSIONS, f"{crowd.open_count} sessions")
+    check(await watcher.is_shown(pairs[0].serial), f"new clients get {pairs[0].serial}")
 
-    async def taken_over(what, pair):
-        right = await watcher.shown(pair.serial)
+    async def check_replaced(what, pair):
+        right = await watcher.is_shown(pair.serial)
         check(
             right,
-            f"{what}: newcomers see {pair.serial}"
+            f"{what}: new clients get {pair.serial}"
             + ("" if right else f", not {watcher.serials[-1:]}"),
         )
-        await crowd.turn()
+        await crowd.all_echoed()
 
-    async def ignored(what, reason, before, change):
-        """A change that is no good: warned about, and newcomers see what they saw."""
+    async def check_ignored(what, reason, before, change):
+        """Makes an invalid change: the log warns, and new clients get the previous certificate."""
         seen = len(balancer.lines)
         change()
-        line = await balancer.logs(
+        line = await balancer.find_log_line(
             re.compile(f"WARN.*{re.escape(str(mounted.folder))}/{reason}"), seen
         )
-        told = (
+        warning = (
             line.partition(" WARN ")[2].replace(str(folder), "…")
             if line
             else f"no {reason} in the log"
         )
-        check(line, f"{what}: warned about, {told.lstrip('] ')}")
-        await watcher.more()
+        check(line, f"{what}: the log warns, {warning.lstrip('] ')}")
+        await watcher.wait_for()
         check(
-            watcher.serials[-1:] == [before.serial], f"{what}: newcomers still see {before.serial}"
+            watcher.serials[-1:] == [before.serial],
+            f"{what}: new clients still get {before.serial}",
         )
-        await crowd.turn()
+        await crowd.all_echoed()
 
-    mounted.swap("..second", pairs[1])
-    await taken_over("a swapped link, as Kubernetes does", pairs[1])
-    serial = await serial_of(lazy.address, context)
+    mounted.replace_link("..second", pairs[1])
+    await check_replaced("a replaced link, as Kubernetes does", pairs[1])
+    serial = await serial_of(slow_reloader.address, context)
     check(
         serial == pairs[0].serial,
-        "control: with an interval of 1h newcomers still see the first one",
+        "control: with an interval of 1h new clients still get the first certificate",
     )
-    lazy.stop()
-    mounted.swap("..third", pairs[2])
-    await taken_over("another one", pairs[2])
-    strange = Pair(pairs[3].certificate, pairs[4].key)
-    await ignored(
-        "a swap to a key of another certificate",
+    slow_reloader.stop()
+    mounted.replace_link("..third", pairs[2])
+    await check_replaced("a second replacement", pairs[2])
+    mismatched = Pair(pairs[3].certificate, pairs[4].key)
+    await check_ignored(
+        "the link leads to a key of another certificate",
         MISMATCH,
         pairs[2],
-        lambda: mounted.swap("..strange", strange),
+        lambda: mounted.replace_link("..strange", mismatched),
     )
-    mounted.swap("..fourth", pairs[3])
-    await taken_over("a swap to the right key", pairs[3])
+    mounted.replace_link("..fourth", pairs[3])
+    await check_replaced("the link leads to the right key", pairs[3])
 
     replace(pairs[4], live.certificate, live.key)
-    await taken_over("files renamed over the old ones", pairs[4])
-    await ignored(
+    await check_replaced("files replaced by renames", pairs[4])
+    await check_ignored(
         "a key of another certificate",
         MISMATCH,
         pairs[4],
-        lambda: replace(strange, live.certificate, live.key),
+        lambda: replace(mismatched, live.certificate, live.key),
     )
-    await ignored("garbage", NONE, pairs[4], lambda: live.certificate.write_bytes(os.urandom(1000)))
-    await ignored(
-        "a file that is gone", r"tls\.crt.*No such file", pairs[4], live.certificate.unlink
+    await check_ignored(
+        "random bytes", NONE, pairs[4], lambda: live.certificate.write_bytes(os.urandom(1000))
+    )
+    await check_ignored(
+        "a deleted file", r"tls\.crt.*No such file", pairs[4], live.certificate.unlink
     )
     live.key.write_bytes(b"")
-    await ignored(
+    await check_ignored(
         "an empty key",
         r"tls\.key.*no private key",
         pairs[4],
         lambda: shutil.copy(pairs[4].certificate, live.certificate),
     )
     replace(pairs[5], live.certificate, live.key)
-    await taken_over("right again", pairs[5])
+    await check_replaced("valid files again", pairs[5])
 
-    # A certificate and the intermediate one, written in three pieces.
+    # A certificate and its intermediate, written in three pieces.
     whole = pairs[6].certificate.read_bytes()
     shutil.copy(pairs[6].key, live.key)
     with live.certificate.open("wb", buffering=0) as file:
         quarter = len(whole) // 4
-        await ignored("half a certificate", NONE, pairs[5], lambda: file.write(whole[:quarter]))
-        await ignored(
-            "a whole one, half of the next",
+        await check_ignored(
+            "half a certificate", NONE, pairs[5], lambda: file.write(whole[:quarter])
+        )
+        await check_ignored(
+            "a whole certificate, half of the next",
             NONE,
             pairs[5],
             lambda: file.write(whole[quarter : 3 * quarter]),
         )
         file.write(whole[3 * quarter :])
-    await taken_over("the rest of it", pairs[6])
+    await check_replaced("the rest of the file", pairs[6])
 
     await watcher.end()
-    held = pod.report()["held"]
+    open_sessions = pod.report()["held"]
     await crowd.end()
     order = [pairs[number].serial for number in (0, 1, 2, 3, 4, 5, 6)]
     check(
         watcher.serials == order,
-        f"{watcher.count} newcomers saw seven serial numbers, one after the other",
+        f"{watcher.count} new clients got the seven certificates, one after the other",
     )
-    check(not watcher.failed, f"errors of newcomers: {watcher.failed[:3] or 'none'}")
-    check(held == SESSIONS, f"{held} of {SESSIONS} sessions until the end")
-    harmed = crowd.wrong[:3] or "none"
+    check(not watcher.failed, f"errors of new clients: {watcher.failed[:3] or 'none'}")
+    check(open_sessions == SESSIONS, f"{open_sessions} of {SESSIONS} sessions are open at the end")
+    errors = crowd.wrong[:3] or "none"
     check(
         not crowd.wrong,
-        f"{crowd.echoed} echoes, each in its order; sessions dropped or out of order: {harmed}",
+        f"{crowd.echoed} echoes in order; sessions dropped or out of order: {errors}",
     )
     check("panic" not in balancer.output, "no panic in the log")
-    check(balancer.stop() == 0, "SIGTERM ends it with exit code 0")
+    check(balancer.stop() == 0, "the balancer stops with exit code 0 after SIGTERM")
     pod.stop()

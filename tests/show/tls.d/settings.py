@@ -1,4 +1,4 @@
-"""`wsbalancer check` on files that are of no use: it names the key, the file, and what is wrong."""
+"""`wsbalancer check` on invalid certificates and keys: it names setting, file and error."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from evidence.checks import check, say
 
 SERVICE = "https://127.0.0.1:3001"
 USAGE = 64
-# What is wrong, in whichever of these words.
+# Patterns for the errors: one of the words must occur.
 ABSENT = "No such file|not found"
 MISFIT = "match|fit|belong|go with"
 ALONE = "no file|both|without|missing|need|required|together|alone"
@@ -18,7 +18,7 @@ UNREADABLE = "certificate|PEM|base64"
 
 
 def toml(values):
-    """A file with these settings and one service, called `chat` where they speak of it."""
+    """Returns a configuration with these settings and one service, named `chat` if needed."""
     sections = {}
     for key, value in values.items():
         section, _, name = key.rpartition(".")
@@ -34,24 +34,24 @@ def toml(values):
 
 
 def run(command, values, folder):
-    """Exit code and output of a command with these settings."""
+    """Runs a command with these settings. Returns its exit code and output."""
     file = folder / "settings.toml"
     file.write_text(toml(values))
     environment = {
         key: value for key, value in os.environ.items() if not key.startswith("WSBALANCER")
     }
-    told = subprocess.run(
+    result = subprocess.run(
         [programs.BINARY, command, "--config", file],
         env=environment,
         capture_output=True,
         text=True,
         timeout=30,
     )
-    return told.returncode, told.stdout + told.stderr
+    return result.returncode, result.stdout + result.stderr
 
 
 async def show(folder, npm, root, other):
-    say("`wsbalancer check` on certificates and keys")
+    say("`wsbalancer check` on invalid certificates and keys")
     good, second = (
         root.issue("good", "DNS:localhost"),
         root.issue("second", "DNS:localhost", key="rsa"),
@@ -72,12 +72,12 @@ async def show(folder, npm, root, other):
         values = {f"{section}.tls_cert_file": certificate, f"{section}.tls_key_file": key}
         return {name: value for name, value in values.items() if value}
 
-    rows = []  # what, settings, the key that is named, the file that is, the words of which one is
+    rows = []  # description, settings, expected configuration key, file, and pattern of the error
     for section in ("server", "balancer", "services.chat"):
         certificate, key = f"{section}.tls_cert_file", f"{section}.tls_key_file"
         rows += [
-            ("a certificate that is missing", pair(section, missing), certificate, missing, ABSENT),
-            ("a key that is missing", pair(section, key=missing), key, missing, ABSENT),
+            ("a missing certificate", pair(section, missing), certificate, missing, ABSENT),
+            ("a missing key", pair(section, key=missing), key, missing, ABSENT),
             (
                 "a key of another certificate",
                 pair(section, key=second.key),
@@ -112,9 +112,7 @@ async def show(folder, npm, root, other):
         rows.append((f"{what} as key", pair("server", key=file), key, file, r"\bkey\b"))
     for section in ("balancer", "services.chat"):
         authorities = f"{section}.tls_ca_file"
-        rows.append(
-            ("authorities that are missing", {authorities: missing}, authorities, missing, ABSENT)
-        )
+        rows.append(("missing authorities", {authorities: missing}, authorities, missing, ABSENT))
         for what in ("garbage.pem", "noise.pem", "garbled.pem", "empty.pem"):
             file = folder / what
             rows.append(
@@ -123,19 +121,19 @@ async def show(folder, npm, root, other):
         rows.append(
             ("a key as authorities", {authorities: good.key}, authorities, good.key, "certificate")
         )
-    say("  every key below is refused with exit code 64:")
-    for what, values, key, file, words in rows:
-        code, told = run("check", values, folder)
-        line = next((line for line in told.splitlines() if key in line and str(file) in line), "")
-        # The names of key and file are no reason.
-        reason = re.search(words, line.replace(str(file), "").replace(key, ""), re.I)
-        right = code == USAGE and line and reason
-        shown = (line or f"{code}: {told.strip()}").replace(str(folder), "…").strip()
-        check(right, f"{key.rpartition('.')[0]}, {what}: {shown}")
-    code, told = run("run", pair("server", missing), folder)
+    say("  each of these settings is refused with exit code 64:")
+    for what, values, key, file, pattern in rows:
+        code, output = run("check", values, folder)
+        line = next((line for line in output.splitlines() if key in line and str(file) in line), "")
+        # The names of configuration key and file may contain words of the pattern.
+        reason = re.search(pattern, line.replace(str(file), "").replace(key, ""), re.I)
+        is_refused = code == USAGE and line and reason
+        message = (line or f"{code}: {output.strip()}").replace(str(folder), "…").strip()
+        check(is_refused, f"{key.rpartition('.')[0]}, {what}: {message}")
+    code, output = run("run", pair("server", missing), folder)
     check(
-        code == USAGE and str(missing) in told,
-        f"`run` with a certificate that is missing ends too: {code}",
+        code == USAGE and str(missing) in output,
+        f"`run` with a missing certificate ends with exit code {code}",
     )
     for values in (
         {},
@@ -146,7 +144,11 @@ async def show(folder, npm, root, other):
         {"services.chat.tls_ca_file": root.file},
         pair("server", second.certificate, second.key),
     ):
-        code, told = run("check", values, folder)
-        check(code == 0, f"control: {', '.join(values) or 'none of them'}, with good files: {code}")
+        code, output = run("check", values, folder)
+        check(
+            code == 0,
+            f"control: {', '.join(values) or 'no TLS settings'}, with valid files: exit code "
+            f"{code}",
+        )
         if code:
-            say(told)
+            say(output)
