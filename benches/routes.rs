@@ -34,7 +34,7 @@ fn main() {
 }
 
 /// A third each by exact host, by wildcard and by path alone, on prefixes of one to three segments.
-fn routes(count: usize) -> Vec<Route> {
+fn routes(count: usize) -> Vec<Route<usize>> {
     let route = |index: usize| {
         let host = match index % 3 {
             0 => Some(HostPattern::Exact(format!("host-{index}.example.org"))),
@@ -66,9 +66,9 @@ fn requests(count: usize) -> Vec<(String, String)> {
 }
 
 /// The most specific of all that match: the same rules, without any index.
-fn one_by_one(routes: &[Route], host: &str, path: &str) -> Option<usize> {
+fn one_by_one(routes: &[Route<usize>], host: &str, path: &str) -> Option<usize> {
     let name = host.split(':').next().unwrap_or_default();
-    let specificity = |route: &Route| {
+    let specificity = |route: &Route<usize>| {
         let host = match &route.host {
             None => (0, 0),
             Some(pattern) if !pattern.matches(name) => return None,

@@ -66,8 +66,6 @@
 //! - *drain*: let live sessions be, or close them in good order, and start no new ones.
 //! - *move*: close a session so that its client comes back and lands elsewhere.
 
-#![warn(missing_docs)]
-
 pub mod actors;
 pub mod admin;
 pub mod app;

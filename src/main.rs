@@ -71,7 +71,7 @@ async fn run(file: Option<PathBuf>) -> Result<(), Box<dyn Error>> {
     let mut hangup = signal(SignalKind::hangup())?;
     let config = config::load(file.as_deref())?;
     logging::init(config.log);
-    let mut app = App::start(&config, Listeners::take(&config)?)?;
+    let mut app = App::start(&config, Listeners::inherit_or_bind(&config)?)?;
     let live_config = app.reload_from(file);
     actix_rt::spawn(async move {
         while hangup.recv().await.is_some() {

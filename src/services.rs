@@ -1,74 +1,61 @@
-//! From settings to what the control actors are told to do.
+//! Translates the settings of services into the rules that the control actors apply.
 
 use crate::{
     actors::{
-        discovery::{Subject, Watch},
+        discovery::{Lookup, LookupTarget},
         metrics::ServiceRules,
         poll::PollSettings,
     },
     config::{Config, ServiceSettings},
-    domain::balance::pool::PoolSettings,
+    domain::{
+        balance::pool::PoolSettings,
+        service_id::{ServiceId, ServiceIds},
+    },
     net::dns::DnsSource,
 };
 
-/// Which service the control actors know by which number, as long as the process lives: a number is
-/// never another name's, whatever services come and go.
-#[derive(Clone, Debug, Default)]
-pub struct Indexes(Vec<String>);
-
-impl Indexes {
-    /// The index of the service called `name`, if it has ever been there.
-    pub fn find(&self, name: &str) -> Option<usize> {
-        self.0.iter().position(|known| known == name)
-    }
-
-    fn of(&mut self, name: &str) -> usize {
-        self.find(name).unwrap_or_else(|| {
-            self.0.push(name.to_owned());
-            self.0.len() - 1
-        })
-    }
-
-    /// What each service is to be, with its index. Services that are new get the next ones, in order.
-    pub fn rules(&mut self, config: &Config) -> Vec<(usize, ServiceRules)> {
-        config.services.iter().map(|service| (self.of(&service.name), rules(service))).collect()
-    }
-
-    /// What is looked up: pods for each service, replicas once for all that count them alike.
-    pub fn lookups(&mut self, config: &Config) -> Vec<Watch> {
-        let mut lookups: Vec<Watch> = Vec::new();
-        for ServiceSettings { name, discovery, balancer, .. } in &config.services {
-            let index = self.of(name);
-            let resolver = balancer.resolver_settings();
-            if let Some(name) = &balancer.replicas_name {
-                let lookup = DnsSource::Host { name: name.clone(), port: 0 };
-                let same = |watch: &&mut Watch| {
-                    matches!(watch.subject, Subject::Replicas { .. })
-                        && watch.lookup == lookup
-                        && watch.resolver == resolver
-                };
-                match lookups.iter_mut().find(same).map(|watch| &mut watch.subject) {
-                    Some(Subject::Replicas { services }) => services.push(index),
-                    _ => lookups.push(Watch {
-                        source: format!("dns:{}", name.as_str()),
-                        lookup,
-                        resolver: resolver.clone(),
-                        subject: Subject::Replicas { services: vec![index] },
-                    }),
-                }
-            }
-            if let Some(discovery) = discovery {
-                let (source, lookup) = (discovery.pod.url.clone(), discovery.source.clone());
-                let subject = Subject::Pods { service: index, pod: discovery.pod.clone() };
-                lookups.push(Watch { source, lookup, resolver, subject });
-            }
-        }
-        lookups
-    }
+/// Returns the rules of every service in `config`. Services without an id get the next ones, in
+/// configured order.
+pub fn rules(ids: &mut ServiceIds, config: &Config) -> Vec<(ServiceId, ServiceRules)> {
+    let rules =
+        |service: &ServiceSettings| (ids.get_or_issue(&service.name), service_rules(service));
+    config.services.iter().map(rules).collect()
 }
 
-/// How the pods of a service are chosen and polled.
-fn rules(service: &ServiceSettings) -> ServiceRules {
+/// Returns the DNS lookups that `config` asks for: one for each discovered service, and one for
+/// each way of counting replicas, shared by all services that count them the same way.
+pub fn lookups(ids: &mut ServiceIds, config: &Config) -> Vec<Lookup> {
+    let mut lookups: Vec<Lookup> = Vec::new();
+    for ServiceSettings { name, discovery, balancer, .. } in &config.services {
+        let id = ids.get_or_issue(name);
+        let resolver = balancer.resolver_settings();
+        if let Some(name) = &balancer.replicas_name {
+            let query = DnsSource::Host { name: name.clone(), port: 0 };
+            let same = |lookup: &&mut Lookup| {
+                matches!(lookup.target, LookupTarget::Replicas { .. })
+                    && lookup.query == query
+                    && lookup.resolver == resolver
+            };
+            match lookups.iter_mut().find(same).map(|lookup| &mut lookup.target) {
+                Some(LookupTarget::Replicas { services }) => services.push(id),
+                _ => lookups.push(Lookup {
+                    source: format!("dns:{}", name.as_str()),
+                    query,
+                    resolver: resolver.clone(),
+                    target: LookupTarget::Replicas { services: vec![id] },
+                }),
+            }
+        }
+        if let Some(discovery) = discovery {
+            let (source, query) = (discovery.pod.url.clone(), discovery.source.clone());
+            let target = LookupTarget::Pods { service: id, pod: discovery.pod.clone() };
+            lookups.push(Lookup { source, query, resolver, target });
+        }
+    }
+    lookups
+}
+
+fn service_rules(service: &ServiceSettings) -> ServiceRules {
     let balancer = &service.balancer;
     let settings = PoolSettings {
         strategy: balancer.strategy,

@@ -1,4 +1,4 @@
-//! Keeps an eye on DNS: which pods a service has, and how many replicas of the balancer there are.
+//! Looks names up in DNS: the pods of services, and the number of replicas of the balancer.
 
 use std::{
     rc::Rc,
@@ -14,235 +14,238 @@ use crate::{
     domain::{
         balance::lease::Backend,
         dns::{Answer, KnownAddresses, LookupError, Notice},
+        service_id::ServiceId,
     },
     net::dns::{DnsSource, Resolver, ResolverSettings},
 };
 
-/// Share of the wait by which it is lengthened at random, so that replicas do not ask in step.
+/// Share of a wait by which it is lengthened at random, so that replicas do not query in step.
 const JITTER: f64 = 0.1;
 
-/// As many replicas as can be configured.
+/// The maximum of the setting `replicas`, which holds for discovered replicas too.
 const MAX_REPLICAS: usize = 1000;
 
-/// The pods of a service are others than before.
+/// The pods of a service have changed.
 #[derive(Clone, Debug, Message, PartialEq, Eq)]
 #[rtype(result = "()")]
 pub struct BackendsChanged {
-    /// Index of the service.
-    pub service: usize,
-    /// All of them, by address.
+    pub service: ServiceId,
+    /// All backends, by address.
     pub backends: Vec<Backend>,
 }
 
-/// The replicas of the balancer that share a service's pods are more or fewer than before.
+/// The number of balancer replicas that share the pods of a service has changed.
 #[derive(Clone, Copy, Debug, Message, PartialEq, Eq)]
 #[rtype(result = "()")]
 pub struct ReplicasChanged {
-    /// Index of the service.
-    pub service: usize,
-    /// How many, 1 to 1000.
+    pub service: ServiceId,
+    /// 1 to 1000.
     pub replicas: u32,
 }
 
-/// Other names to look up from now on. Those that were looked up before, in the same way, go on.
+/// Replaces the names that are looked up. Lookups that stay the same continue.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-pub struct SetWatches(pub Vec<Watch>);
+pub struct SetLookups(pub Vec<Lookup>);
 
-/// Asks what DNS has said so far.
+/// Asks for the state of all lookups.
 #[derive(Debug, Message)]
-#[rtype(result = "Discoveries")]
-pub struct Discovered;
+#[rtype(result = "LookupStatuses")]
+pub struct GetLookups;
 
-/// Answer to [`Discovered`], in the order of the services.
+/// Answer to [`GetLookups`], in the order of the services.
 #[derive(Debug, MessageResponse)]
-pub struct Discoveries(pub Vec<Discovery>);
+pub struct LookupStatuses(pub Vec<LookupStatus>);
 
-/// What DNS has said of one name.
+/// The state of one lookup.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Discovery {
-    /// What hangs on it.
-    pub subject: Subject,
-    /// The name, as it was configured.
+pub struct LookupStatus {
+    pub target: LookupTarget,
+    /// The name as configured.
     pub source: String,
-    /// Addresses in the last good answer.
-    pub known: usize,
-    /// What is wrong with the last look-up, and since when look-ups have been going wrong that way.
-    pub trouble: Option<(String, Duration)>,
+    /// Number of addresses in the last good answer.
+    pub addresses: usize,
+    /// Why lookups fail, and for how long they have failed for this reason.
+    pub failure: Option<(String, Duration)>,
 }
 
-/// What a name is looked up for.
+/// What a lookup is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Subject {
+pub enum LookupTarget {
     /// The pods of a service.
     Pods {
-        /// Index of the service.
-        service: usize,
-        /// What they have in common: all but the address.
+        service: ServiceId,
+        /// The pods' common properties: everything except the address.
         pod: Backend,
     },
-    /// The number of replicas that share these services' pods.
-    Replicas {
-        /// Indexes of the services.
-        services: Vec<usize>,
-    },
+    /// The number of replicas that share the pods of these services.
+    Replicas { services: Vec<ServiceId> },
 }
 
-/// A name to look up, and what for.
+/// A name to look up.
 #[derive(Clone, Debug)]
-pub struct Watch {
-    /// The name, as it was configured.
+pub struct Lookup {
+    /// The name as configured.
     pub source: String,
-    /// What is asked.
-    pub lookup: DnsSource,
-    /// Who is asked.
+    /// What DNS is asked.
+    pub query: DnsSource,
+    /// Which name servers are asked, and how.
     pub resolver: ResolverSettings,
-    /// What for.
-    pub subject: Subject,
+    pub target: LookupTarget,
 }
 
-impl Watch {
-    /// Whether it looks the same up as `other`, for pods of the same service or for replicas.
-    fn is_like(&self, other: &Self) -> bool {
-        let for_same = match (&self.subject, &other.subject) {
-            (Subject::Replicas { .. }, Subject::Replicas { .. }) => true,
+impl Lookup {
+    /// Whether `other` asks the same question, for the pods of the same service or for replicas.
+    fn is_same_query(&self, other: &Self) -> bool {
+        let same_target = match (&self.target, &other.target) {
+            (LookupTarget::Replicas { .. }, LookupTarget::Replicas { .. }) => true,
             (one, other) => one == other,
         };
-        for_same && self.lookup == other.lookup && self.resolver == other.resolver
+        same_target && self.query == other.query && self.resolver == other.resolver
     }
 }
 
-/// A name that is looked up.
-struct Watched {
-    /// Never another name's.
+/// A lookup that is repeated, and what is known from it.
+struct ActiveLookup {
+    /// Unique in this actor.
     id: u64,
-    watch: Watch,
+    lookup: Lookup,
     resolver: Rc<Resolver>,
     known: KnownAddresses,
-    /// As they were sent last.
+    /// The number of replicas that was last reported.
     replicas: Option<u32>,
 }
 
-/// Looks names up for as long as it lives, each at its own pace, and tells what has changed.
+/// Repeats all lookups, each when the TTL of its last answer ends, and reports changes.
 pub struct DiscoveryActor {
-    watched: Vec<Watched>,
+    lookups: Vec<ActiveLookup>,
     next_id: u64,
     backends: Recipient<BackendsChanged>,
     replicas: Recipient<ReplicasChanged>,
 }
 
 impl DiscoveryActor {
-    /// An actor that tells `backends` and `replicas` what becomes of `watches`, beginning with no
-    /// pods and one replica each.
+    /// Creates an actor that reports the results of `lookups` to `backends` and `replicas`. The
+    /// recipients assume no pods and one replica until the first report.
     pub fn new(
-        watches: Vec<Watch>,
+        lookups: Vec<Lookup>,
         backends: Recipient<BackendsChanged>,
         replicas: Recipient<ReplicasChanged>,
     ) -> Self {
-        let mut discovery = Self { watched: Vec::new(), next_id: 0, backends, replicas };
-        for watch in watches {
-            discovery.begin(watch);
+        let mut discovery = Self { lookups: Vec::new(), next_id: 0, backends, replicas };
+        for lookup in lookups {
+            discovery.add(lookup);
         }
         discovery
     }
 
-    /// A name that has yet to be looked up, by its identifier.
-    fn begin(&mut self, watch: Watch) -> u64 {
+    /// Adds a lookup without starting it, and returns its id.
+    fn add(&mut self, lookup: Lookup) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
-        let resolver = Resolver::new(watch.lookup.clone(), watch.resolver.clone()).into();
-        let known = KnownAddresses::new(watch.resolver.bounds);
-        self.watched.push(Watched { id, watch, resolver, known, replicas: None });
+        let resolver = Resolver::new(lookup.query.clone(), lookup.resolver.clone()).into();
+        let known = KnownAddresses::new(lookup.resolver.bounds);
+        self.lookups.push(ActiveLookup { id, lookup, resolver, known, replicas: None });
         id
     }
 
-    /// Looks up the name with this identifier, unless nobody wants to know any more.
+    /// Performs the lookup `id`, unless it has been removed.
     fn look_up(&self, id: u64, ctx: &mut Context<Self>) {
-        let Some(watched) = self.watched.iter().find(|watched| watched.id == id) else { return };
-        let resolver = watched.resolver.clone();
-        let looked_up = wrap_future(async move { resolver.resolve().await });
-        ctx.spawn(looked_up.map(move |answer, discovery: &mut Self, ctx| {
-            discovery.take(id, answer, ctx);
+        let Some(active) = self.lookups.iter().find(|active| active.id == id) else { return };
+        let resolver = active.resolver.clone();
+        let answer = wrap_future(async move { resolver.resolve().await });
+        ctx.spawn(answer.map(move |answer, discovery: &mut Self, ctx| {
+            discovery.handle_answer(id, answer, ctx);
         }));
     }
 
-    /// Takes an answer in and sees to the next look-up.
-    fn take(&mut self, id: u64, answer: Result<Answer, LookupError>, ctx: &mut Context<Self>) {
-        let mut all = self.watched.iter_mut();
-        let Some(watched) = all.find(|watched| watched.id == id) else { return };
-        let step = watched.known.take(answer, Instant::now());
+    /// Records an answer, reports what has changed, and schedules the next lookup.
+    fn handle_answer(
+        &mut self,
+        id: u64,
+        answer: Result<Answer, LookupError>,
+        ctx: &mut Context<Self>,
+    ) {
+        let mut lookups = self.lookups.iter_mut();
+        let Some(active) = lookups.find(|active| active.id == id) else { return };
+        let step = active.known.take(answer, Instant::now());
         if let Some(notice) = &step.notice {
-            watched.say(notice);
+            active.log_notice(notice);
         }
         if matches!(step.notice, Some(Notice::Empty(_))) {
-            watched.resolver.forget_completed_name();
+            active.resolver.forget_completed_name();
         }
         if step.changed {
-            watched.tell(&self.backends, &self.replicas);
+            active.report(&self.backends, &self.replicas);
         }
         let wait = step.again_in.mul_f64(1.0 + JITTER * fastrand::f64());
         ctx.run_later(wait, move |discovery, ctx| discovery.look_up(id, ctx));
     }
 }
 
-impl Watched {
-    /// What it is about, and what of that is counted.
-    fn topic(&self) -> (String, &'static str) {
-        let source = &self.watch.source;
-        let is_one = self.known.addresses().len() == 1;
-        match &self.watch.subject {
-            Subject::Pods { pod, .. } => {
-                let topic = format!("service {}, {source}", pod.service);
-                (topic, if is_one { "pod" } else { "pods" })
-            }
-            Subject::Replicas { .. } => {
-                (source.clone(), if is_one { "replica" } else { "replicas" })
-            }
+impl ActiveLookup {
+    /// How log lines begin: the service, if there is one, and the name.
+    fn topic(&self) -> String {
+        let source = &self.lookup.source;
+        match &self.lookup.target {
+            LookupTarget::Pods { pod, .. } => format!("service {}: {source}", pod.service),
+            LookupTarget::Replicas { .. } => format!("replicas: {source}"),
         }
     }
 
-    fn say(&self, notice: &Notice) {
-        let (topic, noun) = self.topic();
+    /// The number of known addresses with its noun, such as `1 pod` or `3 replicas`.
+    fn count(&self) -> String {
         let count = self.known.addresses().len();
+        let noun = match &self.lookup.target {
+            LookupTarget::Pods { .. } => "pod",
+            LookupTarget::Replicas { .. } => "replica",
+        };
+        format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+    }
+
+    fn log_notice(&self, notice: &Notice) {
+        let (topic, count) = (self.topic(), self.count());
         match notice {
-            Notice::Keeps(error) => log::warn!("{topic}: keeps {count} known {noun}: {error}"),
-            Notice::Doubts(absence) => log::warn!(
-                "{topic}: keeps {count} known {noun} until DNS says once more that {absence}"
-            ),
-            Notice::Empty(absence) => log::warn!("{topic}: no {noun}: {absence}"),
-            Notice::Recovered => log::info!("{topic}: answers again, {count} {noun}"),
+            Notice::Keeps(error) => {
+                log::warn!("{topic}: lookup failed, keeping {count}: {error}");
+            }
+            Notice::Doubts(absence) => {
+                log::warn!("{topic}: keeping {count} until a second answer confirms: {absence}")
+            }
+            Notice::Empty(absence) => log::warn!("{topic}: {count}: {absence}"),
+            Notice::Recovered => log::info!("{topic}: lookup works again, {count}"),
         }
     }
 
-    fn tell(&mut self, backends: &Recipient<BackendsChanged>, to: &Recipient<ReplicasChanged>) {
+    /// Reports the known addresses to the control actor that needs them.
+    fn report(&mut self, backends: &Recipient<BackendsChanged>, to: &Recipient<ReplicasChanged>) {
         let addresses = self.known.addresses();
-        let (topic, noun) = self.topic();
         if !addresses.is_empty() {
-            log::info!("{topic}: {} {noun}", addresses.len());
+            log::info!("{}: {}", self.topic(), self.count());
         }
-        log::debug!("{topic}: {noun} at {addresses:?}");
-        match &self.watch.subject {
-            Subject::Pods { service, pod } => {
-                let at =
+        log::debug!("{}: addresses {addresses:?}", self.topic());
+        match &self.lookup.target {
+            LookupTarget::Pods { service, pod } => {
+                let backend =
                     |address: &_| Backend { address: ToString::to_string(address), ..pod.clone() };
-                let all = addresses.iter().map(at).collect();
+                let all = addresses.iter().map(backend).collect();
                 backends.do_send(BackendsChanged { service: *service, backends: all });
             }
-            Subject::Replicas { .. } => {
-                // A replica with an address of each kind is one.
+            LookupTarget::Replicas { .. } => {
+                // A dual-stack replica has one address of each kind.
                 let v4 = addresses.iter().filter(|address| address.is_ipv4()).count();
                 let replicas = v4.max(addresses.len() - v4).clamp(1, MAX_REPLICAS) as u32;
                 if self.replicas.replace(replicas) != Some(replicas) {
-                    self.tell_replicas(to);
+                    self.report_replicas(to);
                 }
             }
         }
     }
 
-    /// Tells the services that share them how many replicas are known, if that is known.
-    fn tell_replicas(&self, to: &Recipient<ReplicasChanged>) {
-        if let (Subject::Replicas { services }, Some(replicas)) =
-            (&self.watch.subject, self.replicas)
+    /// Reports the number of replicas, if it is known, for each service that they share.
+    fn report_replicas(&self, to: &Recipient<ReplicasChanged>) {
+        if let (LookupTarget::Replicas { services }, Some(replicas)) =
+            (&self.lookup.target, self.replicas)
         {
             for service in services.iter().copied() {
                 to.do_send(ReplicasChanged { service, replicas });
@@ -255,27 +258,27 @@ impl Actor for DiscoveryActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        self.watched.iter().for_each(|watched| self.look_up(watched.id, ctx));
+        self.lookups.iter().for_each(|active| self.look_up(active.id, ctx));
     }
 }
 
 impl Supervised for DiscoveryActor {}
 
-impl Handler<SetWatches> for DiscoveryActor {
+impl Handler<SetLookups> for DiscoveryActor {
     type Result = ();
 
-    fn handle(&mut self, SetWatches(watches): SetWatches, ctx: &mut Self::Context) {
-        let mut before = std::mem::take(&mut self.watched);
-        for watch in watches {
-            match before.iter().position(|known| known.watch.is_like(&watch)) {
+    fn handle(&mut self, SetLookups(lookups): SetLookups, ctx: &mut Self::Context) {
+        let mut before = std::mem::take(&mut self.lookups);
+        for lookup in lookups {
+            match before.iter().position(|known| known.lookup.is_same_query(&lookup)) {
                 Some(at) => {
                     let mut known = before.swap_remove(at);
-                    known.watch = watch;
-                    known.tell_replicas(&self.replicas);
-                    self.watched.push(known);
+                    known.lookup = lookup;
+                    known.report_replicas(&self.replicas);
+                    self.lookups.push(known);
                 }
                 None => {
-                    let id = self.begin(watch);
+                    let id = self.add(lookup);
                     self.look_up(id, ctx);
                 }
             }
@@ -283,17 +286,17 @@ impl Handler<SetWatches> for DiscoveryActor {
     }
 }
 
-impl Handler<Discovered> for DiscoveryActor {
-    type Result = Discoveries;
+impl Handler<GetLookups> for DiscoveryActor {
+    type Result = LookupStatuses;
 
-    fn handle(&mut self, _: Discovered, _: &mut Self::Context) -> Discoveries {
+    fn handle(&mut self, _: GetLookups, _: &mut Self::Context) -> LookupStatuses {
         let now = Instant::now();
-        let discovery = |watched: &Watched| Discovery {
-            subject: watched.watch.subject.clone(),
-            source: watched.watch.source.clone(),
-            known: watched.known.addresses().len(),
-            trouble: watched.known.trouble(now),
+        let status = |active: &ActiveLookup| LookupStatus {
+            target: active.lookup.target.clone(),
+            source: active.lookup.source.clone(),
+            addresses: active.known.addresses().len(),
+            failure: active.known.trouble(now),
         };
-        Discoveries(self.watched.iter().map(discovery).collect())
+        LookupStatuses(self.lookups.iter().map(status).collect())
     }
 }

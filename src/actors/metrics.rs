@@ -1,7 +1,7 @@
-//! Owns the pool: takes the pods' reports in, hands backends out.
+//! The pools of all services: takes the pods' reports and answers which pod gets a connection.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -12,299 +12,264 @@ use actix::{
 
 use super::{
     discovery::{BackendsChanged, ReplicasChanged},
-    poll::{PollSettings, Pollers},
-    registry::{MoveAll, MoveSessions, Pace},
+    poll::{PollFinished, PollSettings, Pollers},
+    registry::{MoveAll, MovePace, MoveSessions},
 };
 use crate::domain::{
     balance::{
         affinity::Preference,
         lease::{Backend, Lease, Load, Purpose},
-        pool::{BackendSnapshot, News, NoBackend, Poll, Pool, PoolSettings, State},
+        pool::{BackendSnapshot, News, NoBackend, Pool, PoolSettings, State},
         rebalance::{RebalanceSettings, Rebalancer},
     },
-    report::{Report, ReportError},
+    service_id::ServiceId,
 };
 
-/// Asks for a slot on a service's preferred or least-loaded backend.
+/// Asks for a lease on the preferred or least-loaded backend of a service.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<Lease, NoBackend>")]
 pub struct PickBackend {
-    /// Index of the service.
-    pub service: usize,
-    /// What the slot is for.
+    pub service: ServiceId,
     pub purpose: Purpose,
-    /// Which backend would be best.
     pub preference: Preference,
     /// Backends that have already failed this connection.
     pub tried: Vec<Arc<Backend>>,
 }
 
-/// What one poll of one backend brought.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Polled {
-    /// Index of the service.
-    pub service: usize,
-    /// The poll, begun when its request was sent.
-    pub poll: Poll,
-    /// The report, or why there is none.
-    pub result: Result<Report, ReportError>,
-}
-
-/// Asks for every backend as it stands.
+/// Asks for the current state of every backend.
 #[derive(Debug, Message)]
 #[rtype(result = "Backends")]
 pub struct Snapshot;
 
-/// Answer to [`Snapshot`], by service, in configured order.
+/// Answer to [`Snapshot`], by service, in the order in which the services were first configured.
 #[derive(Debug, MessageResponse)]
 pub struct Backends(pub Vec<BackendSnapshot>);
 
 impl Backends {
-    /// Whether a session, a handshake or a plain request is on any of them.
+    /// Whether any backend has a session, a handshake or a plain request.
     pub fn are_busy(&self) -> bool {
         self.0.iter().any(|backend| backend.load != Load::default())
     }
 }
 
-/// Says on behalf of an operator whether backends take new connections. Answers with those that are
-/// meant, as they stand then, unless there is nothing of that name.
+/// An operator's request to drain backends, or to end their drain.
+///
+/// The answer is the state of these backends afterwards, or `None` if there is no such backend or
+/// service.
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "Option<Backends>")]
-pub struct OperatorDrain {
-    /// Which ones.
-    pub whose: Whose,
-    /// They take none, or they take them again.
-    pub drains: bool,
-    /// Over how long their sessions are moved, instead of the configured time; zero means that they
-    /// stay.
+pub struct SetDrain {
+    pub target: DrainTarget,
+    /// Whether the backends drain from now on, or take new connections again.
+    pub drain: bool,
+    /// The time over which their sessions are moved, instead of the configured one; zero means
+    /// that sessions stay.
     pub over: Option<Duration>,
 }
 
-/// Which backends an operator means.
+/// Backends that an operator drains.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Whose {
-    /// Those at this address, in whichever service.
+pub enum DrainTarget {
+    /// The backends at this address, in every service.
     Address(String),
-    /// All of this service, and those that are yet to come, while the settings name it.
+    /// All backends of this service, and those that discovery adds later.
     Service(String),
 }
 
-/// What one service is to be.
+/// The rules for one service.
 #[derive(Clone, Debug)]
 pub struct ServiceRules {
-    /// Its name.
+    /// Name of the service.
     pub service: String,
     /// How its backends are chosen.
     pub settings: PoolSettings,
-    /// Whether its replicas are counted; then the number in `settings` is but the first.
+    /// Whether DNS counts its replicas; then the number in `settings` only holds until DNS answers.
     pub counts_replicas: bool,
-    /// All of them, unless discovery says who they are.
+    /// Its backends, or `None` if discovery finds them.
     pub backends: Option<Vec<Backend>>,
-    /// `None` where pods have no metric route.
+    /// How its backends are polled, or `None` if they have no metric route.
     pub polls: Option<PollSettings>,
-    /// Where sessions may be moved.
+    /// How sessions are rebalanced, or `None` if they are not.
     pub rebalance: Option<RebalanceSettings>,
-    /// Over how long the sessions of a draining backend are moved; zero means that they stay.
+    /// The time over which the sessions of a draining backend are moved; zero means that they stay.
     pub pod_drain_time: Duration,
     /// Whether the sessions of an ejected backend are closed.
     pub closes_ejected: bool,
 }
 
-/// Other rules for all services, each with its index: the one it has had before, or the next.
-/// Those that are not among them are no more: their backends drain. What is known of backends that
-/// stay is kept.
+/// Replaces the rules of all services. What is known of backends that stay is kept; the backends
+/// of services that are not listed drain.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-pub struct Reconfigure(pub Vec<(usize, ServiceRules)>);
+pub struct Reconfigure(pub Vec<(ServiceId, ServiceRules)>);
 
-/// The backends of one service, and how they are asked for their counts.
-struct Watch {
-    service: String,
-    /// Whether the settings name it.
+/// One service: its rules, its backends and the tasks that poll them.
+struct ManagedService {
+    rules: ServiceRules,
+    /// Whether the settings still name the service.
     is_configured: bool,
     pool: Pool,
-    is_discovered: bool,
-    polls: Option<PollSettings>,
-    rebalance: Option<RebalanceSettings>,
+    /// Set when the actor starts.
+    pollers: Option<Pollers>,
     rebalancer: Option<Rebalancer>,
-    pod_drain_time: Duration,
-    closes_ejected: bool,
 }
 
-impl Watch {
+impl ManagedService {
     fn new(rules: ServiceRules) -> Self {
         let backends = rules.backends.clone().unwrap_or_default();
         Self {
-            service: rules.service,
             is_configured: true,
-            is_discovered: rules.backends.is_none(),
-            pool: Pool::new(backends, rules.settings, fastrand::u64(..)),
-            polls: rules.polls,
-            rebalance: rules.rebalance,
+            pool: Pool::new(backends, rules.settings.clone(), fastrand::u64(..)),
+            pollers: None,
             rebalancer: rules.rebalance.map(Rebalancer::new),
-            pod_drain_time: rules.pod_drain_time,
-            closes_ejected: rules.closes_ejected,
+            rules,
         }
     }
 
-    /// Takes `rules` over; polls are the caller's.
-    fn heed(&mut self, mut rules: ServiceRules, now: Instant) {
+    fn is_discovered(&self) -> bool {
+        self.is_configured && self.rules.backends.is_none()
+    }
+
+    /// Replaces the rules; pollers are replaced only if polls have changed.
+    fn apply_rules(&mut self, mut rules: ServiceRules, now: Instant) {
         if rules.counts_replicas {
             rules.settings.replicas = self.pool.replicas();
         }
         self.is_configured = true;
-        self.pool.set_settings(rules.settings);
-        self.pod_drain_time = rules.pod_drain_time;
-        self.closes_ejected = rules.closes_ejected;
-        self.is_discovered = rules.backends.is_none();
-        if let Some(backends) = rules.backends {
-            self.pool.set_backends(backends, now);
+        self.pool.set_settings(rules.settings.clone());
+        if let Some(backends) = &rules.backends {
+            self.pool.set_backends(backends.clone(), now);
         }
-        if self.rebalance != rules.rebalance {
-            self.rebalance = rules.rebalance;
+        if self.rules.rebalance != rules.rebalance {
             self.rebalancer = rules.rebalance.map(Rebalancer::new);
+        }
+        if self.rules.polls != rules.polls {
+            self.pollers = None;
+        }
+        self.rules = rules;
+    }
+
+    /// Drains all backends, because the settings do not name the service any more.
+    fn retire(&mut self, now: Instant) {
+        self.is_configured = false;
+        self.pool.retire(now);
+    }
+
+    /// Starts pollers for backends that are new and stops those of forgotten backends.
+    fn update_pollers(&mut self, id: ServiceId, results: &Recipient<PollFinished>) {
+        let pollers = self
+            .pollers
+            .get_or_insert_with(|| Pollers::new(id, self.rules.polls.as_ref(), results.clone()));
+        pollers.set_targets(self.pool.poll_targets());
+    }
+
+    /// Logs the pool's events and moves the sessions of backends that drain or fail.
+    fn handle_events(&mut self, move_all: &Recipient<MoveAll>) {
+        for event in self.pool.take_news() {
+            log_event(&event);
+            let (from, pace) = match event {
+                News::Drains { backend, .. } => (backend, pace(self.rules.pod_drain_time)),
+                News::DrainsNoMore { backend } | News::Forgotten { backend } => {
+                    (backend, MovePace::Never)
+                }
+                News::Ejected { backend, .. } | News::Down { backend, .. }
+                    if self.rules.closes_ejected =>
+                {
+                    (backend, MovePace::AtOnce)
+                }
+                News::Ejected { .. } | News::Down { .. } | News::FailsOpen => continue,
+            };
+            move_all.do_send(MoveAll { from, pace });
         }
     }
 }
 
-/// Polls every backend and answers who gets the next connection.
+/// Owns the pools of all services, polls their backends and picks the backend of each connection.
 pub struct MetricsActor {
-    /// By index of the service. An index is never another service's, so that whoever holds one for a
-    /// while always means the same.
-    services: Vec<Watch>,
-    /// Who polls, by index of the service; they stop when the actor does.
-    pollers: Vec<Pollers>,
-    /// Who moves sessions.
-    mover: Recipient<MoveSessions>,
-    /// Who moves all those of a backend.
-    drainer: Recipient<MoveAll>,
+    services: BTreeMap<ServiceId, ManagedService>,
+    /// Moves a few idle sessions of a backend.
+    move_sessions: Recipient<MoveSessions>,
+    /// Moves all sessions of a backend.
+    move_all: Recipient<MoveAll>,
     #[cfg(feature = "fault-hooks")]
     panics_at_next_pick: bool,
 }
 
-/// How often backends that are away are looked at.
-const FORGET_EVERY: Duration = Duration::from_secs(10);
+/// How often backends are forgotten that left longer ago than `discovery_grace`.
+const FORGET_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How often it is asked whether sessions should be moved.
-const REBALANCE_EVERY: Duration = Duration::from_secs(1);
+/// How often the rebalancers decide whether sessions are moved.
+const REBALANCE_INTERVAL: Duration = Duration::from_secs(1);
 
 impl MetricsActor {
-    /// An actor for `services`, by index. It polls once started, where there is something to ask.
+    /// Creates the actor for `services`. Polls begin when it starts.
     pub fn new(
-        services: Vec<ServiceRules>,
-        mover: Recipient<MoveSessions>,
-        drainer: Recipient<MoveAll>,
+        services: Vec<(ServiceId, ServiceRules)>,
+        move_sessions: Recipient<MoveSessions>,
+        move_all: Recipient<MoveAll>,
     ) -> Self {
-        let services = services.into_iter().map(Watch::new).collect();
+        let services = services.into_iter().map(|(id, rules)| (id, ManagedService::new(rules)));
         Self {
-            services,
-            pollers: Vec::new(),
-            mover,
-            drainer,
+            services: services.collect(),
+            move_sessions,
+            move_all,
             #[cfg(feature = "fault-hooks")]
             panics_at_next_pick: false,
         }
     }
 
-    /// Gives the service at `index` other rules, or begins it.
-    fn reconfigure(&mut self, index: usize, rules: ServiceRules, reports: Recipient<Polled>) {
-        let polls = rules.polls.clone();
-        match self.services.get_mut(index) {
-            Some(watch) => {
-                watch.heed(rules, Instant::now());
-                if watch.polls != polls {
-                    self.pollers[index] = Pollers::new(index, polls.as_ref(), reports);
-                    watch.polls = polls;
-                }
-            }
-            None => {
-                self.services.push(Watch::new(rules));
-                self.pollers.push(Pollers::new(index, polls.as_ref(), reports));
-            }
-        }
-        self.poll_what_is_there(index);
-    }
-
-    /// Starts pollers for backends that are new and stops those of backends that are forgotten.
-    fn poll_what_is_there(&mut self, service: usize) {
-        if let (Some(watch), Some(pollers)) =
-            (self.services.get(service), self.pollers.get_mut(service))
-        {
-            pollers.poll(watch.pool.poll_targets());
+    fn update_pollers(&mut self, results: &Recipient<PollFinished>) {
+        for (id, service) in &mut self.services {
+            service.update_pollers(*id, results);
         }
     }
 
-    fn forget(&mut self) {
-        for service in 0..self.services.len() {
-            self.services[service].pool.forget(Instant::now());
-            self.tell(service);
-            self.poll_what_is_there(service);
+    fn handle_events(&mut self) {
+        for service in self.services.values_mut() {
+            service.handle_events(&self.move_all);
         }
+    }
+
+    fn forget_backends(&mut self, ctx: &mut Context<Self>) {
+        let now = Instant::now();
+        for service in self.services.values_mut() {
+            service.pool.forget(now);
+        }
+        self.handle_events();
+        self.update_pollers(&ctx.address().recipient());
     }
 
     fn rebalance(&mut self) {
         let now = Instant::now();
-        for Watch { pool, rebalancer, .. } in &mut self.services {
+        for ManagedService { pool, rebalancer, .. } in self.services.values_mut() {
             let Some(rebalancer) = rebalancer else { continue };
             if let Some(moves) = rebalancer.plan(&pool.snapshot(now), pool.replicas(), now) {
-                self.mover.do_send(MoveSessions(moves));
-            }
-        }
-    }
-
-    /// Logs what operators should hear of, and says what becomes of sessions that may have to go.
-    fn tell(&mut self, service: usize) {
-        let Some(watch) = self.services.get_mut(service) else { return };
-        for news in watch.pool.take_news() {
-            log(&news);
-            match news {
-                News::Drains { backend, .. } => {
-                    let pace = pace(watch.pod_drain_time);
-                    self.drainer.do_send(MoveAll { from: backend, pace });
-                }
-                News::DrainsNoMore { backend } | News::Forgotten { backend } => {
-                    self.drainer.do_send(MoveAll { from: backend, pace: Pace::Never });
-                }
-                News::Ejected { backend, .. } | News::Down { backend, .. }
-                    if watch.closes_ejected =>
-                {
-                    self.drainer.do_send(MoveAll { from: backend, pace: Pace::AtOnce });
-                }
-                News::Ejected { .. } | News::Down { .. } | News::FailsOpen => {}
+                self.move_sessions.do_send(MoveSessions(moves));
             }
         }
     }
 }
 
-/// No time means that sessions stay.
-fn pace(over: Duration) -> Pace {
-    if over.is_zero() { Pace::Never } else { Pace::Over(over) }
+/// The pace for a configured drain time; zero means that sessions stay.
+fn pace(over: Duration) -> MovePace {
+    if over.is_zero() { MovePace::Never } else { MovePace::Over(over) }
 }
 
 impl Actor for MetricsActor {
     type Context = Context<Self>;
 
+    /// Runs again after a panic; pollers that exist continue.
     fn started(&mut self, ctx: &mut Self::Context) {
-        let reports = ctx.address().recipient();
-        ctx.run_interval(REBALANCE_EVERY, |metrics, _| metrics.rebalance());
-        let pollers = |(service, watch): (usize, &Watch)| {
-            Pollers::new(service, watch.polls.as_ref(), reports.clone())
-        };
-        // After a panic there are some, which go on.
-        let known = self.pollers.len();
-        self.pollers.extend(self.services.iter().enumerate().skip(known).map(pollers));
-        for service in 0..self.services.len() {
-            self.poll_what_is_there(service);
-        }
-        ctx.run_interval(FORGET_EVERY, |metrics, _| metrics.forget());
+        self.update_pollers(&ctx.address().recipient());
+        ctx.run_interval(REBALANCE_INTERVAL, |metrics, _| metrics.rebalance());
+        ctx.run_interval(FORGET_INTERVAL, Self::forget_backends);
     }
 }
 
 impl Supervised for MetricsActor {
     fn restarting(&mut self, _: &mut Self::Context) {
-        for Watch { pool, .. } in &mut self.services {
-            pool.mend();
+        for service in self.services.values_mut() {
+            service.pool.mend();
         }
     }
 }
@@ -314,30 +279,31 @@ impl Handler<PickBackend> for MetricsActor {
 
     fn handle(&mut self, message: PickBackend, _: &mut Self::Context) -> Self::Result {
         #[cfg(feature = "fault-hooks")]
-        assert!(!std::mem::take(&mut self.panics_at_next_pick), "as it was told to");
+        assert!(!std::mem::take(&mut self.panics_at_next_pick), "panic requested by a test");
         let PickBackend { service, purpose, preference, tried } = message;
-        let Watch { pool, .. } = self.services.get_mut(service).ok_or(NoBackend::Empty)?;
-        let picked = pool.pick(purpose, &tried, preference, Instant::now());
-        self.tell(service);
+        let service = self.services.get_mut(&service).ok_or(NoBackend::Empty)?;
+        let picked = service.pool.pick(purpose, &tried, preference, Instant::now());
+        service.handle_events(&self.move_all);
         picked
     }
 }
 
-impl Handler<Polled> for MetricsActor {
+impl Handler<PollFinished> for MetricsActor {
     type Result = ();
 
-    fn handle(&mut self, Polled { service, poll, result }: Polled, _: &mut Self::Context) {
-        let Some(Watch { pool, .. }) = self.services.get_mut(service) else { return };
-        let url = &poll.backend().url;
-        match (&result, pool.last_error(poll.backend())) {
+    fn handle(&mut self, message: PollFinished, _: &mut Self::Context) {
+        let PollFinished { service, poll, result } = message;
+        let Some(service) = self.services.get_mut(&service) else { return };
+        let address = &poll.backend().address;
+        match (&result, service.pool.last_error(poll.backend())) {
             (Err(error), known) if known != Some(error) => {
-                log::warn!("{url}: its count is unknown or ages: {error}");
+                log::warn!("pod {address}: metrics unavailable or stale: {error}");
             }
-            (Ok(_), Some(_)) => log::info!("{url}: reports again"),
+            (Ok(_), Some(_)) => log::info!("pod {address}: metrics available again"),
             _ => {}
         }
-        pool.record(poll, result, Instant::now());
-        self.tell(service);
+        service.pool.record(poll, result, Instant::now());
+        service.handle_events(&self.move_all);
     }
 }
 
@@ -346,23 +312,24 @@ impl Handler<Snapshot> for MetricsActor {
 
     fn handle(&mut self, _: Snapshot, _: &mut Self::Context) -> Backends {
         let now = Instant::now();
-        let services = self.services.iter_mut();
-        let pods = services.flat_map(|Watch { pool, .. }| pool.snapshot(now)).collect();
-        (0..self.services.len()).for_each(|service| self.tell(service));
-        Backends(pods)
+        let services = self.services.values_mut();
+        let backends = services.flat_map(|service| service.pool.snapshot(now)).collect();
+        self.handle_events();
+        Backends(backends)
     }
 }
 
 impl Handler<BackendsChanged> for MetricsActor {
     type Result = ();
 
-    fn handle(&mut self, changed: BackendsChanged, _: &mut Self::Context) {
-        let BackendsChanged { service, backends } = changed;
-        // One that has just ceased to be discovered may have been told of on the way.
-        if let Some(Watch { pool, is_discovered: true, .. }) = self.services.get_mut(service) {
-            pool.set_backends(backends, Instant::now());
-            self.tell(service);
-            self.poll_what_is_there(service);
+    fn handle(&mut self, changed: BackendsChanged, ctx: &mut Self::Context) {
+        let BackendsChanged { service: id, backends } = changed;
+        let Some(service) = self.services.get_mut(&id) else { return };
+        // The message may have been sent before a reload that ended the discovery.
+        if service.is_discovered() {
+            service.pool.set_backends(backends, Instant::now());
+            service.handle_events(&self.move_all);
+            service.update_pollers(id, &ctx.address().recipient());
         }
     }
 }
@@ -371,8 +338,8 @@ impl Handler<ReplicasChanged> for MetricsActor {
     type Result = ();
 
     fn handle(&mut self, changed: ReplicasChanged, _: &mut Self::Context) {
-        if let Some(Watch { pool, .. }) = self.services.get_mut(changed.service) {
-            pool.set_replicas(changed.replicas);
+        if let Some(service) = self.services.get_mut(&changed.service) {
+            service.pool.set_replicas(changed.replicas);
         }
     }
 }
@@ -381,19 +348,23 @@ impl Handler<Reconfigure> for MetricsActor {
     type Result = ();
 
     fn handle(&mut self, Reconfigure(services): Reconfigure, ctx: &mut Self::Context) {
-        let reports = ctx.address().recipient();
-        let stay: HashSet<usize> = services.iter().map(|(index, _)| *index).collect();
-        for (index, rules) in services {
-            self.reconfigure(index, rules, reports.clone());
-        }
-        for (index, watch) in self.services.iter_mut().enumerate() {
-            if !stay.contains(&index) {
-                watch.is_configured = false;
-                watch.is_discovered = false;
-                watch.pool.retire(Instant::now());
+        let now = Instant::now();
+        let configured: HashSet<ServiceId> = services.iter().map(|(id, _)| *id).collect();
+        for (id, rules) in services {
+            match self.services.get_mut(&id) {
+                Some(service) => service.apply_rules(rules, now),
+                None => {
+                    self.services.insert(id, ManagedService::new(rules));
+                }
             }
         }
-        (0..self.services.len()).for_each(|index| self.tell(index));
+        for (id, service) in &mut self.services {
+            if !configured.contains(id) {
+                service.retire(now);
+            }
+        }
+        self.update_pollers(&ctx.address().recipient());
+        self.handle_events();
     }
 }
 
@@ -402,7 +373,7 @@ impl Handler<super::supervision::Panic> for MetricsActor {
     type Result = ();
 
     fn handle(&mut self, _: super::supervision::Panic, _: &mut Self::Context) {
-        panic!("as it was told to");
+        panic!("panic requested by a test");
     }
 }
 
@@ -415,33 +386,33 @@ impl Handler<super::supervision::PanicAtNextPick> for MetricsActor {
     }
 }
 
-impl Handler<OperatorDrain> for MetricsActor {
+impl Handler<SetDrain> for MetricsActor {
     type Result = Option<Backends>;
 
-    fn handle(&mut self, drain: OperatorDrain, _: &mut Self::Context) -> Option<Backends> {
-        let OperatorDrain { whose, drains, over } = drain;
+    fn handle(&mut self, message: SetDrain, _: &mut Self::Context) -> Option<Backends> {
+        let SetDrain { target, drain, over } = message;
         let now = Instant::now();
+        self.handle_events();
         let mut found: Option<Vec<BackendSnapshot>> = None;
-        for service in 0..self.services.len() {
-            self.tell(service);
-            let watch = &mut self.services[service];
-            let meant = match &whose {
-                Whose::Service(name) if *name != watch.service || !watch.is_configured => continue,
-                Whose::Service(_) => watch.pool.drain(None, drains),
-                Whose::Address(address) => watch.pool.drain(Some(address), drains),
+        for ManagedService { rules, is_configured, pool, .. } in self.services.values_mut() {
+            let matching = match &target {
+                DrainTarget::Service(name) if *name != rules.service || !*is_configured => continue,
+                DrainTarget::Service(_) => pool.drain(None, drain),
+                DrainTarget::Address(address) => pool.drain(Some(address), drain),
             };
-            if matches!(whose, Whose::Address(_)) && meant.is_empty() {
+            if matches!(target, DrainTarget::Address(_)) && matching.is_empty() {
                 continue;
             }
-            watch.pool.take_news().iter().for_each(log);
-            let mut snapshot = watch.pool.snapshot(now);
-            snapshot.retain(|pod| meant.contains(&pod.backend));
+            // The pace below replaces the one that these events would set.
+            pool.take_news().iter().for_each(log_event);
+            let mut snapshot = pool.snapshot(now);
+            snapshot.retain(|pod| matching.contains(&pod.backend));
             for pod in &snapshot {
-                let drains = pod.state == State::Draining;
-                let over =
-                    if drains { over.unwrap_or(watch.pod_drain_time) } else { Duration::ZERO };
-                let from = pod.backend.clone();
-                self.drainer.do_send(MoveAll { from, pace: pace(over) });
+                let pace = match pod.state {
+                    State::Draining => pace(over.unwrap_or(rules.pod_drain_time)),
+                    _ => MovePace::Never,
+                };
+                self.move_all.do_send(MoveAll { from: pod.backend.clone(), pace });
             }
             found.get_or_insert_default().extend(snapshot);
         }
@@ -449,13 +420,13 @@ impl Handler<OperatorDrain> for MetricsActor {
     }
 }
 
-/// Draining is everyday life; the rest is not.
-fn log(news: &News) {
-    match news {
+/// Drains are expected; ejections and missing pods need an operator's attention.
+fn log_event(event: &News) {
+    match event {
         News::Drains { .. } | News::DrainsNoMore { .. } | News::Forgotten { .. } => {
-            log::info!("{news}");
+            log::info!("{event}");
         }
-        News::Ejected { .. } | News::Down { .. } | News::FailsOpen => log::warn!("{news}"),
+        News::Ejected { .. } | News::Down { .. } | News::FailsOpen => log::warn!("{event}"),
     }
 }
 
@@ -464,22 +435,25 @@ mod tests {
     use actix::Addr;
 
     use super::*;
-    use crate::domain::balance::{health::HealthSettings, lease::Transport, strategy::Strategy};
+    use crate::domain::{
+        balance::{health::HealthSettings, lease::Transport, strategy::Strategy},
+        service_id::ServiceIds,
+    };
 
-    /// Nobody is moved.
-    struct Deaf;
+    /// Ignores all requests to move sessions.
+    struct IgnoreMoves;
 
-    impl Actor for Deaf {
+    impl Actor for IgnoreMoves {
         type Context = Context<Self>;
     }
 
-    impl Handler<MoveSessions> for Deaf {
+    impl Handler<MoveSessions> for IgnoreMoves {
         type Result = ();
 
         fn handle(&mut self, _: MoveSessions, _: &mut Self::Context) {}
     }
 
-    impl Handler<MoveAll> for Deaf {
+    impl Handler<MoveAll> for IgnoreMoves {
         type Result = ();
 
         fn handle(&mut self, _: MoveAll, _: &mut Self::Context) {}
@@ -521,45 +495,47 @@ mod tests {
         }
     }
 
-    fn actor(services: Vec<ServiceRules>) -> Addr<MetricsActor> {
-        let deaf = Deaf.start();
-        MetricsActor::new(services, deaf.clone().recipient(), deaf.recipient()).start()
+    fn start_actor(services: Vec<(ServiceId, ServiceRules)>) -> Addr<MetricsActor> {
+        let moves = IgnoreMoves.start();
+        MetricsActor::new(services, moves.clone().recipient(), moves.recipient()).start()
     }
 
+    /// Addresses of the backends that do not drain.
     async fn addresses(actor: &Addr<MetricsActor>) -> Vec<String> {
         let Backends(backends) = actor.send(Snapshot).await.unwrap();
-        let there = backends.into_iter().filter(|known| known.state != State::Draining);
-        there.map(|known| known.backend.address.clone()).collect()
+        let active = backends.into_iter().filter(|backend| backend.state != State::Draining);
+        active.map(|backend| backend.backend.address.clone()).collect()
     }
 
     #[actix_rt::test]
-    async fn what_discovery_tells_on_the_way_counts_only_where_it_is_still_wanted() {
-        let actor = actor(vec![rules(None)]);
+    async fn backends_that_were_discovered_before_a_reload_are_ignored_after_it() {
+        let id = ServiceIds::default().get_or_issue("default");
+        let actor = start_actor(vec![(id, rules(None))]);
         let found =
-            |address: &str| BackendsChanged { service: 0, backends: vec![backend(address)] };
+            |address: &str| BackendsChanged { service: id, backends: vec![backend(address)] };
         actor.send(found("found:1")).await.unwrap();
         assert_eq!(addresses(&actor).await, ["found:1"]);
         let fixed = rules(Some(vec![backend("fixed:1")]));
-        actor.send(Reconfigure(vec![(0, fixed)])).await.unwrap();
+        actor.send(Reconfigure(vec![(id, fixed)])).await.unwrap();
         actor.send(found("late:1")).await.unwrap();
         assert_eq!(addresses(&actor).await, ["fixed:1"]);
-        actor.send(Reconfigure(vec![(0, rules(None))])).await.unwrap();
-        assert_eq!(addresses(&actor).await, ["fixed:1"], "until discovery knows better");
+        actor.send(Reconfigure(vec![(id, rules(None))])).await.unwrap();
+        assert_eq!(addresses(&actor).await, ["fixed:1"], "kept until discovery answers");
         actor.send(found("found:2")).await.unwrap();
         assert_eq!(addresses(&actor).await, ["found:2"]);
         actor.send(Reconfigure(Vec::new())).await.unwrap();
         actor.send(found("late:2")).await.unwrap();
-        assert!(addresses(&actor).await.is_empty(), "the service is no more");
+        assert!(addresses(&actor).await.is_empty(), "the service was removed");
     }
 
     #[test]
-    fn replicas_that_were_counted_stay_counted() {
-        let mut watch = Watch::new(rules(None));
-        watch.pool.set_replicas(3);
+    fn a_discovered_number_of_replicas_survives_a_reload() {
+        let mut service = ManagedService::new(rules(None));
+        service.pool.set_replicas(3);
         let counted = ServiceRules { counts_replicas: true, ..rules(None) };
-        watch.heed(counted, Instant::now());
-        assert_eq!(watch.pool.replicas(), 3);
-        watch.heed(rules(None), Instant::now());
-        assert_eq!(watch.pool.replicas(), 1, "as configured");
+        service.apply_rules(counted, Instant::now());
+        assert_eq!(service.pool.replicas(), 3);
+        service.apply_rules(rules(None), Instant::now());
+        assert_eq!(service.pool.replicas(), 1, "as configured");
     }
 }

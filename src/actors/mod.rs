@@ -1,29 +1,29 @@
-//! Who holds state and who talks to whom.
+//! The actors, and the messages between them.
 //!
 //! | message | from → to | answer |
 //! |---|---|---|
-//! | [`metrics::PickBackend`] | handshake → [`MetricsActor`] | `Lease` or `NoBackend` |
-//! | [`metrics::Polled`] | poll task → [`MetricsActor`] | – |
-//! | [`metrics::OperatorDrain`] | admin handler → [`MetricsActor`] | the backends that are meant |
-//! | [`metrics::Snapshot`] | admin handler → [`MetricsActor`] | every backend as it stands |
-//! | [`metrics::Reconfigure`] | reload → [`MetricsActor`] | once new indexes may be asked for |
-//! | [`discovery::SetWatches`] | reload → [`DiscoveryActor`] | – |
+//! | [`metrics::PickBackend`] | handshake, plain request → [`MetricsActor`] | `Lease` or `NoBackend` |
+//! | [`poll::PollFinished`] | poll task → [`MetricsActor`] | – |
+//! | [`metrics::SetDrain`] | admin handler → [`MetricsActor`] | the backends concerned |
+//! | [`metrics::Snapshot`] | admin handler, shutdown → [`MetricsActor`] | the state of every backend |
+//! | [`metrics::Reconfigure`] | reload → [`MetricsActor`] | when new services are known |
+//! | [`discovery::SetLookups`] | reload → [`DiscoveryActor`] | – |
 //! | [`discovery::BackendsChanged`], [`discovery::ReplicasChanged`] | [`DiscoveryActor`] → [`MetricsActor`] | – |
-//! | [`discovery::Discovered`] | admin handler → [`DiscoveryActor`] | what DNS has said |
+//! | [`discovery::GetLookups`] | admin handler → [`DiscoveryActor`] | the state of every lookup |
 //! | [`registry::SessionOpened`], [`registry::SessionClosed`] | session → [`RegistryActor`] | – |
-//! | [`registry::CountSessions`], [`registry::ListSessions`] | admin handler → [`RegistryActor`] | how many live; which |
-//! | [`registry::CloseOne`] | admin handler → [`RegistryActor`] | the session, if it lives |
-//! | [`registry::MoveSessions`] | [`MetricsActor`] → [`RegistryActor`] | – |
-//! | [`registry::DrainAll`], [`registry::AwaitEmpty`], [`registry::CountDrained`] | shutdown → [`RegistryActor`] | when all are gone; how many there were |
-//! | [`registry::MoveAll`] | [`MetricsActor`] → [`RegistryActor`] | – |
-//! | [`session::CloseSession`] | [`RegistryActor`] → [`SessionActor`] | – |
-//! | `timeouts::Act` | a worker's sweep → [`SessionActor`] | – |
+//! | [`registry::CountSessions`], [`registry::ListSessions`] | admin handler → [`RegistryActor`] | live sessions |
+//! | [`registry::CloseById`] | admin handler → [`RegistryActor`] | the session, if it is live |
+//! | [`registry::MoveSessions`], [`registry::MoveAll`] | [`MetricsActor`] → [`RegistryActor`] | – |
+//! | [`registry::DrainAll`] | shutdown → [`RegistryActor`] | – |
+//! | [`registry::WaitUntilEmpty`], [`registry::CountDrained`] | shutdown → [`RegistryActor`] | when no session is live; how many there were |
+//! | [`registry::CloseSession`] | [`RegistryActor`] → [`SessionActor`] | – |
+//! | `timeouts::Act` | timeout scan of a worker → [`SessionActor`] | – |
 //! | [`session::PodSideEnded`] | [`BackendActor`] → [`SessionActor`] | – |
 //!
-//! [`MetricsActor`], [`DiscoveryActor`] and [`RegistryActor`] live on a control thread of their own,
-//! so that health and metrics answer while the workers are busy; [`supervision`] keeps them going
-//! when a handler panics. A [`SessionActor`] and its [`BackendActor`] live on the worker that accepted
-//! the client; the bytes between them cross no mailbox.
+//! The control actors [`MetricsActor`], [`DiscoveryActor`] and [`RegistryActor`] share a thread of
+//! their own, so that health and metrics answer while the workers are busy; [`supervision`] keeps
+//! them running after a panic. A [`SessionActor`] and its [`BackendActor`] run on the worker that
+//! accepted the client; the bytes between them never pass through a mailbox.
 //!
 //! [`DiscoveryActor`]: discovery::DiscoveryActor
 //! [`MetricsActor`]: metrics::MetricsActor

@@ -1,4 +1,4 @@
-//! Asks one pod for its count, again and again, outside the actor that takes the answers.
+//! Polls pods for their counts, outside the actor that takes the results.
 
 use std::{
     future::poll_fn,
@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use actix::Recipient;
+use actix::{Message, Recipient};
 use actix_rt::task::JoinHandle;
 use hyper::{
     body::{Body as _, Incoming},
@@ -17,63 +17,72 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncReadExt as _;
 
-use super::metrics::Polled;
 use crate::{
     domain::{
         balance::{
             lease::{Backend, Transport},
-            pool::PollTarget,
+            pool::{Poll, PollTarget},
         },
         report::{MAX_REPORT_LEN, Report, ReportError, check_status, query::Question},
+        service_id::ServiceId,
     },
     net::connect::{ConnectSettings, Connector},
 };
 
-/// Share of the interval by which polls are moved at random, so that replicas do not sample in
-/// step and pods are not all asked at once.
+/// The result of one poll of one backend.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct PollFinished {
+    pub service: ServiceId,
+    /// The poll, with the time at which it was sent.
+    pub poll: Poll,
+    pub result: Result<Report, ReportError>,
+}
+
+/// Share of the interval by which each wait is varied at random, so that replicas do not poll at
+/// the same moments and pods are not all polled at once.
 const JITTER: f64 = 0.1;
 
-/// How pods are polled.
+/// How the pods of a service are polled.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PollSettings {
-    /// What they are asked.
+    /// What pods are asked.
     pub question: Question,
-    /// Port where they are asked, unless it is the pod's own.
+    /// Port that is polled, or `None` for the pod's own.
     pub port: Option<u16>,
-    /// From one poll's answer to the next poll.
+    /// From the result of one poll to the next poll.
     pub interval: Duration,
     /// For a whole poll: connect, answer, body.
     pub timeout: Duration,
-    /// How pods are reached, the same way as by sessions.
+    /// How pods are connected to, the same as for sessions.
     pub connect: ConnectSettings,
 }
 
-/// Who polls the backends of one service, on one thread.
+/// The tasks that poll the backends of one service.
 pub(super) struct Pollers {
-    service: usize,
-    /// `None` where pods are not asked.
-    way: Option<(PollSettings, Rc<Connector>)>,
-    reports: Recipient<Polled>,
-    running: Vec<(Backend, Poller)>,
+    service: ServiceId,
+    /// `None` if pods are not polled.
+    polls: Option<(PollSettings, Rc<Connector>)>,
+    results: Recipient<PollFinished>,
+    running: Vec<(Backend, PollTask)>,
 }
 
 impl Pollers {
-    /// Nobody is polled yet.
     pub fn new(
-        service: usize,
+        service: ServiceId,
         settings: Option<&PollSettings>,
-        reports: Recipient<Polled>,
+        results: Recipient<PollFinished>,
     ) -> Self {
-        let way = settings
+        let polls = settings
             .map(|settings| (settings.clone(), Rc::new(Connector::new(settings.connect.clone()))));
-        Self { service, way, reports, running: Vec::new() }
+        Self { service, polls, results, running: Vec::new() }
     }
 
-    /// Polls `targets` and nobody else, those that were polled before without interruption.
-    pub fn poll(&mut self, targets: Vec<PollTarget>) {
-        let Some((settings, connector)) = &self.way else { return };
-        // One that has ended panicked: it is begun anew.
-        self.running.retain(|(known, Poller(task))| {
+    /// Polls exactly `targets` from now on. Tasks of backends that stay are not interrupted.
+    pub fn set_targets(&mut self, targets: Vec<PollTarget>) {
+        let Some((settings, connector)) = &self.polls else { return };
+        // A task that has ended has panicked; it is replaced below.
+        self.running.retain(|(known, PollTask(task))| {
             !task.is_finished() && targets.iter().any(|target| target.backend() == known)
         });
         for target in targets {
@@ -81,52 +90,52 @@ impl Pollers {
                 continue;
             }
             let backend = target.backend().clone();
-            let line = Line::new(&backend, settings, connector.clone());
-            let (settings, reports) = (settings.clone(), self.reports.clone());
-            let task = poll_forever(self.service, target, line, settings, reports);
-            self.running.push((backend, Poller(actix_rt::spawn(task))));
+            let client = PollClient::new(&backend, settings, connector.clone());
+            let (settings, results) = (settings.clone(), self.results.clone());
+            let task = poll_forever(self.service, target, client, settings, results);
+            self.running.push((backend, PollTask(actix_rt::spawn(task))));
         }
     }
 }
 
-/// A task that polls one backend until it is dropped.
-struct Poller(JoinHandle<()>);
+/// A task that polls one backend; dropping this ends it.
+struct PollTask(JoinHandle<()>);
 
-impl Drop for Poller {
+impl Drop for PollTask {
     fn drop(&mut self) {
         self.0.abort();
     }
 }
 
 async fn poll_forever(
-    service: usize,
+    service: ServiceId,
     target: PollTarget,
-    mut line: Line,
+    mut client: PollClient,
     settings: PollSettings,
-    reports: Recipient<Polled>,
+    results: Recipient<PollFinished>,
 ) {
     let timeout = settings.timeout;
     loop {
         let poll = target.begin(Instant::now());
-        let result = actix_rt::time::timeout(timeout, line.ask()).await.unwrap_or_else(|_| {
-            line.sender = None;
-            Err(ReportError::Unreachable(format!("nothing within {timeout:?}")))
+        let result = actix_rt::time::timeout(timeout, client.poll()).await.unwrap_or_else(|_| {
+            client.sender = None;
+            Err(ReportError::Unreachable(format!("no answer within {timeout:?}")))
         });
-        reports.do_send(Polled { service, poll, result });
+        results.do_send(PollFinished { service, poll, result });
         let jitter = 1.0 + JITTER * (2.0 * fastrand::f64() - 1.0);
         actix_rt::time::sleep(settings.interval.mul_f64(jitter)).await;
     }
 }
 
-/// The way to one pod, with the connection of the last poll if it is still open.
-struct Line {
+/// Polls one pod, over the connection of the previous poll if it is still open.
+struct PollClient {
     connector: Rc<Connector>,
     pod: Backend,
     question: Question,
     sender: Option<SendRequest<String>>,
 }
 
-impl Line {
+impl PollClient {
     fn new(backend: &Backend, settings: &PollSettings, connector: Rc<Connector>) -> Self {
         let mut pod = backend.clone();
         if let Some(port) = settings.port
@@ -141,8 +150,8 @@ impl Line {
         Self { connector, pod, question: settings.question.clone(), sender: None }
     }
 
-    /// One poll.
-    async fn ask(&mut self) -> Result<Report, ReportError> {
+    /// Polls once.
+    async fn poll(&mut self) -> Result<Report, ReportError> {
         match self.question.clone() {
             Question::Metric { path, reader } => {
                 let (status, body) = self.get(&path, reader.max_len()).await?;
@@ -151,7 +160,9 @@ impl Line {
             }
             Question::Health(path) => match self.get(&path, MAX_REPORT_LEN).await? {
                 (200..=299, _) => Ok(Report::default()),
-                (status, _) => Err(ReportError::Unreachable(format!("{path} says {status}"))),
+                (status, _) => Err(ReportError::Unreachable(format!(
+                    "{path} answered {status}, expected 200 to 299"
+                ))),
             },
             Question::Connect => {
                 self.connector.connect(&self.pod).await.map_err(unreachable)?;
@@ -161,10 +172,10 @@ impl Line {
                 let mut io = self.connector.connect(&self.pod).await.map_err(unreachable)?;
                 let mut line = Vec::new();
                 while !line.ends_with(b"\n") && line.len() <= reader.max_len() {
-                    let mut some = [0; 1024];
-                    match io.read(&mut some).await.map_err(unreachable)? {
+                    let mut chunk = [0; 1024];
+                    match io.read(&mut chunk).await.map_err(unreachable)? {
                         0 => break,
-                        n => line.extend_from_slice(&some[..n]),
+                        n => line.extend_from_slice(&chunk[..n]),
                     }
                 }
                 reader.read(&line)
@@ -172,8 +183,8 @@ impl Line {
         }
     }
 
-    /// Status and body at `path`. A connection that the pod has closed since the last poll is
-    /// replaced.
+    /// Requests `path` and returns status and body. Reconnects if the pod has closed the connection
+    /// since the previous poll.
     async fn get(&mut self, path: &str, max_len: usize) -> Result<(u16, Vec<u8>), ReportError> {
         if let Some(sender) = self.sender.take().filter(SendRequest::is_ready) {
             let result = self.get_over(sender, path, max_len).await;
@@ -188,7 +199,7 @@ impl Line {
     async fn connect(&self) -> Result<SendRequest<String>, ReportError> {
         let io = self.connector.connect(&self.pod).await.map_err(unreachable)?;
         let (sender, connection) = http1::handshake(TokioIo::new(io)).await.map_err(unreachable)?;
-        // It ends with its sender.
+        // The task ends when the sender is dropped.
         actix_rt::spawn(connection);
         Ok(sender)
     }
@@ -212,7 +223,7 @@ impl Line {
     }
 }
 
-/// With its cause, which hyper keeps apart.
+/// Includes the error's cause, which hyper does not print.
 fn unreachable(error: impl std::error::Error) -> ReportError {
     ReportError::Unreachable(match error.source() {
         Some(cause) => format!("{error}: {cause}"),
@@ -220,7 +231,7 @@ fn unreachable(error: impl std::error::Error) -> ReportError {
     })
 }
 
-/// A body that may be as long as a report.
+/// Reads a whole body of at most `max_len` bytes.
 async fn read_whole(mut body: Incoming, max_len: usize) -> Result<Vec<u8>, ReportError> {
     let mut whole = Vec::new();
     while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use super::{
     backend::BackendActor,
     ending::Ending,
-    registry::{Registration, RegistryActor, SessionInfo},
+    registry::{CloseSession, Registration, RegistryActor, SessionInfo},
     timeouts::{self, Act},
 };
 use crate::{
@@ -40,18 +40,6 @@ pub struct SessionRules {
     pub tunnel: TunnelRules,
     /// What its client is told when it should come back.
     pub close_code: CloseCode,
-}
-
-/// Ends a session with a Close frame each way.
-#[derive(Clone, Debug, Message)]
-#[rtype(result = "()")]
-pub struct CloseSession {
-    /// Code for the client.
-    pub to_client: CloseCode,
-    /// Code for the pod.
-    pub to_pod: CloseCode,
-    /// Why; its reason is in both frames.
-    pub why: Ending,
 }
 
 /// The direction from the pod to the client has ended.

@@ -1,12 +1,13 @@
-//! Control actors outlive panics of their handlers.
+//! Keeps control actors running after a panic in one of their handlers.
 //!
-//! actix drops an actor whose handler panics, with its state, and its address leads nowhere from
-//! then on. Here the unwinding stops at the actor's context, and the context is polled on: the
-//! message that panicked is lost (its sender sees `MailboxError::Closed`), everything else stays. A
-//! future that was spawned into the context and panicked must not be polled again: with it go all
-//! spawned ones, and [`Actor::started`] begins them anew.
+//! actix drops an actor whose handler panics, together with its state, and its address fails from
+//! then on. Here the panic is caught at the actor's context, and the context is polled again: the
+//! message that panicked is lost (its sender gets `MailboxError::Closed`), everything else stays. A
+//! future that was spawned into the context and has panicked must not be polled again, so all
+//! spawned futures are dropped and [`Actor::started`] spawns them anew.
 //!
-//! Whoever panics again and again is broken for good: that is reported, so that the process can end.
+//! An actor that panics again and again is given up, and the failure is reported so that the
+//! process can end.
 
 use std::{
     any::Any,
@@ -17,23 +18,23 @@ use std::{
 };
 
 use actix::{
-    Actor, Addr, AsyncContext as _, Context, Supervised,
-    dev::{ContextFut, channel},
+    Actor, Addr, AsyncContext as _, Context, Handler, MailboxError, Message, Supervised,
+    dev::{ContextFut, MessageResponse, channel},
     fut,
 };
 use actix_rt::ArbiterHandle;
 use tokio::sync::mpsc::UnboundedSender;
 
-/// This many panics of one actor...
-const TOO_MANY: usize = 3;
+/// An actor that panics this often within [`PANIC_WINDOW`] is given up.
+const MAX_PANICS: usize = 3;
 
-/// ... within this time are too many.
-const WITHIN: Duration = Duration::from_secs(60);
+/// See [`MAX_PANICS`].
+const PANIC_WINDOW: Duration = Duration::from_secs(60);
 
-/// What the actors' addresses hold; messages that are sent without waiting do not count.
-const MAILBOX: usize = 16;
+/// Capacity of the actors' mailboxes, for messages whose sender waits.
+const MAILBOX_CAPACITY: usize = 16;
 
-/// Starts actors that are supervised, all on one arbiter.
+/// Starts supervised actors on one arbiter.
 #[derive(Clone, Debug)]
 pub struct Supervisor {
     arbiter: ArbiterHandle,
@@ -41,14 +42,14 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// Tells `failures` why an actor was given up.
+    /// Creates a supervisor that sends `failures` the reason when an actor is given up.
     pub fn new(arbiter: ArbiterHandle, failures: UnboundedSender<String>) -> Self {
         Self { arbiter, failures }
     }
 
-    /// Starts the actor that `make` returns; `name` is what the log calls it.
+    /// Starts the actor that `make` returns; log lines call it `name`.
     ///
-    /// After a panic its [`Supervised::restarting`] is called before anything else.
+    /// After a panic, [`Supervised::restarting`] runs before the next message.
     pub fn start<A>(
         &self,
         name: &'static str,
@@ -57,43 +58,62 @@ impl Supervisor {
     where
         A: Supervised + Actor<Context = Context<A>>,
     {
-        let (sender, receiver) = channel::channel(MAILBOX);
+        let (sender, receiver) = channel::channel(MAILBOX_CAPACITY);
         let failures = self.failures.clone();
         self.arbiter.spawn_fn(move || {
             let mut context = Context::with_receiver(receiver);
             let actor = make(&mut context);
             let context = context.into_future(actor);
-            actix_rt::spawn(Guarded { name, context, panics: Vec::new(), failures });
+            actix_rt::spawn(SupervisedContext { name, context, panics: Vec::new(), failures });
         });
         Addr::new(sender)
     }
 }
 
-/// Makes an actor panic in its handler, for evidence.
+/// Sends a message and waits for the answer; sends it once more if a panic lost the first one.
+///
+/// # Errors
+/// The actor has been given up.
+pub async fn send_retrying<A, M>(
+    actor: &Addr<A>,
+    message: impl Fn() -> M,
+) -> Result<M::Result, MailboxError>
+where
+    A: Actor<Context = Context<A>> + Handler<M>,
+    M: Message + Send + 'static,
+    M::Result: MessageResponse<A, M> + Send,
+{
+    match actor.send(message()).await {
+        Ok(answer) => Ok(answer),
+        Err(_) => actor.send(message()).await,
+    }
+}
+
+/// Makes an actor panic in its handler, to test that it continues.
 #[cfg(feature = "fault-hooks")]
 #[derive(Debug, actix::Message)]
 #[rtype(result = "()")]
 pub struct Panic;
 
-/// Makes the next question for a pod panic, for evidence.
+/// Makes the next `PickBackend` panic, to test that it is sent again.
 #[cfg(feature = "fault-hooks")]
 #[derive(Debug, actix::Message)]
 #[rtype(result = "()")]
 pub struct PanicAtNextPick;
 
-/// An actor's context that is polled on after a panic.
-struct Guarded<A>
+/// The context of an actor, polled again after a panic.
+struct SupervisedContext<A>
 where
     A: Supervised + Actor<Context = Context<A>>,
 {
     name: &'static str,
     context: ContextFut<A, Context<A>>,
-    /// When the actor panicked, within the last [`WITHIN`].
+    /// Times of the panics within the last [`PANIC_WINDOW`].
     panics: Vec<Instant>,
     failures: UnboundedSender<String>,
 }
 
-impl<A> Future for Guarded<A>
+impl<A> Future for SupervisedContext<A>
 where
     A: Supervised + Actor<Context = Context<A>>,
 {
@@ -102,32 +122,33 @@ where
     fn poll(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<()> {
         loop {
             let context = &mut self.context;
-            // The state may be half changed: what the actor cannot leave so, `restarting` mends.
+            // A panic may leave the state half changed: `restarting` repairs it.
             let polled = catch_unwind(AssertUnwindSafe(|| Pin::new(context).poll(cx)));
             match polled {
                 Ok(polled) => return polled,
-                Err(panic) if self.may_go_on(&*panic, Instant::now()) => self.resume(),
+                Err(panic) if self.record_panic(&*panic, Instant::now()) => self.resume(),
                 Err(_) => return Poll::Ready(()),
             }
         }
     }
 }
 
-impl<A> Guarded<A>
+impl<A> SupervisedContext<A>
 where
     A: Supervised + Actor<Context = Context<A>>,
 {
-    fn may_go_on(&mut self, panic: &(dyn Any + Send), now: Instant) -> bool {
-        let (name, reason) = (self.name, reason(panic));
-        self.panics.retain(|at| now.duration_since(*at) < WITHIN);
+    /// Logs a panic. Returns whether the actor continues; otherwise the failure is reported.
+    fn record_panic(&mut self, panic: &(dyn Any + Send), now: Instant) -> bool {
+        let (name, reason) = (self.name, panic_message(panic));
+        self.panics.retain(|at| now.duration_since(*at) < PANIC_WINDOW);
         self.panics.push(now);
-        if self.panics.len() < TOO_MANY {
-            log::error!("{name} panicked and goes on without the message: {reason}");
+        if self.panics.len() < MAX_PANICS {
+            log::error!("{name} panicked, one message is lost and the actor continues: {reason}");
             return true;
         }
         let _ = self.failures.send(format!(
-            "{name} panicked {TOO_MANY} times within {}, the last time: {reason}",
-            humantime::format_duration(WITHIN)
+            "{name} panicked {MAX_PANICS} times within {}, most recently: {reason}",
+            humantime::format_duration(PANIC_WINDOW)
         ));
         false
     }
@@ -135,22 +156,22 @@ where
     fn resume(&mut self) {
         let in_a_handler = self.context.ctx().handle() == Default::default();
         if in_a_handler {
-            // No message is taken while the context waits for this.
-            let mend = fut::wrap_future(std::future::ready(()));
-            let mend = fut::ActorFutureExt::map(mend, |(), actor: &mut A, ctx| {
+            // The context handles no message before this future is done.
+            let restarting = fut::wrap_future(std::future::ready(()));
+            let restarting = fut::ActorFutureExt::map(restarting, |(), actor: &mut A, ctx| {
                 actor.restarting(ctx);
             });
-            self.context.ctx().wait(mend);
+            self.context.ctx().wait(restarting);
         } else {
             self.context.restart();
         }
     }
 }
 
-/// What a panic says.
-fn reason(panic: &(dyn Any + Send)) -> &str {
+/// Returns the message of a panic.
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no reason given")
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
 
 #[cfg(test)]
@@ -169,7 +190,7 @@ mod tests {
     use crate::{
         actors::{
             ending::Ending,
-            registry::{AwaitEmpty, CountSessions, RegistryActor, SessionInfo},
+            registry::{CountSessions, RegistryActor, SessionInfo, WaitUntilEmpty},
             session::{QueueWaker, SessionActor, SessionPermit, SessionRules},
         },
         domain::{
@@ -180,15 +201,15 @@ mod tests {
         telemetry::counters::{Counters, LabelValues},
     };
 
-    /// Counts what it is told, and how often it was begun and mended.
+    /// Counts messages, starts and restarts.
     #[derive(Default)]
-    struct Clerk {
+    struct Counter {
         count: u32,
         started: u32,
-        mended: u32,
+        restarted: u32,
     }
 
-    impl Actor for Clerk {
+    impl Actor for Counter {
         type Context = Context<Self>;
 
         fn started(&mut self, _: &mut Self::Context) {
@@ -196,9 +217,9 @@ mod tests {
         }
     }
 
-    impl Supervised for Clerk {
+    impl Supervised for Counter {
         fn restarting(&mut self, _: &mut Self::Context) {
-            self.mended += 1;
+            self.restarted += 1;
         }
     }
 
@@ -206,12 +227,12 @@ mod tests {
     #[rtype(result = "(u32, u32, u32)")]
     struct Add;
 
-    impl Handler<Add> for Clerk {
+    impl Handler<Add> for Counter {
         type Result = MessageResult<Add>;
 
         fn handle(&mut self, _: Add, _: &mut Self::Context) -> Self::Result {
             self.count += 1;
-            MessageResult((self.count, self.started, self.mended))
+            MessageResult((self.count, self.started, self.restarted))
         }
     }
 
@@ -219,7 +240,7 @@ mod tests {
     #[rtype(result = "()")]
     struct Break;
 
-    impl Handler<Break> for Clerk {
+    impl Handler<Break> for Counter {
         type Result = ();
 
         fn handle(&mut self, _: Break, _: &mut Self::Context) {
@@ -231,7 +252,7 @@ mod tests {
     #[rtype(result = "()")]
     struct Spawn;
 
-    impl Handler<Spawn> for Clerk {
+    impl Handler<Spawn> for Counter {
         type Result = ();
 
         fn handle(&mut self, _: Spawn, ctx: &mut Self::Context) {
@@ -241,80 +262,81 @@ mod tests {
         }
     }
 
-    fn clerk() -> (Addr<Clerk>, UnboundedReceiver<String>) {
+    fn counter() -> (Addr<Counter>, UnboundedReceiver<String>) {
         let (failures, failed) = unbounded_channel();
         let supervisor = Supervisor::new(Arbiter::current(), failures);
-        (supervisor.start("Clerk", |_| Clerk::default()), failed)
+        (supervisor.start("Counter", |_| Counter::default()), failed)
     }
 
     #[actix_rt::test]
-    async fn a_handler_that_panics_costs_its_message_alone() {
-        let (clerk, mut failed) = clerk();
-        assert_eq!(clerk.send(Add).await, Ok((1, 1, 0)));
-        let (broken, next) = tokio::join!(clerk.send(Break), clerk.send(Add));
+    async fn a_panic_in_a_handler_loses_only_its_message() {
+        let (counter, mut failed) = counter();
+        assert_eq!(counter.send(Add).await, Ok((1, 1, 0)));
+        let (broken, next) = tokio::join!(counter.send(Break), counter.send(Add));
         assert!(broken.is_err());
         assert_eq!(
             next,
             Ok((2, 1, 1)),
-            "counts are kept, nothing is begun anew, scratch is mended"
+            "the state is kept, `started` does not run again, `restarting` has run"
         );
-        assert!(clerk.send(Break).await.is_err());
-        assert_eq!(clerk.send(Add).await, Ok((3, 1, 2)));
+        assert!(counter.send(Break).await.is_err());
+        assert_eq!(counter.send(Add).await, Ok((3, 1, 2)));
         assert!(failed.try_recv().is_err());
     }
 
     #[actix_rt::test]
-    async fn a_future_that_panics_is_not_polled_again() {
-        let (clerk, mut failed) = clerk();
-        assert_eq!(clerk.send(Spawn).await, Ok(()));
-        let mut counts = clerk.send(Add).await.unwrap();
+    async fn a_spawned_future_that_panics_is_not_polled_again() {
+        let (counter, mut failed) = counter();
+        assert_eq!(counter.send(Spawn).await, Ok(()));
+        let mut counts = counter.send(Add).await.unwrap();
         while counts.2 == 0 {
-            counts = clerk.send(Add).await.unwrap();
+            counts = counter.send(Add).await.unwrap();
         }
-        assert_eq!((counts.1, counts.2), (2, 1), "begun anew once");
+        assert_eq!((counts.1, counts.2), (2, 1), "`started` runs once more");
         assert!(failed.try_recv().is_err());
     }
 
     #[actix_rt::test]
-    async fn the_third_panic_within_a_minute_is_one_too_many() {
-        let (clerk, mut failed) = clerk();
+    async fn the_third_panic_within_a_minute_ends_the_actor() {
+        let (counter, mut failed) = counter();
         for _ in 0..3 {
-            assert!(clerk.send(Break).await.is_err());
+            assert!(counter.send(Break).await.is_err());
         }
         let reason = failed.recv().await.unwrap();
-        assert_eq!(reason, "Clerk panicked 3 times within 1m, the last time: broken handler");
-        assert!(clerk.send(Add).await.is_err(), "it is gone");
+        assert_eq!(reason, "Counter panicked 3 times within 1m, most recently: broken handler");
+        assert!(counter.send(Add).await.is_err(), "the actor has ended");
     }
 
     #[actix_rt::test]
-    async fn panics_that_are_long_past_do_not_count() {
+    async fn panics_more_than_a_minute_ago_do_not_count() {
         let (failures, mut failed) = unbounded_channel();
-        let context = Context::new().into_future(Clerk::default());
-        let mut guarded = Guarded { name: "Clerk", context, panics: Vec::new(), failures };
+        let context = Context::new().into_future(Counter::default());
+        let mut supervised =
+            SupervisedContext { name: "Counter", context, panics: Vec::new(), failures };
         let start = Instant::now();
         for minutes in 0..5 {
-            assert!(guarded.may_go_on(&"now and then", start + minutes * WITHIN));
+            assert!(supervised.record_panic(&"occasional", start + minutes * PANIC_WINDOW));
         }
-        let later = start + 4 * WITHIN;
-        assert!(guarded.may_go_on(&"again", later));
-        assert!(!guarded.may_go_on(&"and again", later));
+        let later = start + 4 * PANIC_WINDOW;
+        assert!(supervised.record_panic(&"again", later));
+        assert!(!supervised.record_panic(&"once more", later));
         assert!(failed.try_recv().is_ok());
     }
 
-    /// A socket that nobody should use.
-    struct Trap;
+    /// A socket that panics when it is read.
+    struct PanickingSocket;
 
-    impl AsyncRead for Trap {
+    impl AsyncRead for PanickingSocket {
         fn poll_read(
             self: Pin<&mut Self>,
             _: &mut TaskContext<'_>,
             _: &mut ReadBuf<'_>,
         ) -> Poll<io::Result<()>> {
-            resume_unwind(Box::new("trapped"))
+            resume_unwind(Box::new("socket was read"))
         }
     }
 
-    impl AsyncWrite for Trap {
+    impl AsyncWrite for PanickingSocket {
         fn poll_write(
             self: Pin<&mut Self>,
             _: &mut TaskContext<'_>,
@@ -332,9 +354,9 @@ mod tests {
         }
     }
 
-    /// Nobody looks after sessions: they are many, and each has nothing but its own.
+    /// Sessions are not supervised: a panic ends one session, which owns all that it uses.
     #[actix_rt::test]
-    async fn a_session_that_panics_ends_alone_and_gives_everything_back() {
+    async fn a_panic_in_a_session_ends_only_that_session_and_releases_its_lease() {
         let registry = Arc::new(RegistryActor::default().start());
         let endings = &Ending::ALL.map(Ending::label);
         let labels = LabelValues { refusals: &[], cookies: &[], reloads: &[], endings };
@@ -349,12 +371,12 @@ mod tests {
         let timeouts = SessionTimeouts {
             idle_timeout: None,
             write_timeout: None,
-            half_closed_timeout: WITHIN,
-            close_timeout: WITHIN,
+            half_closed_timeout: PANIC_WINDOW,
+            close_timeout: PANIC_WINDOW,
             max_age: None,
             client_ping_interval: None,
             pod_ping_interval: None,
-            ping_timeout: WITHIN,
+            ping_timeout: PANIC_WINDOW,
         };
         let close_code = CloseCode::SERVICE_RESTART;
         let rules = Arc::new(SessionRules { timeouts, tunnel: TunnelRules::default(), close_code });
@@ -371,23 +393,23 @@ mod tests {
         };
         let ((well, _client), (pod, _pod)) = (peer(), peer());
         start(well, pod);
-        for client_is_trapped in [true, false] {
+        for client_panics in [true, false] {
             let (other, mut far) = peer();
-            let trap = TunnelPeer::new(Trap, BytesMut::new());
-            match client_is_trapped {
-                true => start(trap, other),
-                false => start(other, trap),
+            let panicking = TunnelPeer::new(PanickingSocket, BytesMut::new());
+            match client_panics {
+                true => start(panicking, other),
+                false => start(other, panicking),
             }
             let mut rest = Vec::new();
             tokio::io::AsyncReadExt::read_to_end(&mut far, &mut rest).await.unwrap();
-            assert!(rest.is_empty(), "the other side is let go: {rest:?}");
+            assert!(rest.is_empty(), "the other side is closed: {rest:?}");
         }
         while registry.send(CountSessions).await != Ok(1) || gauge.load().open != 1 {
             tokio::task::yield_now().await;
         }
         assert_eq!(gauge.load(), Load { open: 1, connecting: 0, requests: 0 });
         drop((_client, _pod));
-        assert_eq!(registry.send(AwaitEmpty).await, Ok(()));
+        assert_eq!(registry.send(WaitUntilEmpty).await, Ok(()));
         assert_eq!(gauge.load(), Load::default());
         let counted = counters.render();
         for counts in ["{reason=\"cut\"} 2\n", "{reason=\"client_lost\"} 1\n"] {

@@ -152,7 +152,7 @@ impl Watched {
             session.do_send(Act(action));
         }
         if has_changed {
-            self.info.note_idle(self.life.idle(now));
+            self.info.set_idle(self.life.idle(now));
         }
     }
 

@@ -1,4 +1,4 @@
-//! The distribution as a page, for whoever prefers one: it shows what the JSON says.
+//! The distribution as a page, which shows the JSON.
 
 use std::sync::LazyLock;
 
@@ -13,7 +13,8 @@ use serde::Deserialize;
 
 const PAGE: &str = include_str!("dashboard.html");
 
-/// The page's own script and style and no others, whatever pods call themselves (CSP Level 3).
+/// Allows the page's own script and style only, so that names chosen by pods cannot add others (CSP
+/// Level 3).
 static POLICY: LazyLock<String> = LazyLock::new(|| {
     let hash = |tag| BASE64.encode(digest(&SHA256, element(tag).as_bytes()));
     format!(
@@ -24,37 +25,35 @@ static POLICY: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// What the page has between the tags of its only element of this name.
+/// Returns the content of the page's only element `tag`.
 fn element(tag: &str) -> &'static str {
-    let (_, after) = PAGE.split_once(&format!("<{tag}>")).expect("the page has one");
-    after.split_once(&format!("</{tag}>")).expect("it ends").0
+    let (_, after) = PAGE.split_once(&format!("<{tag}>")).expect("the page has the element");
+    after.split_once(&format!("</{tag}>")).expect("the element has an end tag").0
 }
 
-/// In which form somebody wants the distribution.
+/// Form of the distribution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// For programs.
     Json,
-    /// For people.
     Html,
 }
 
-/// `?format=`, which is stronger than the Accept field.
+/// The query `?format=`, which overrides the Accept field.
 #[derive(Debug, Deserialize)]
-pub struct Wanted {
+pub struct FormatQuery {
     format: Option<String>,
 }
 
 impl Format {
-    /// JSON, unless a page is asked for or preferred.
+    /// Returns JSON, unless the query or the Accept field prefers the page.
     ///
     /// # Errors
-    /// What is asked for is neither.
-    pub fn of(wanted: &Wanted, accept: Option<&Accept>) -> Result<Self, String> {
-        match wanted.format.as_deref() {
+    /// The query names another format.
+    pub fn negotiate(query: &FormatQuery, accept: Option<&Accept>) -> Result<Self, String> {
+        match query.format.as_deref() {
             Some("json") => Ok(Self::Json),
             Some("html") => Ok(Self::Html),
-            Some(other) => Err(format!("format={other:?}: expected json, or html")),
+            Some(other) => Err(format!("format = {other:?}: expected json or html")),
             None => Ok(accept.map_or(Self::Json, Self::preferred)),
         }
     }
@@ -67,7 +66,7 @@ impl Format {
     }
 }
 
-/// How welcome `format` is: what the most specific range says that it is in (RFC 9110 §12.5.1).
+/// The quality of `format`: that of the most specific range that includes it (RFC 9110 §12.5.1).
 fn quality(accept: &Accept, format: &Mime) -> Quality {
     let specificity = |range: &Mime| match (range.type_(), range.subtype()) {
         (mime::STAR, _) => Some(0),
@@ -78,7 +77,7 @@ fn quality(accept: &Accept, format: &Mime) -> Quality {
     ranges.max().map_or(Quality::ZERO, |(_, quality)| quality)
 }
 
-/// The page, which asks for the rest by itself.
+/// Returns the page, which requests the JSON itself.
 pub fn page() -> HttpResponse {
     HttpResponse::Ok()
         .insert_header(ContentType::html())
@@ -93,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_page_only_for_who_asks_for_it_or_prefers_it() {
+    fn the_page_is_sent_if_the_query_or_the_accept_field_prefers_it() {
         use Format::{Html, Json};
         let firefox = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
         for (accept, expected) in [
@@ -115,12 +114,12 @@ mod tests {
             let accept_field = Accept::parse(&request).ok();
             for (format, expected) in [(None, expected), (Some("json"), Json), (Some("html"), Html)]
             {
-                let wanted = Wanted { format: format.map(str::to_owned) };
-                let found = Format::of(&wanted, accept_field.as_ref());
-                assert_eq!(found, Ok(expected), "{accept}, {wanted:?}");
+                let query = FormatQuery { format: format.map(str::to_owned) };
+                let found = Format::negotiate(&query, accept_field.as_ref());
+                assert_eq!(found, Ok(expected), "{accept}, {query:?}");
             }
         }
-        assert_eq!(Format::of(&Wanted { format: None }, None), Ok(Json));
-        assert!(Format::of(&Wanted { format: Some("xml".to_owned()) }, None).is_err());
+        assert_eq!(Format::negotiate(&FormatQuery { format: None }, None), Ok(Json));
+        assert!(Format::negotiate(&FormatQuery { format: Some("xml".to_owned()) }, None).is_err());
     }
 }

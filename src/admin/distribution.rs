@@ -1,5 +1,5 @@
-//! The distribution of connections as JSON: the fields of the Traefik plugin that this project
-//! succeeds first, our own after them.
+//! The distribution of connections as JSON: first the fields of the Traefik plugin that this
+//! project replaces, then our own.
 
 use std::{
     collections::BTreeMap,
@@ -10,7 +10,7 @@ use std::{
 use serde::Serialize;
 
 use crate::{
-    actors::discovery::{Discovery, Subject},
+    actors::discovery::{LookupStatus, LookupTarget},
     config::live::ReloadOutcome,
     domain::balance::pool::{BackendSnapshot, State},
 };
@@ -20,24 +20,24 @@ use crate::{
 #[serde(rename_all = "camelCase")]
 pub struct Distribution {
     timestamp: String,
-    services: Vec<Service>,
-    pod_metrics: BTreeMap<String, Vec<Pod>>,
+    services: Vec<ServiceEntry>,
+    pod_metrics: BTreeMap<String, Vec<PodEntry>>,
     total_connections: u64,
     agents_connections: u64,
     own_sessions: usize,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    lookups: Vec<Lookup>,
-    /// What came of the last one.
+    lookups: Vec<LookupEntry>,
+    /// The outcome of the last reload.
     #[serde(skip_serializing_if = "Option::is_none")]
     reload: Option<ReloadOutcome>,
 }
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Service {
-    /// The configured URL, verbatim.
+struct ServiceEntry {
+    /// The URL as configured.
     url: String,
-    /// The estimate: the fresh report corrected by what happened since, else our own count.
+    /// The estimate: a fresh report corrected by what happened since, else our own count.
     connections: u64,
     name: String,
     state: &'static str,
@@ -54,17 +54,18 @@ struct Service {
     #[serde(skip_serializing_if = "is_zero")]
     requests: u32,
     estimate: u64,
-    /// Where it is not 1.
+    /// Left out if it is 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     weight: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     max_connections: Option<u64>,
 }
 
-/// A pod's own words. What it does not say is left out; a count that is not known is never 0.
+/// What a pod reports about itself. Fields that it does not report are left out: an unknown count
+/// is never shown as 0.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Pod {
+struct PodEntry {
     #[serde(skip_serializing_if = "Option::is_none")]
     agents_connections: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -79,47 +80,47 @@ struct Pod {
     error: Option<String>,
 }
 
-/// A name that DNS knows addresses of.
+/// A name that is looked up in DNS.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Lookup {
-    /// As it was configured.
+struct LookupEntry {
+    /// The name as configured.
     source: String,
-    /// Whose pods they are; left out where they are replicas of the balancer.
+    /// The service of the pods; left out for replicas of the balancer.
     #[serde(skip_serializing_if = "Option::is_none")]
     service: Option<String>,
     /// Addresses in the last good answer.
     known: usize,
-    /// Why the last look-up failed, and for how long they have been failing so.
+    /// Why lookups fail, and for how long they have failed for this reason.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     failing_for_ms: Option<u64>,
 }
 
-impl From<Discovery> for Lookup {
-    fn from(Discovery { subject, source, known, trouble }: Discovery) -> Self {
-        let service = match subject {
-            Subject::Pods { pod, .. } => Some(pod.service),
-            Subject::Replicas { .. } => None,
+impl From<LookupStatus> for LookupEntry {
+    fn from(LookupStatus { target, source, addresses, failure }: LookupStatus) -> Self {
+        let service = match target {
+            LookupTarget::Pods { pod, .. } => Some(pod.service),
+            LookupTarget::Replicas { .. } => None,
         };
-        let (error, since) = trouble.unzip();
-        Self { source, service, known, error, failing_for_ms: since.map(millis) }
+        let (error, since) = failure.unzip();
+        Self { source, service, known: addresses, error, failing_for_ms: since.map(millis) }
     }
 }
 
 impl Distribution {
-    /// The distribution at `now`, from the pool's snapshot, the names that are looked up, and the
-    /// registry's count.
+    /// Builds the distribution at `now` from the states of all backends and lookups and the number
+    /// of sessions of this instance.
     pub fn new(
         backends: Vec<BackendSnapshot>,
-        lookups: Vec<Discovery>,
+        lookups: Vec<LookupStatus>,
         own_sessions: usize,
         now: SystemTime,
     ) -> Self {
         let total = backends.iter().map(|backend| backend.estimate).sum();
         let mut services = Vec::with_capacity(backends.len());
-        let mut pod_metrics = BTreeMap::<String, Vec<Pod>>::new();
+        let mut pod_metrics = BTreeMap::<String, Vec<PodEntry>>::new();
         for snapshot in backends {
             let (service, pod) = split(snapshot);
             pod_metrics.entry(service.url.clone()).or_default().push(pod);
@@ -132,29 +133,29 @@ impl Distribution {
             total_connections: total,
             agents_connections: total,
             own_sessions,
-            lookups: lookups.into_iter().map(Lookup::from).collect(),
+            lookups: lookups.into_iter().map(LookupEntry::from).collect(),
             reload: None,
         }
     }
 
-    /// With what came of the last reload, if there was one.
+    /// Adds the outcome of the last reload, if there was one.
     pub fn with_reload(mut self, last: Option<Arc<ReloadOutcome>>) -> Self {
         self.reload = last.map(Arc::unwrap_or_clone);
         self
     }
 }
 
-/// A backend among others, whose address tells it apart.
+/// A backend in a list, with its address.
 #[derive(Debug, Serialize)]
-pub struct Listed {
+pub struct ListedBackend {
     #[serde(flatten)]
-    service: Service,
+    service: ServiceEntry,
     address: String,
 }
 
-impl From<BackendSnapshot> for Listed {
+impl From<BackendSnapshot> for ListedBackend {
     fn from(snapshot: BackendSnapshot) -> Self {
-        let (service, Pod { address, .. }) = split(snapshot);
+        let (service, PodEntry { address, .. }) = split(snapshot);
         Self { service, address }
     }
 }
@@ -167,7 +168,7 @@ fn is_zero(count: &u32) -> bool {
     *count == 0
 }
 
-fn split(snapshot: BackendSnapshot) -> (Service, Pod) {
+fn split(snapshot: BackendSnapshot) -> (ServiceEntry, PodEntry) {
     let BackendSnapshot { backend, state, reason, report, error, load, estimate, .. } = snapshot;
     let state = match state {
         State::Up => "up",
@@ -179,7 +180,7 @@ fn split(snapshot: BackendSnapshot) -> (Service, Pod) {
         State::Unknown => "unknown",
     };
     let (report, age) = report.unzip();
-    let service = Service {
+    let service = ServiceEntry {
         url: backend.url.clone(),
         connections: estimate,
         name: backend.service.clone(),
@@ -195,7 +196,7 @@ fn split(snapshot: BackendSnapshot) -> (Service, Pod) {
         weight: Some(snapshot.weight).filter(|weight| *weight != 1.0),
         max_connections: snapshot.limit,
     };
-    let pod = Pod {
+    let pod = PodEntry {
         agents_connections: service.reported,
         pod_name: report.as_ref().and_then(|report| report.pod_name.clone()),
         pod_ip: report.as_ref().and_then(|report| report.pod_ip.clone()),
@@ -213,6 +214,7 @@ mod tests {
     use crate::domain::{
         balance::lease::{Backend, Load, Transport},
         report::{Report, ReportError},
+        service_id::ServiceIds,
     };
 
     fn at(seconds: u64) -> SystemTime {
@@ -290,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_left_out() {
+    fn unknown_values_are_left_out() {
         let backend = BackendSnapshot {
             state: State::Unknown,
             error: Some(ReportError::Status(500)),
@@ -307,25 +309,26 @@ mod tests {
             })
         );
         assert_eq!(json["services"][0].get("reported"), None);
-        assert_eq!(json.get("lookups"), None, "where no name is looked up");
-        assert_eq!(json["services"][0]["requests"], 5, "told where there are any");
+        assert_eq!(json.get("lookups"), None, "left out without lookups");
+        assert_eq!(json["services"][0]["requests"], 5, "shown if there are any");
         assert_eq!(json["totalConnections"], 3);
     }
 
     #[test]
-    fn a_name_that_cannot_be_looked_up_says_why_and_for_how_long() {
+    fn a_failing_lookup_shows_its_error_and_for_how_long() {
         let pod = (*snapshot("http://chat:3001", "").backend).clone();
-        let pods = Discovery {
-            subject: Subject::Pods { service: 0, pod },
+        let service = ServiceIds::default().get_or_issue("default");
+        let pods = LookupStatus {
+            target: LookupTarget::Pods { service, pod },
             source: "http://chat:3001".into(),
-            known: 3,
-            trouble: Some(("SERVFAIL".into(), Duration::from_millis(1_500))),
+            addresses: 3,
+            failure: Some(("SERVFAIL".into(), Duration::from_millis(1_500))),
         };
-        let replicas = Discovery {
-            subject: Subject::Replicas { services: vec![0] },
+        let replicas = LookupStatus {
+            target: LookupTarget::Replicas { services: vec![service] },
             source: "dns:wsbalancer".into(),
-            known: 2,
-            trouble: None,
+            addresses: 2,
+            failure: None,
         };
         let distribution = Distribution::new(vec![], vec![pods, replicas], 0, at(0));
         assert_eq!(

@@ -1,8 +1,12 @@
-//! The admin listener: where connections are, and whether the process is well.
+//! The admin listener: distribution, probes, telemetry, and the API for operators.
 
 mod api;
+mod auth;
 mod dashboard;
 mod distribution;
+#[cfg(feature = "fault-hooks")]
+mod fault_hooks;
+mod respond;
 mod state;
 
 use std::{net::TcpListener, time::SystemTime};
@@ -20,11 +24,11 @@ use actix_web::{
 
 pub use self::state::AdminState;
 use self::{
-    dashboard::{Format, Wanted},
+    dashboard::{Format, FormatQuery},
     distribution::Distribution,
+    respond::{error, route},
 };
-
-use crate::actors::{discovery::Discovered, metrics::Snapshot, registry::CountSessions};
+use crate::actors::{discovery::GetLookups, metrics::Snapshot, registry::CountSessions};
 
 /// Path of the liveness probe.
 pub const LIVEZ: &str = "/livez";
@@ -32,10 +36,10 @@ pub const LIVEZ: &str = "/livez";
 /// Path of the readiness probe.
 pub const READYZ: &str = "/readyz";
 
-/// Path of what Prometheus scrapes.
+/// Path of the counters for Prometheus.
 pub const TELEMETRY: &str = "/telemetry";
 
-/// The admin server on a thread of its own; it runs once awaited.
+/// Creates the admin server, with one thread of its own. It runs once it is awaited.
 ///
 /// # Errors
 /// The listener cannot be used.
@@ -48,10 +52,10 @@ pub fn server(
         App::new()
             .app_data(web::Data::new(state.clone()))
             .configure(api::routes)
-            .service(api::only(&distribution_path, Method::GET, distribution))
-            .service(api::only(LIVEZ, Method::GET, || async { "ok\n" }))
-            .service(api::only(READYZ, Method::GET, readyz))
-            .service(api::only(TELEMETRY, Method::GET, telemetry))
+            .service(route(&distribution_path, Method::GET, distribution))
+            .service(route(LIVEZ, Method::GET, || async { "ok\n" }))
+            .service(route(READYZ, Method::GET, readyz))
+            .service(route(TELEMETRY, Method::GET, telemetry))
     })
     .workers(1)
     .disable_signals()
@@ -59,67 +63,39 @@ pub fn server(
     Ok(server.run())
 }
 
-/// Nothing, in a build that serves anybody.
-#[cfg(not(feature = "fault-hooks"))]
-pub(super) fn fault_hooks(_: &mut web::ServiceConfig) {}
-
-/// `POST /api/fault/metrics` and `/api/fault/registry` make these actors panic, `/api/fault/pick` the
-/// first of them when it is asked for a pod the next time.
-#[cfg(feature = "fault-hooks")]
-pub(super) fn fault_hooks(routes: &mut web::ServiceConfig) {
-    use crate::actors::supervision::{Panic, PanicAtNextPick};
-
-    async fn metrics(state: web::Data<AdminState>) -> HttpResponse {
-        state.metrics.do_send(Panic);
-        HttpResponse::Accepted().finish()
-    }
-    async fn registry(state: web::Data<AdminState>) -> HttpResponse {
-        state.registry.do_send(Panic);
-        HttpResponse::Accepted().finish()
-    }
-    async fn pick(state: web::Data<AdminState>) -> HttpResponse {
-        state.metrics.do_send(PanicAtNextPick);
-        HttpResponse::Accepted().finish()
-    }
-    routes
-        .route("/fault/pick", web::post().to(pick))
-        .route("/fault/metrics", web::post().to(metrics))
-        .route("/fault/registry", web::post().to(registry));
-}
-
-/// The distribution, or the page that shows it.
+/// Returns the distribution as JSON, or the page that shows it.
 async fn distribution(
     state: web::Data<AdminState>,
-    wanted: actix_web::Result<web::Query<Wanted>>,
+    query: actix_web::Result<web::Query<FormatQuery>>,
     accept: Option<web::Header<Accept>>,
 ) -> actix_web::Result<HttpResponse> {
-    let told = wanted.map_err(|error| error.to_string());
-    let format = match told.and_then(|wanted| Format::of(&wanted, accept.as_deref())) {
+    let query = query.map_err(|error| error.to_string());
+    let format = match query.and_then(|query| Format::negotiate(&query, accept.as_deref())) {
         Ok(format) => format,
-        Err(problem) => return Ok(api::error(StatusCode::BAD_REQUEST, &problem)),
+        Err(problem) => return Ok(error(StatusCode::BAD_REQUEST, &problem)),
     };
-    let mut answer = match format {
+    let mut response = match format {
         Format::Html => dashboard::page(),
-        Format::Json => HttpResponse::Ok().json(latest(&state).await?),
+        Format::Json => HttpResponse::Ok().json(current(&state).await?),
     };
-    let fields = answer.headers_mut();
+    let fields = response.headers_mut();
     fields.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     fields.insert(VARY, HeaderValue::from_static("accept"));
-    Ok(answer)
+    Ok(response)
 }
 
-async fn latest(state: &AdminState) -> actix_web::Result<Distribution> {
+async fn current(state: &AdminState) -> actix_web::Result<Distribution> {
     let backends = state.metrics.send(Snapshot).await.map_err(ErrorInternalServerError)?;
     let sessions = state.registry.send(CountSessions).await.map_err(ErrorInternalServerError)?;
-    let lookups = state.discovery.send(Discovered).await.map_err(ErrorInternalServerError)?.0;
+    let lookups = state.discovery.send(GetLookups).await.map_err(ErrorInternalServerError)?;
     let reload = state.live_config.last_outcome();
     let now = SystemTime::now();
-    Ok(Distribution::new(backends.0, lookups, sessions, now).with_reload(reload))
+    Ok(Distribution::new(backends.0, lookups.0, sessions, now).with_reload(reload))
 }
 
-/// Ready while new connections are welcome; having no pods does not matter here.
+/// Ready until a shutdown begins; a balancer without pods is ready too.
 async fn readyz(state: web::Data<AdminState>) -> HttpResponse {
-    if state.health.is_serving() {
+    if state.lifecycle.is_serving() {
         HttpResponse::Ok().body("ok\n")
     } else {
         HttpResponse::ServiceUnavailable().body("shutting down\n")

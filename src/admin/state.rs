@@ -1,4 +1,4 @@
-//! What the handlers of the admin listener need.
+//! The state that the handlers of the admin listener share.
 
 use std::sync::Arc;
 
@@ -11,25 +11,21 @@ use crate::{
     traffic::{lifecycle::Lifecycle, state::TrafficState},
 };
 
-/// What the handlers ask.
+/// Addresses and counters that the handlers read.
 #[derive(Clone)]
 pub struct AdminState {
-    /// Who knows the pods.
     pub metrics: Addr<MetricsActor>,
-    /// Who looks names up.
     pub discovery: Addr<DiscoveryActor>,
-    /// Who knows the sessions.
     pub registry: Arc<Addr<RegistryActor>>,
-    /// Whether the process takes connections.
-    pub health: Arc<Lifecycle>,
-    /// What is counted.
+    /// Whether the process is ready for new connections.
+    pub lifecycle: Arc<Lifecycle>,
     pub counters: Arc<Counters>,
-    /// Who reads settings again.
+    /// Requests reloads, and has the active settings.
     pub live_config: Arc<LiveConfig>,
 }
 
 impl AdminState {
-    /// What belongs to `traffic`, who looks names up for it, and who reads settings again.
+    /// Creates the state of the admin listener that belongs to `traffic`.
     pub fn new(
         traffic: &TrafficState,
         discovery: Addr<DiscoveryActor>,
@@ -39,7 +35,7 @@ impl AdminState {
             metrics: traffic.metrics.clone(),
             discovery,
             registry: traffic.registry.clone(),
-            health: traffic.lifecycle.clone(),
+            lifecycle: traffic.lifecycle.clone(),
             counters: traffic.counters.clone(),
             live_config,
         }

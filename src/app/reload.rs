@@ -1,11 +1,11 @@
-//! Takes changed settings over while the process serves.
+//! Applies changed settings while the process serves.
 //!
 //! ```text
-//!  SIGHUP, POST /api/reload, a changed file ──► read ─► difference ─► refused: nothing happens
-//!                                                           │
-//!     MetricsActor: pools, polls ◄── new indexes first ───────┤
-//!     workers: one swap, for handshakes that begin ◄────────┤
-//!     DiscoveryActor: names that are looked up ◄────────────┘
+//!  SIGHUP, POST /api/reload, a changed file ─► read settings ─► compare ─► refused: nothing changes
+//!                                                                  │
+//!     MetricsActor: pools, polls ◄── new services first ───────────┤
+//!     workers: one pointer swap, for handshakes that begin ◄───────┤
+//!     DiscoveryActor: names to look up ◄───────────────────────────┘
 //! ```
 
 use std::{
@@ -19,62 +19,60 @@ use actix_rt::task::JoinHandle;
 
 use crate::{
     actors::{
-        discovery::{DiscoveryActor, SetWatches},
+        discovery::{DiscoveryActor, SetLookups},
         metrics::{MetricsActor, Reconfigure},
+        supervision::send_retrying,
     },
     config::{
         self, Config, FileChange, FileWatch, Problems,
         diff::Difference,
         live::{LiveConfig, ReloadOutcome, ReloadResult},
     },
+    domain::service_id::ServiceIds,
     net::tls::ServerTls,
-    services::Indexes,
+    services,
     telemetry::logging,
     traffic::state::CurrentState,
 };
 
-/// How long until settings that were wrong are read again unasked.
-const TRY_AGAIN: Duration = Duration::from_secs(5);
+/// How often invalid settings are read again without a request or a change of the file.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Knows whom to tell of other settings.
-pub struct Reloader {
-    /// Where requests come from and outcomes go to.
+/// Reads the settings again and passes changes on to everything that depends on them.
+pub(super) struct Reloader {
+    /// Delivers requests, and keeps the outcome and the active settings.
     pub live_config: Arc<LiveConfig>,
-    /// What workers go by.
-    pub live: Arc<CurrentState>,
-    /// Who chooses pods.
+    /// The state that workers load for each request.
+    pub current: Arc<CurrentState>,
     pub metrics: Addr<MetricsActor>,
-    /// Who looks names up.
     pub discovery: Addr<DiscoveryActor>,
-    /// Which service is known by which number.
-    pub indexes: Indexes,
-    /// The look at the listener's certificate.
+    pub ids: ServiceIds,
     pub certificate: CertificateWatch,
 }
 
 impl Reloader {
-    /// Reads `file` and the environment whenever that is asked for, or when the file or one of those
-    /// that it names has changed. For ever.
+    /// Reads `file` and the environment on each request, and when the file or one that it names
+    /// has changed. Never returns.
     pub async fn run(mut self, file: Option<PathBuf>) {
         let mut requests = self.live_config.take_requests();
         let mut watch = self.watch(file.as_ref(), None);
         loop {
             let (request, change) = tokio::select! {
                 Some(request) = requests.recv() => (Some(request), None),
-                change = changed(&mut watch, self.has_failed()) => (None, Some(change)),
+                change = next_change(&mut watch, self.last_failed()) => (None, Some(change)),
             };
             watch.as_mut().map(FileWatch::mark_as_read);
-            let read = config::load(file.as_deref());
+            let settings = config::load(file.as_deref());
             let is_known = match change {
-                // The files may have changed since the process began to read them.
-                Some(FileChange::Started) => self.goes_by(&read),
-                Some(FileChange::Retry) => self.fails_alike(&read),
+                // The files may have changed after the process read them at its start.
+                Some(FileChange::Started) => self.is_active(&settings),
+                Some(FileChange::Retry) => self.has_same_problems(&settings),
                 Some(FileChange::Contents) | None => false,
             };
             if is_known {
                 continue;
             }
-            let outcome = self.reload(read).await;
+            let outcome = self.reload(settings).await;
             watch = self.watch(file.as_ref(), watch);
             if let Some(request) = request {
                 let _ = request.send(outcome);
@@ -82,26 +80,26 @@ impl Reloader {
         }
     }
 
-    /// Whether the last settings were not to be had. The reason may lie in files that they name, which
-    /// nobody watches.
-    fn has_failed(&self) -> bool {
+    /// Whether the last reload found invalid settings. The cause may be in a file that the settings
+    /// name, which is not watched then.
+    fn last_failed(&self) -> bool {
         self.live_config.last_outcome().is_some_and(|last| last.result == ReloadResult::Invalid)
     }
 
-    /// Whether what has been read is no better than at the last time.
-    fn fails_alike(&self, read: &Result<Config, Problems>) -> bool {
+    /// Whether `settings` have exactly the problems of the last reload.
+    fn has_same_problems(&self, settings: &Result<Config, Problems>) -> bool {
         let last = self.live_config.last_outcome();
-        let same = |problems| last.is_some_and(|last| last.problems == sentences(problems));
-        read.as_ref().err().is_some_and(same)
+        let same = |problems| last.is_some_and(|last| last.problems == messages(problems));
+        settings.as_ref().err().is_some_and(same)
     }
 
-    /// Whether what has been read holds already.
-    fn goes_by(&self, read: &Result<Config, Problems>) -> bool {
-        let holds = self.live_config.current();
-        read.as_ref().is_ok_and(|config| Difference::between(&holds, config).is_empty())
+    /// Whether `settings` are those that are active.
+    fn is_active(&self, settings: &Result<Config, Problems>) -> bool {
+        let active = self.live_config.current();
+        settings.as_ref().is_ok_and(|config| Difference::between(&active, config).is_empty())
     }
 
-    /// Watches what the settings that hold were read from, if they say so.
+    /// Watches the files of the active settings, if `admin.watch_config` is set.
     fn watch(&self, file: Option<&PathBuf>, before: Option<FileWatch>) -> Option<FileWatch> {
         let config = self.live_config.current();
         if !config.admin.watch_config {
@@ -116,33 +114,33 @@ impl Reloader {
             None => match FileWatch::new(files) {
                 Ok(watch) => Some(watch),
                 Err(error) => {
-                    log::warn!("changes of settings will not be seen: {error}");
+                    log::warn!("settings files are not watched, reload on request only: {error}");
                     None
                 }
             },
         }
     }
 
-    async fn reload(&mut self, read: Result<Config, Problems>) -> Arc<ReloadOutcome> {
-        let (result, problems) = match read {
-            Ok(config) => self.take(config).await,
-            Err(problems) => (ReloadResult::Invalid, sentences(&problems)),
+    async fn reload(&mut self, settings: Result<Config, Problems>) -> Arc<ReloadOutcome> {
+        let (result, problems) = match settings {
+            Ok(config) => self.apply(config).await,
+            Err(problems) => (ReloadResult::Invalid, messages(&problems)),
         };
         for problem in &problems {
-            log::warn!("reload {}, nothing changes: {problem}", result.label());
+            log::warn!("reload {}, no setting changes: {problem}", result.label());
         }
-        self.live.load().counters.count_reload(result.label());
+        self.current.load().counters.count_reload(result.label());
         let at = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
         let outcome = Arc::new(ReloadOutcome { at, result, problems });
         self.live_config.set_last_outcome(outcome.clone());
         outcome
     }
 
-    async fn take(&mut self, mut config: Config) -> (ReloadResult, Vec<String>) {
+    async fn apply(&mut self, mut config: Config) -> (ReloadResult, Vec<String>) {
         let old = self.live_config.current();
         let difference = Difference::between(&old, &config);
         if difference.is_empty() {
-            log::info!("reload: the settings are the same as before");
+            log::info!("reload: settings unchanged");
             return (ReloadResult::Unchanged, Vec::new());
         }
         let fixed = difference.needing_restart();
@@ -152,16 +150,17 @@ impl Reloader {
             return (ReloadResult::Refused, fixed);
         }
         config.reuse_unchanged(&old, &difference);
-        if let Err(error) = self.apply(&config).await {
-            return (ReloadResult::Refused, vec![format!("the control actors are away: {error}")]);
+        if let Err(error) = self.distribute(&config).await {
+            let problem = format!("internal error: control actor unavailable: {error}");
+            return (ReloadResult::Refused, vec![problem]);
         }
         if difference.affects_server_tls() {
             self.certificate = CertificateWatch::new(config.server.tls.as_ref());
         }
         config.log_warnings();
-        // What an operator has set meanwhile goes on until the file says something else.
+        // A level that an operator has set stays until the setting itself changes.
         let level = Some(config.log.level).filter(|level| *level != old.log.level);
-        // A level that hides this line holds only after it.
+        // The next line must not be hidden by the new level.
         level.into_iter().for_each(|level| logging::set_level(level.max(log::max_level())));
         log::info!("reload applied: {difference}");
         level.into_iter().for_each(logging::set_level);
@@ -169,39 +168,37 @@ impl Reloader {
         (ReloadResult::Applied, Vec::new())
     }
 
-    async fn apply(&mut self, config: &Config) -> Result<(), MailboxError> {
-        // Before anybody asks for a service that is new.
-        let mut indexes = self.indexes.clone();
-        let rules = indexes.rules(config);
-        if self.metrics.send(Reconfigure(rules.clone())).await.is_err() {
-            // The first word may have been lost to a panic.
-            self.metrics.send(Reconfigure(rules)).await?;
-        }
-        let traffic = self.live.load().renewed(config, &indexes);
-        self.live.store(Arc::new(traffic));
-        self.discovery.do_send(SetWatches(indexes.lookups(config)));
-        self.indexes = indexes;
+    /// Passes valid settings on. The MetricsActor has to know new services before workers ask for
+    /// their pods.
+    async fn distribute(&mut self, config: &Config) -> Result<(), MailboxError> {
+        let mut ids = self.ids.clone();
+        let rules = services::rules(&mut ids, config);
+        send_retrying(&self.metrics, || Reconfigure(rules.clone())).await?;
+        let traffic = self.current.load().renewed(config, &ids);
+        self.current.store(Arc::new(traffic));
+        self.discovery.do_send(SetLookups(services::lookups(&mut ids, config)));
+        self.ids = ids;
         Ok(())
     }
 }
 
-fn sentences(Problems(problems): &Problems) -> Vec<String> {
+fn messages(Problems(problems): &Problems) -> Vec<String> {
     problems.iter().map(ToString::to_string).collect()
 }
 
-/// Why the files are to be read: what has failed is tried again.
-async fn changed(watch: &mut Option<FileWatch>, has_failed: bool) -> FileChange {
+/// Waits for a change of the watched files, or for the time to read invalid settings again.
+async fn next_change(watch: &mut Option<FileWatch>, last_failed: bool) -> FileChange {
     match watch {
-        Some(watch) => watch.wait_for_change(has_failed.then_some(TRY_AGAIN)).await,
+        Some(watch) => watch.wait_for_change(last_failed.then_some(RETRY_INTERVAL)).await,
         None => std::future::pending().await,
     }
 }
 
-/// Looks at the files of the listener's certificate until it is dropped.
-pub struct CertificateWatch(Option<JoinHandle<()>>);
+/// LiveConfig the certificate of the traffic listener when its files change, until this is dropped.
+pub(super) struct CertificateWatch(Option<JoinHandle<()>>);
 
 impl CertificateWatch {
-    /// At those of `tls`, if clients speak TLS.
+    /// Watches the files of `tls`, if clients use TLS.
     pub fn new(tls: Option<&ServerTls>) -> Self {
         Self(tls.map(|tls| actix_rt::spawn(tls.certificate.clone().watch_files())))
     }

@@ -33,7 +33,7 @@ pub struct Config {
     /// The services, sorted by name.
     pub services: Vec<ServiceSettings>,
     /// Finds the service for a request; `service` of a route is an index into `services`.
-    pub router: Router,
+    pub router: Router<String>,
     pub server: ServerSettings,
     pub admin: AdminSettings,
     pub log: LogSettings,

@@ -8,7 +8,7 @@ use super::{
 use crate::domain::routing::route::{HostPattern, Rewrite, Route, Router};
 
 /// Reads the routes. Without any, every request goes to the only service.
-pub(super) fn read_routes(reader: &mut Reader, services: &[ServiceSettings]) -> Router {
+pub(super) fn read_routes(reader: &mut Reader, services: &[ServiceSettings]) -> Router<String> {
     if reader.has("routes") {
         // An empty list is accepted, as no routes.
         let items: Vec<String> = reader.list("routes", |text| Ok(text.to_owned()));
@@ -26,7 +26,7 @@ pub(super) fn read_routes(reader: &mut Reader, services: &[ServiceSettings]) -> 
         }
         return Router::default();
     }
-    let routes: Vec<Route> =
+    let routes: Vec<Route<String>> =
         tables.iter().map(|table| read_route(reader, table, services)).collect();
     Router::new(routes).unwrap_or_else(|(one, other)| {
         let advice = format!(
@@ -39,7 +39,7 @@ pub(super) fn read_routes(reader: &mut Reader, services: &[ServiceSettings]) -> 
     })
 }
 
-fn read_route(reader: &mut Reader, table: &str, services: &[ServiceSettings]) -> Route {
+fn read_route(reader: &mut Reader, table: &str, services: &[ServiceSettings]) -> Route<String> {
     let key = |name: &str| format!("routes.{table}.{name}");
     let host = reader.optional(&key("host"), HostPattern::parse);
     let segments = |text: &str| Ok(parse_path(text)?.trim_end_matches('/').to_owned());
@@ -72,14 +72,14 @@ fn read_route(reader: &mut Reader, table: &str, services: &[ServiceSettings]) ->
             Rewrite::Replace(path)
         }
     };
-    let index_of = |name: &str| {
+    let known_service = |name: &str| {
         let names = || services.iter().map(|service| service.name.as_str());
-        names().position(|known| known == name).ok_or_else(|| {
+        names().find(|known| *known == name).map(str::to_owned).ok_or_else(|| {
             let all = names().collect::<Vec<_>>().join(", ");
             format!("expected one of the services {all}{}", did_you_mean(name, names()))
         })
     };
-    let service = reader.optional(&key("service"), index_of);
+    let service = reader.optional(&key("service"), known_service);
     if service.is_none() && !reader.has(&key("service")) {
         reader
             .add_problem_in_table(&key("service"), "is required: set it to the name of a service");

@@ -7,4 +7,5 @@ pub mod balance;
 pub mod dns;
 pub mod report;
 pub mod routing;
+pub mod service_id;
 pub mod session;

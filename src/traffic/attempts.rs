@@ -7,6 +7,7 @@ use crate::{
     actors::{
         metrics::PickBackend,
         session::{QueueWaker, SessionPermit},
+        supervision::send_retrying,
     },
     domain::{
         balance::{
@@ -75,16 +76,12 @@ impl<'a> Attempts<'a> {
     async fn pick(&self) -> Result<Result<Lease, NoBackend>, Refusal> {
         let RoutedRequest { traffic, service, affinity_preference, .. } = self.routed;
         let pick = || PickBackend {
-            service: service.index,
+            service: service.id,
             purpose: self.purpose,
             preference: affinity_preference.preference,
             tried: self.tried.clone(),
         };
-        // The first question may have been lost to a panic.
-        match traffic.metrics.send(pick()).await {
-            Ok(picked) => Ok(picked),
-            Err(_) => traffic.metrics.send(pick()).await.map_err(|_| Refusal::Internal),
-        }
+        send_retrying(&traffic.metrics, pick).await.map_err(|_| Refusal::Internal)
     }
 
     /// The pod of `permit` did not take the client.

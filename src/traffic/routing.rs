@@ -22,6 +22,7 @@ use super::{
 use crate::domain::{
     balance::lease::Backend,
     routing::route::{Rewrite, has_dot_segments},
+    service_id::ServiceId,
 };
 
 /// A request whose service is known.
@@ -51,8 +52,8 @@ impl<'a> RoutedRequest<'a> {
         peer: PeerInfo,
     ) -> Result<Self, Refusal> {
         let traffic = &state.traffic;
-        let (index, rewrite) = route(traffic, request)?;
-        let service = &traffic.services[index];
+        let (id, rewrite) = route(traffic, request)?;
+        let service = &traffic.services[id];
         let mut forwarded = traffic.settings.forwarding.apply(request, peer);
         let affinity_preference = AffinityPreference::of(
             &service.affinity,
@@ -66,7 +67,7 @@ impl<'a> RoutedRequest<'a> {
         Ok(Self {
             traffic,
             service,
-            upstream: &state.upstreams[index],
+            upstream: &state.upstreams[id],
             forwarded,
             target,
             affinity_preference,
@@ -115,14 +116,14 @@ impl<'a> RoutedRequest<'a> {
     }
 }
 
-/// The index of the request's service, and what its route does to the path.
+/// Returns the service of the request, and how its route changes the path.
 fn route<'a>(
     traffic: &'a TrafficState,
     request: &RequestHead,
-) -> Result<(usize, &'a Rewrite), Refusal> {
+) -> Result<(ServiceId, &'a Rewrite), Refusal> {
     const KEEP: &Rewrite = &Rewrite::Keep;
-    if traffic.router.is_empty() {
-        return Ok((0, KEEP));
+    if let Some(id) = traffic.only_service {
+        return Ok((id, KEEP));
     }
     let path = request.uri.path();
     if has_dot_segments(path) {

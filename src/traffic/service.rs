@@ -12,14 +12,14 @@ use super::{
 use crate::{
     actors::session::SessionRules,
     config::{self, AffinitySettings},
-    domain::routing::origin::OriginPattern,
+    domain::{routing::origin::OriginPattern, service_id::ServiceId},
     net::connect::ConnectSettings,
 };
 
 /// The rules of one service, shared by all workers.
 pub struct ServiceState {
-    /// What control actors know it by, as long as the process lives.
-    pub index: usize,
+    /// Identifies it to the control actors.
+    pub id: ServiceId,
     /// Its name.
     pub name: String,
     /// How requests change on their way to its pods.
@@ -46,12 +46,13 @@ pub struct ServiceState {
 }
 
 impl ServiceState {
-    /// The service with this `index` as configured. Who waits at the one `before` keeps the place.
-    pub fn new(index: usize, service: &config::ServiceSettings, before: Option<&Self>) -> Self {
+    /// Creates the state of the service `id` as configured. Clients that wait in the queue of its
+    /// state `before` a reload keep their places.
+    pub fn new(id: ServiceId, service: &config::ServiceSettings, before: Option<&Self>) -> Self {
         let config::ServiceSettings { name, balancer, .. } = service;
         let (queue_timeout, queue_limit) = (balancer.queue_timeout, balancer.queue_limit);
         Self {
-            index,
+            id,
             name: name.clone(),
             changes: HeaderChanges {
                 pass_host_header: balancer.pass_host_header,

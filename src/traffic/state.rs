@@ -22,9 +22,9 @@ use crate::{
     config::{self, Config, live::ReloadResult},
     domain::{
         routing::route::Router,
+        service_id::{ServiceId, ServiceIds, ServiceMap},
         session::admission::{Admission, SessionLimits},
     },
-    services::Indexes,
     telemetry::counters::{Counters, LabelValues},
 };
 
@@ -45,10 +45,12 @@ pub struct TrafficState {
     pub unanswered: Arc<UnansweredConnections>,
     /// How many sessions there may be.
     pub admission: Arc<Admission>,
-    /// Which requests are whose.
-    pub router: Arc<Router>,
-    /// The services, by the index that routes have.
-    pub services: Arc<[Arc<ServiceState>]>,
+    /// The service of every request, if no routes are configured.
+    pub only_service: Option<ServiceId>,
+    /// Finds the service of a request otherwise.
+    pub router: Arc<Router<ServiceId>>,
+    /// The services as configured.
+    pub services: Arc<ServiceMap<Arc<ServiceState>>>,
     /// What is counted.
     pub counters: Arc<Counters>,
     /// What holds for every connection.
@@ -71,20 +73,19 @@ impl TrafficState {
     /// As configured, in front of the control actors.
     pub fn new(
         config: &Config,
+        ids: &ServiceIds,
         metrics: Addr<MetricsActor>,
         registry: Arc<Addr<RegistryActor>>,
     ) -> Self {
-        let services = config.services.iter().enumerate();
-        let services =
-            services.map(|(index, service)| Arc::new(ServiceState::new(index, service, None)));
         Self {
             metrics,
             registry,
             lifecycle: Arc::default(),
             unanswered: Arc::default(),
             admission: Arc::new(Admission::new(limits(config))),
-            router: Arc::new(config.router.clone()),
-            services: services.collect(),
+            only_service: only_service(config, ids),
+            router: Arc::new(router(config, ids)),
+            services: Arc::new(services(config, ids, None)),
             counters: Arc::new(Counters::new(LabelValues {
                 refusals: &REASONS,
                 cookies: &[FOLLOWED, INVALID, REPLACED],
@@ -97,16 +98,12 @@ impl TrafficState {
 
     /// With other settings, and all that has come of the connections so far. Limits hold at once, for
     /// whoever comes by whichever rules.
-    pub fn renewed(&self, config: &Config, indexes: &Indexes) -> Self {
+    pub fn renewed(&self, config: &Config, ids: &ServiceIds) -> Self {
         self.admission.set_limits(limits(config));
-        let service = |(at, service): (usize, &config::ServiceSettings)| {
-            let before = self.services.iter().find(|known| known.name == service.name);
-            let index = indexes.find(&service.name).unwrap_or(at);
-            Arc::new(ServiceState::new(index, service, before.map(AsRef::as_ref)))
-        };
         Self {
-            router: Arc::new(config.router.clone()),
-            services: config.services.iter().enumerate().map(service).collect(),
+            only_service: only_service(config, ids),
+            router: Arc::new(router(config, ids)),
+            services: Arc::new(services(config, ids, Some(&self.services))),
             settings: Arc::new(ListenerSettings::new(config)),
             ..self.clone()
         }
@@ -128,6 +125,33 @@ impl TrafficState {
         self.counters.count_refusal(refusal.reason());
         log::log!(refusal.level(), "{client} {}: {refusal}", refusal.status().as_u16());
     }
+}
+
+fn id_of(ids: &ServiceIds, name: &str) -> ServiceId {
+    ids.get(name).expect("every configured service has an id")
+}
+
+fn only_service(config: &Config, ids: &ServiceIds) -> Option<ServiceId> {
+    let only = config.services.first().filter(|_| config.router.is_empty());
+    only.map(|service| id_of(ids, &service.name))
+}
+
+fn router(config: &Config, ids: &ServiceIds) -> Router<ServiceId> {
+    config.router.clone().map_services(|name| id_of(ids, &name))
+}
+
+/// Creates the states of all services; queues of `before` a reload are kept.
+fn services(
+    config: &Config,
+    ids: &ServiceIds,
+    before: Option<&ServiceMap<Arc<ServiceState>>>,
+) -> ServiceMap<Arc<ServiceState>> {
+    let service = |service: &config::ServiceSettings| {
+        let id = id_of(ids, &service.name);
+        let before = before.and_then(|services| services.get(id));
+        (id, Arc::new(ServiceState::new(id, service, before.map(AsRef::as_ref))))
+    };
+    config.services.iter().map(service).collect()
 }
 
 fn limits(config: &Config) -> SessionLimits {

@@ -8,7 +8,7 @@ use super::{
     state::{CurrentState, TrafficState},
     upstream::UpstreamConnector,
 };
-use crate::net::connect::ConnectSettings;
+use crate::{domain::service_id::ServiceMap, net::connect::ConnectSettings};
 
 /// One worker thread. Gives each request the state of the moment; a request keeps that state until
 /// it is done, even when the settings are reloaded meanwhile.
@@ -20,7 +20,7 @@ pub struct Worker {
 impl Worker {
     /// Creates the worker of the current thread.
     pub fn new(current: Arc<CurrentState>) -> Self {
-        let state = WorkerState::new(current.load_full(), &[]);
+        let state = WorkerState::new(current.load_full(), None);
         Self { current, state: RefCell::new(Rc::new(state)) }
     }
 
@@ -29,7 +29,7 @@ impl Worker {
         let traffic = self.current.load();
         let mut state = self.state.borrow_mut();
         if !Arc::ptr_eq(&state.traffic, &traffic) {
-            *state = Rc::new(WorkerState::new(traffic.clone(), &state.upstreams));
+            *state = Rc::new(WorkerState::new(traffic.clone(), Some(&state.upstreams)));
         }
         state.clone()
     }
@@ -39,25 +39,28 @@ impl Worker {
 pub struct WorkerState {
     /// What all workers share.
     pub traffic: Arc<TrafficState>,
-    /// This thread's handles to the pods of each service, in the order of the services.
-    pub upstreams: Vec<Rc<UpstreamHandle>>,
+    /// This thread's handles to the pods of each service.
+    pub upstreams: ServiceMap<Rc<UpstreamHandle>>,
 }
 
 impl WorkerState {
     /// Creates the state for `traffic`. Handles of `previous` that connect to the same service with
     /// the same settings are kept, and with them their idle connections.
-    pub fn new(traffic: Arc<TrafficState>, previous: &[Rc<UpstreamHandle>]) -> Self {
+    pub fn new(
+        traffic: Arc<TrafficState>,
+        previous: Option<&ServiceMap<Rc<UpstreamHandle>>>,
+    ) -> Self {
         let upstream = |service: &Arc<ServiceState>| {
-            let known = previous.iter().find(|upstream| upstream.is_for(service));
-            known.cloned().unwrap_or_else(|| Rc::new(UpstreamHandle::new(service)))
+            let known = previous.and_then(|upstreams| upstreams.get(service.id));
+            let known = known.filter(|upstream| upstream.connects_as(service)).cloned();
+            (service.id, known.unwrap_or_else(|| Rc::new(UpstreamHandle::new(service))))
         };
-        Self { upstreams: traffic.services.iter().map(upstream).collect(), traffic }
+        Self { upstreams: traffic.services.values().map(upstream).collect(), traffic }
     }
 }
 
 /// One worker's handle to the pods of one service.
 pub struct UpstreamHandle {
-    service: String,
     connect: ConnectSettings,
     /// Opens connections.
     pub connector: UpstreamConnector,
@@ -69,17 +72,14 @@ impl UpstreamHandle {
     /// Creates the current thread's handle to the pods of `service`.
     pub fn new(service: &ServiceState) -> Self {
         Self {
-            service: service.name.clone(),
             connect: service.connect.clone(),
             connector: UpstreamConnector::new(service.connect.clone(), service.read_timeout),
             idle: IdleConnections::default(),
         }
     }
 
-    /// Returns whether this handle is for `service` with its current connection settings.
-    pub fn is_for(&self, service: &ServiceState) -> bool {
-        self.service == service.name
-            && self.connect == service.connect
-            && self.connector.read_timeout == service.read_timeout
+    /// Returns whether this handle connects as the settings of `service` say.
+    fn connects_as(&self, service: &ServiceState) -> bool {
+        self.connect == service.connect && self.connector.read_timeout == service.read_timeout
     }
 }

@@ -181,7 +181,7 @@ async fn who_was_accepted_before_the_hand_over_is_still_served() {
     // Those that come in order are taken in order.
     drop(connect(address).await);
     balancer.terminate();
-    balancer.logs("accepts nothing more").await;
+    balancer.logs("no longer accepting").await;
     let mut late = TcpStream::connect(address).await.unwrap();
     late.write_all(handshake("").as_bytes()).await.unwrap();
     early.write_all(rest).await.unwrap();

@@ -13,10 +13,10 @@ use tokio_tungstenite::tungstenite::Message;
 use wsbalancer::{
     actors::{
         metrics::Reconfigure,
-        registry::{MoveAll, Pace},
+        registry::{MoveAll, MovePace},
     },
     domain::balance::lease::{Backend, Transport},
-    services::Indexes,
+    services,
 };
 
 use crate::support::{
@@ -244,7 +244,7 @@ async fn a_session_that_opens_on_a_pod_that_is_moved_away_is_moved_too() {
     // As when the pod is ejected meanwhile.
     let (service, address) = ("default".to_owned(), address.to_string());
     let from = Arc::new(Backend { service, url, address, transport: Transport::Tcp });
-    balancer.control.registry.do_send(MoveAll { from, pace: Pace::AtOnce });
+    balancer.control.registry.do_send(MoveAll { from, pace: MovePace::AtOnce });
     at_pod.write_all(switching(&request, "").as_bytes()).await.unwrap();
     let (mut client, _) = within("the 101", client).await.unwrap().expect("a tunnel");
     let first = within("the Close", client.next()).await.unwrap().unwrap();
@@ -268,7 +268,7 @@ async fn the_sessions_of_a_pod_that_says_so_or_leaves_are_moved_over_pod_drain_t
     assert!(all_echo(&mut leaves).await);
 
     let without = Balancer::config([&pods[0], &pods[2]], &settings);
-    let changed = Reconfigure(Indexes::default().rules(&without));
+    let changed = Reconfigure(services::rules(&mut balancer.control.ids.clone(), &without));
     balancer.control.metrics.send(changed).await.unwrap();
     for client in &mut leaves {
         assert_eq!(close(client).await, moved());
@@ -337,14 +337,24 @@ async fn what_is_not_there_or_cannot_be_is_told_in_a_sentence() {
         (Method::POST, "/api/services/chat/drain", 404, "\"chat\""),
         (Method::DELETE, "/api/sessions/0", 404, "id 0"),
         (Method::DELETE, "/api/sessions/x", 404, "id x"),
-        (Method::GET, "/api/nothing", 404, "no GET /api/nothing"),
+        (Method::GET, "/api/nothing", 404, "no such route: GET /api/nothing"),
         (Method::PUT, "/api/log-level", 400, "expected one of error, warn, info, debug, trace"),
         (Method::POST, &format!("{of_pod}/drain?over=20"), 400, "over = \"20\""),
-        (Method::POST, &format!("{of_pod}/drain?over=25h"), 400, "0s to 24h"),
-        (Method::POST, &format!("{of_pod}/drain?ovr=1m"), 400, "\"ovr\": unknown, expected over"),
-        (Method::POST, &format!("{of_pod}/drain?over=1m&x"), 400, "\"x\": unknown"),
-        (Method::POST, "/api/services/default/undrain?over=1m", 400, "\"over\": expected no query"),
-        (Method::POST, "/api/reload", 501, "reads its settings only once"),
+        (Method::POST, &format!("{of_pod}/drain?over=25h"), 400, "from 0s to 24h"),
+        (
+            Method::POST,
+            &format!("{of_pod}/drain?ovr=1m"),
+            400,
+            "unknown query parameter \"ovr\": expected over",
+        ),
+        (Method::POST, &format!("{of_pod}/drain?over=1m&x"), 400, "unknown query parameter \"x\""),
+        (
+            Method::POST,
+            "/api/services/default/undrain?over=1m",
+            400,
+            "unknown query parameter \"over\": undrain has no parameters",
+        ),
+        (Method::POST, "/api/reload", 501, "reads its settings only at its start"),
     ] {
         let (told, json) = call(&balancer.admin_url(path), method, &[], "loud").await;
         let sentence = json["error"].as_str().unwrap_or_default();
@@ -425,7 +435,7 @@ async fn a_known_path_says_which_method_it_takes() {
         let url = balancer.admin_url(path);
         let (status, told, sentence) = refusal(&url, method.clone(), Vec::new()).await;
         assert_eq!((status, told.as_deref()), (405, Some(allow)), "{method} {path}");
-        assert_eq!(sentence, format!("{path} takes no {method}, but {allow}"));
+        assert_eq!(sentence, format!("method {method} not allowed for {path}: use {allow}"));
     }
 }
 

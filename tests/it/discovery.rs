@@ -7,12 +7,13 @@ use hickory_proto::{op::ResponseCode, rr::RecordType};
 use tokio::sync::mpsc;
 use wsbalancer::{
     actors::discovery::{
-        BackendsChanged, Discovered, Discovery, DiscoveryActor, ReplicasChanged, SetWatches,
-        Subject, Watch,
+        BackendsChanged, DiscoveryActor, GetLookups, Lookup, LookupStatus, LookupTarget,
+        ReplicasChanged, SetLookups,
     },
     domain::{
         balance::lease::{Backend, Transport},
         dns::{Absence, Answer, LookupError, Missing, TtlBounds},
+        service_id::{ServiceId, ServiceIds},
     },
     net::dns::{DnsSource, HostName, NameServers, Resolver, ResolverSettings},
 };
@@ -303,13 +304,19 @@ struct Watcher {
     replicas: mpsc::UnboundedReceiver<ReplicasChanged>,
 }
 
+/// The id that is issued as the `index`th, from 0.
+fn id(index: usize) -> ServiceId {
+    let mut ids = ServiceIds::default();
+    (0..=index).map(|index| ids.get_or_issue(&index.to_string())).last().unwrap()
+}
+
 fn pod(service: &str, url: &str, transport: Transport) -> Backend {
     let [service, url] = [service, url].map(ToOwned::to_owned);
     Backend { service, url, address: String::new(), transport }
 }
 
 impl Watcher {
-    fn start(watches: Vec<Watch>) -> Self {
+    fn start(watches: Vec<Lookup>) -> Self {
         let (backends_to, backends) = mpsc::unbounded_channel();
         let (replicas_to, replicas) = mpsc::unbounded_channel();
         let ear = Ear { backends: backends_to, replicas: replicas_to }.start();
@@ -321,7 +328,7 @@ impl Watcher {
     /// Of the pods of one service, by the name `chat`.
     fn of_pods(dns: &Dns) -> Self {
         let url = "http://chat:3001";
-        let subject = Subject::Pods { service: 0, pod: pod("talk", url, Transport::Tcp) };
+        let subject = LookupTarget::Pods { service: id(0), pod: pod("talk", url, Transport::Tcp) };
         Self::start(vec![watch(dns, url, host("chat"), subject)])
     }
 
@@ -331,24 +338,24 @@ impl Watcher {
         changed.backends.into_iter().map(|backend| backend.address).collect()
     }
 
-    async fn discoveries(&self) -> Vec<Discovery> {
-        self.actor.send(Discovered).await.unwrap().0
+    async fn discoveries(&self) -> Vec<LookupStatus> {
+        self.actor.send(GetLookups).await.unwrap().0
     }
 
     async fn until_trouble(&self, text: &str) {
         eventually(text, async || {
             let discoveries = self.discoveries().await;
-            discoveries[0].trouble.as_ref().is_some_and(|(told, _)| told.contains(text))
+            discoveries[0].failure.as_ref().is_some_and(|(told, _)| told.contains(text))
         })
         .await;
     }
 }
 
 /// Asked as often as can be.
-fn watch(dns: &Dns, source: &str, lookup: DnsSource, subject: Subject) -> Watch {
+fn watch(dns: &Dns, source: &str, query: DnsSource, target: LookupTarget) -> Lookup {
     let bounds = TtlBounds { min: SECOND / 50, max: SECOND / 10 };
     let resolver = ResolverSettings { bounds, ..settings(&[dns], PATIENT) };
-    Watch { source: source.to_owned(), lookup, resolver, subject }
+    Lookup { source: source.to_owned(), query, resolver, target }
 }
 
 #[actix_rt::test]
@@ -356,17 +363,17 @@ async fn pods_that_come_and_go_are_told() {
     let dns = Dns::start().await;
     dns.a("chat.", 0, &["10.0.0.1"]);
     let url = "https://chat:3001";
-    let subject = Subject::Pods { service: 3, pod: pod("talk", url, Transport::Tls) };
+    let subject = LookupTarget::Pods { service: id(3), pod: pod("talk", url, Transport::Tls) };
     let mut watcher = Watcher::start(vec![watch(&dns, url, host("chat"), subject)]);
     let told = within("the first pod", watcher.backends.recv()).await.unwrap();
     let at =
         |address: &str| Backend { address: address.to_owned(), ..pod("talk", url, Transport::Tls) };
-    assert_eq!(told, BackendsChanged { service: 3, backends: vec![at("10.0.0.1:3001")] });
+    assert_eq!(told, BackendsChanged { service: id(3), backends: vec![at("10.0.0.1:3001")] });
 
     dns.say("chat.", AAAA, addresses(0, &["fd00::1"]));
     let backends = vec![at("10.0.0.1:3001"), at("[fd00::1]:3001")];
     let told = within("another pod", watcher.backends.recv()).await.unwrap();
-    assert_eq!(told, BackendsChanged { service: 3, backends });
+    assert_eq!(told, BackendsChanged { service: id(3), backends });
     dns.say("chat.", AAAA, Say::Records(0, Vec::new()));
     assert_eq!(watcher.pods().await, ["10.0.0.1:3001"]);
     dns.a("chat.", 86_400, &["10.0.0.2", "10.0.0.3"]);
@@ -403,27 +410,31 @@ async fn failures_keep_the_pods_and_show() {
         dns.always(Some(say));
         watcher.until_trouble(told).await;
         let discoveries = watcher.discoveries().await;
-        assert_eq!((discoveries[0].source.as_str(), discoveries[0].known), ("http://chat:3001", 2));
+        assert_eq!(
+            (discoveries[0].source.as_str(), discoveries[0].addresses),
+            ("http://chat:3001", 2)
+        );
     }
     dns.always(None);
     dns.a("chat.", 0, &["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
     let all = ["10.0.0.1:3001", "10.0.0.2:3001", "10.0.0.3:3001"];
     assert_eq!(watcher.pods().await, all, "and nothing else before it");
-    assert_eq!(watcher.discoveries().await[0].trouble, None);
+    assert_eq!(watcher.discoveries().await[0].failure, None);
 }
 
 #[actix_rt::test]
 async fn silence_keeps_the_pods() {
     let dns = Dns::start().await;
     dns.a("chat.", 0, &["10.0.0.1"]);
-    let subject = Subject::Pods { service: 0, pod: pod("talk", "http://chat", Transport::Tcp) };
+    let subject =
+        LookupTarget::Pods { service: id(0), pod: pod("talk", "http://chat", Transport::Tcp) };
     let mut watch = watch(&dns, "http://chat", host("chat"), subject);
     watch.resolver.timeout = SECOND;
     let mut watcher = Watcher::start(vec![watch]);
     watcher.pods().await;
     dns.always(Some(Say::Silence));
     watcher.until_trouble("does not answer within 1s").await;
-    assert_eq!(watcher.discoveries().await[0].known, 1);
+    assert_eq!(watcher.discoveries().await[0].addresses, 1);
     dns.always(None);
     dns.a("chat.", 0, &["10.0.0.2"]);
     assert_eq!(watcher.pods().await, ["10.0.0.2:3001"]);
@@ -463,7 +474,8 @@ async fn a_short_name_is_searched_for_anew_when_its_pods_are_gone() {
     let inner = "chat.shop.svc.cluster.local.";
     dns.a(inner, 0, &["10.0.0.1"]);
     dns.a("chat.corp.example.", 0, &["192.0.2.1"]);
-    let subject = Subject::Pods { service: 0, pod: pod("talk", "http://chat", Transport::Tcp) };
+    let subject =
+        LookupTarget::Pods { service: id(0), pod: pod("talk", "http://chat", Transport::Tcp) };
     let mut watch = watch(&dns, "http://chat", host("chat"), subject);
     watch.resolver.servers = searching(&dns).servers;
     let mut watcher = Watcher::start(vec![watch]);
@@ -481,12 +493,12 @@ async fn a_short_name_is_searched_for_anew_when_its_pods_are_gone() {
 async fn replicas_are_counted_for_all_services_and_are_one_at_least() {
     let dns = Dns::start().await;
     dns.a("balancers.", 0, &["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
-    let subject = Subject::Replicas { services: vec![0, 2] };
+    let subject = LookupTarget::Replicas { services: vec![id(0), id(2)] };
     let lookup = watch(&dns, "dns:balancers", host("balancers"), subject);
     let mut watcher = Watcher::start(vec![lookup]);
     let mut next = async || within("replicas", watcher.replicas.recv()).await.unwrap();
     for service in [0, 2] {
-        assert_eq!(next().await, ReplicasChanged { service, replicas: 3 });
+        assert_eq!(next().await, ReplicasChanged { service: id(service), replicas: 3 });
     }
     // With two addresses each there are as many as before.
     dns.say("balancers.", AAAA, addresses(0, &["fd00::1", "fd00::2", "fd00::3"]));
@@ -494,11 +506,11 @@ async fn replicas_are_counted_for_all_services_and_are_one_at_least() {
     eventually("further look-ups", async || dns.asked("balancers.", A) > asked + 2).await;
     dns.say("balancers.", AAAA, addresses(0, &["fd00::1", "fd00::2", "fd00::3", "fd00::4"]));
     for service in [0, 2] {
-        assert_eq!(next().await, ReplicasChanged { service, replicas: 4 });
+        assert_eq!(next().await, ReplicasChanged { service: id(service), replicas: 4 });
     }
     dns.remove("balancers.");
     for service in [0, 2] {
-        assert_eq!(next().await, ReplicasChanged { service, replicas: 1 });
+        assert_eq!(next().await, ReplicasChanged { service: id(service), replicas: 1 });
     }
 }
 
@@ -520,9 +532,9 @@ async fn settings_say_what_is_looked_up() {
     );
     let balancer = Balancer::from_toml(&toml).await;
     let discovery = balancer.control.discovery.clone();
-    let known = async || -> Vec<(Subject, String, usize)> {
-        let discoveries = discovery.send(Discovered).await.unwrap().0;
-        discoveries.into_iter().map(|one| (one.subject, one.source, one.known)).collect()
+    let known = async || -> Vec<(LookupTarget, String, usize)> {
+        let discoveries = discovery.send(GetLookups).await.unwrap().0;
+        discoveries.into_iter().map(|one| (one.target, one.source, one.addresses)).collect()
     };
     eventually("all found", async || known().await.iter().all(|(.., count)| *count > 0)).await;
     let template = |name: &str, url: &str, address: &str| Backend {
@@ -532,9 +544,9 @@ async fn settings_say_what_is_looked_up() {
     let chat = template("chat", "http://chat:3001", "chat:3001");
     let video = template("video", "http://_ws._tcp.video", "_ws._tcp.video:80");
     let expected = [
-        (Subject::Replicas { services: vec![0, 1] }, "dns:balancers".to_owned(), 1),
-        (Subject::Pods { service: 0, pod: chat }, "http://chat:3001".to_owned(), 2),
-        (Subject::Pods { service: 1, pod: video }, "http://_ws._tcp.video".to_owned(), 1),
+        (LookupTarget::Replicas { services: vec![id(0), id(1)] }, "dns:balancers".to_owned(), 1),
+        (LookupTarget::Pods { service: id(0), pod: chat }, "http://chat:3001".to_owned(), 2),
+        (LookupTarget::Pods { service: id(1), pod: video }, "http://_ws._tcp.video".to_owned(), 1),
     ];
     assert_eq!(known().await, expected);
 }
@@ -546,33 +558,34 @@ async fn names_that_stay_go_on_and_others_begin_or_end() {
     dns.a("balancers.", 0, &["10.0.0.4", "10.0.0.5"]);
     let url = "http://chat:3001";
     let chat = || {
-        let subject = Subject::Pods { service: 0, pod: pod("talk", url, Transport::Tcp) };
+        let subject = LookupTarget::Pods { service: id(0), pod: pod("talk", url, Transport::Tcp) };
         watch(&dns, url, host("chat"), subject)
     };
     let balancers = |services: &[usize]| {
-        let subject = Subject::Replicas { services: services.to_vec() };
+        let subject =
+            LookupTarget::Replicas { services: services.iter().copied().map(id).collect() };
         watch(&dns, "dns:balancers", host("balancers"), subject)
     };
     let mut watcher = Watcher::start(vec![chat()]);
     assert_eq!(watcher.pods().await, ["10.0.0.1:3001"]);
-    watcher.actor.send(SetWatches(vec![balancers(&[0]), chat()])).await.unwrap();
+    watcher.actor.send(SetLookups(vec![balancers(&[0]), chat()])).await.unwrap();
     let told = within("replicas", watcher.replicas.recv()).await;
-    assert_eq!(told, Some(ReplicasChanged { service: 0, replicas: 2 }));
-    watcher.actor.send(SetWatches(vec![chat(), balancers(&[0, 1])])).await.unwrap();
+    assert_eq!(told, Some(ReplicasChanged { service: id(0), replicas: 2 }));
+    watcher.actor.send(SetLookups(vec![chat(), balancers(&[0, 1])])).await.unwrap();
     for service in [0, 1] {
         let told = within("replicas", watcher.replicas.recv()).await;
-        assert_eq!(told, Some(ReplicasChanged { service, replicas: 2 }), "at once");
+        assert_eq!(told, Some(ReplicasChanged { service: id(service), replicas: 2 }), "at once");
     }
     dns.a("chat.", 0, &["10.0.0.2"]);
     assert_eq!(watcher.pods().await, ["10.0.0.2:3001"], "what was known is not told again");
-    watcher.actor.send(SetWatches(vec![])).await.unwrap();
+    watcher.actor.send(SetLookups(vec![])).await.unwrap();
     assert!(watcher.discoveries().await.is_empty());
 }
 
 #[actix_rt::test]
 async fn nothing_is_looked_up_where_nothing_is_to_be() {
     let balancer = Balancer::from_toml("services = [\"http://127.0.0.1:9\"]").await;
-    assert!(balancer.control.discovery.send(Discovered).await.unwrap().0.is_empty());
+    assert!(balancer.control.discovery.send(GetLookups).await.unwrap().0.is_empty());
 }
 
 #[actix_rt::test]
@@ -600,11 +613,11 @@ async fn failures_are_logged_once_and_so_is_their_end() {
     balancer.terminate();
     let (status, log) = balancer.finish().await;
     assert!(status.success(), "{log}");
-    let topic = "service chat, http://chat:3001: ";
+    let topic = "service chat: http://chat:3001: ";
     // Of A or AAAA records, whichever were asked for first after the failures began.
-    let keeps = format!("{topic}keeps 2 known pods: chat. A");
+    let keeps = format!("{topic}lookup failed, keeping 2 pods: chat. A");
     assert!(log.contains(&format!("{nameserver} answers SERVFAIL")), "{log}");
-    for line in [&keeps, &format!("{topic}2 pods"), &format!("{topic}answers again, 2 pods")] {
+    for line in [&keeps, &format!("{topic}2 pods"), &format!("{topic}lookup works again, 2 pods")] {
         assert_eq!(log.matches(line.as_str()).count(), 1, "{line}\n{log}");
     }
 }

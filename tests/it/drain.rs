@@ -85,7 +85,7 @@ async fn connections_are_served_until_the_delay_is_over_and_refused_then() {
         assert!(header(&head, "retry-after").is_some(), "{head}");
         assert_eq!(header(&head, "connection"), Some("close"), "{head}");
     }
-    balancer.logs("2 sessions are closed over 0ns").await;
+    balancer.logs("closing 2 sessions over 0s").await;
     balancer.terminate();
     let (status, log) = balancer.finish().await;
     assert_eq!(status.code(), Some(0), "{log}");
@@ -152,7 +152,7 @@ async fn a_session_that_opens_during_the_drain_is_closed_too() {
     client.write_all(handshake("").as_bytes()).await.unwrap();
     let (mut at_pod, request) = accept(&pod).await;
     balancer.terminate();
-    balancer.logs("0 sessions are closed").await;
+    balancer.logs("closing 0 sessions").await;
     let refused = ask(balancer.traffic, &handshake("")).await;
     assert!(refused.starts_with("HTTP/1.1 503 "), "{refused}");
     at_pod.write_all(switching(&request, "").as_bytes()).await.unwrap();
@@ -177,7 +177,7 @@ async fn plain_requests_under_way_are_answered_to_the_end() {
     let head = within("the head", read_head(&mut client)).await.unwrap();
     assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
     balancer.terminate();
-    balancer.logs("0 sessions are closed").await;
+    balancer.logs("closing 0 sessions").await;
     let refused = ask(balancer.traffic, &handshake("")).await;
     assert!(refused.starts_with("HTTP/1.1 503 "), "{refused}");
     at_pod.write_all(b"-last").await.unwrap();
@@ -243,7 +243,7 @@ async fn clients_in_the_queue_are_sent_away() {
     let mut waiting = TcpStream::connect(balancer.traffic).await.unwrap();
     waiting.write_all(handshake("").as_bytes()).await.unwrap();
     balancer.terminate();
-    balancer.logs("1 sessions are closed").await;
+    balancer.logs("closing 1 sessions").await;
     let head = within("an answer", read_head(&mut waiting)).await.unwrap();
     assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
     balancer.terminate();

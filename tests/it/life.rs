@@ -12,7 +12,7 @@ use tokio_tungstenite::tungstenite::{
     protocol::{CloseFrame, frame::coding::CloseCode},
 };
 
-use wsbalancer::actors::registry::{CloseOne, ListSessions, SessionInfo};
+use wsbalancer::actors::registry::{CloseById, ListSessions, SessionInfo};
 
 use crate::support::{
     Balancer,
@@ -304,7 +304,7 @@ async fn a_library_hears_a_close_wherever_one_may_stand() {
                     // What was said has to be on its way, or the Close would come before it.
                     until_relayed(&balancer, said.len() as u64).await;
                     for session in sessions(&balancer).await {
-                        let close = CloseOne { id: session.id };
+                        let close = CloseById { id: session.id };
                         balancer.control.registry.send(close).await.unwrap();
                     }
                 }

@@ -78,7 +78,7 @@ async fn the_distribution_comes_as_json_or_as_a_page() {
         assert_eq!(field("content-security-policy").is_some(), expected == html);
     }
     for (query, expected) in [
-        ("format=xml", "format=\"xml\": expected json, or html"),
+        ("format=xml", "format = \"xml\": expected json or html"),
         ("format=json&format=html", "Query deserialize error: duplicate field `format`"),
     ] {
         let url = balancer.admin_url(&format!("/balancer-metrics?{query}"));

@@ -184,7 +184,8 @@ async fn a_service_that_is_gone_cannot_be_drained() {
         (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
     };
     balancer.apply(&chat).await;
-    let unknown = |name: &str| (404, json!({"error": format!("no service is called {name:?}")}));
+    let unknown =
+        |name: &str| (404, json!({"error": format!("no service with the name {name:?}")}));
     assert_eq!(drain("web").await, unknown("web"));
     assert_eq!(drain("never").await, unknown("never"));
     balancer.apply(&both).await;

@@ -54,7 +54,7 @@ async fn sessions_and_counts_outlive_panics_and_new_clients_are_served() {
     balancer.terminate();
     let (status, log) = balancer.finish().await;
     assert_eq!(status.code(), Some(0), "{log}");
-    let told = "MetricsActor panicked and goes on without the message: as it was told to";
+    let told = "MetricsActor panicked, one message is lost and the actor continues: panic requested by a test";
     assert_eq!(log.matches(told).count(), 2, "{log}");
 }
 
@@ -68,7 +68,7 @@ async fn a_client_whose_pick_is_lost_is_served_all_the_same() {
     }
     balancer.terminate();
     let (_, log) = balancer.finish().await;
-    assert_eq!(log.matches("MetricsActor panicked and goes on").count(), 2, "{log}");
+    assert_eq!(log.matches("MetricsActor panicked, one message is lost").count(), 2, "{log}");
 }
 
 #[actix_rt::test]
@@ -81,7 +81,8 @@ async fn the_third_panic_within_a_minute_ends_the_process_with_its_reason() {
         }
         let (status, log) = balancer.finish().await;
         assert_eq!(status.code(), Some(1), "{log}");
-        let reason = format!("{name} panicked 3 times within 1m, the last time: as it was told to");
+        let reason =
+            format!("{name} panicked 3 times within 1m, most recently: panic requested by a test");
         assert!(log.contains(&reason), "{log}");
     }
 }

@@ -1,5 +1,5 @@
-//! Sessions that are closed so that their clients come back: all of them when the balancer goes down,
-//! those of a pod that drains, a few of a pod that is fuller than others.
+//! Closes sessions so that their clients reconnect: all of them at shutdown, those of a draining pod,
+//! and a few of a pod that has more than others.
 
 use std::{
     sync::Arc,
@@ -8,7 +8,7 @@ use std::{
 
 use actix::{AsyncContext as _, Context, Handler, Message, MessageResponse};
 
-use super::{Live, RegistryActor, SessionInfo};
+use super::sessions::{Entry, RegistryActor, SessionInfo};
 use crate::{
     actors::ending::Ending,
     domain::{
@@ -17,24 +17,24 @@ use crate::{
     },
 };
 
-/// How long nothing must have passed on a session that is moved.
-const IDLE_FOR: Duration = Duration::from_secs(1);
+/// How long a session must have been idle before the rebalancer moves it.
+const MIN_IDLE: Duration = Duration::from_secs(1);
 
-/// How long a client that was moved is left alone.
-const MOVED_AGAIN_AFTER: Duration = Duration::from_secs(3600);
+/// How long the rebalancer does not move the same client again.
+const MOVE_COOLDOWN: Duration = Duration::from_secs(3600);
 
-/// Closes that are due within this time go out together.
+/// Sessions that are due within this time are closed together.
 const TICK: Duration = Duration::from_millis(50);
 
-/// Closes every session, and those that still open from now on, spread over a time.
+/// Closes all sessions, and those that still open afterwards, spread evenly over a time.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct DrainAll {
-    /// The time; zero means all at once.
+    /// Zero closes all at once.
     pub over: Duration,
 }
 
-/// Asks what became of [`DrainAll`].
+/// Asks for the result of [`DrainAll`].
 #[derive(Debug, Message)]
 #[rtype(result = "Drained")]
 pub struct CountDrained;
@@ -42,36 +42,34 @@ pub struct CountDrained;
 /// Answer to [`CountDrained`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, MessageResponse)]
 pub struct Drained {
-    /// Sessions that have been closed by the drain, and those whose turn has yet to come.
+    /// Sessions that the drain has closed or has yet to close.
     pub sessions: usize,
-    /// Those among them that still live.
+    /// Sessions among them that are still live.
     pub live: usize,
 }
 
-/// Says whether the sessions of a backend are closed, so that their clients come back elsewhere.
+/// Moves the sessions of a backend: closes them so that their clients reconnect to another one.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct MoveAll {
-    /// The backend.
     pub from: Arc<Backend>,
-    /// How fast.
-    pub pace: Pace,
+    pub pace: MovePace,
 }
 
-/// How fast sessions are moved away.
+/// How fast the sessions of a backend are moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pace {
-    /// Those that are there and those that still open, spread over this time.
+pub enum MovePace {
+    /// Spread evenly over this time, including sessions that still open.
     Over(Duration),
-    /// Those that are there, at once; moves that are under way go on.
+    /// All present sessions at once; a move that is in progress continues for later ones.
     AtOnce,
-    /// They stay, and moves that are under way end.
+    /// Not at all; a move that is in progress stops.
     Never,
 }
 
-/// Closes the youngest idle sessions of a backend, so that their clients come back elsewhere.
+/// Closes the youngest idle sessions of a backend, so that their clients reconnect to another one.
 ///
-/// A client is moved at most once an hour, by its address.
+/// Each client address is moved at most once an hour.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct MoveSessions(pub Moves);
@@ -81,7 +79,8 @@ impl Handler<DrainAll> for RegistryActor {
 
     fn handle(&mut self, DrainAll { over }: DrainAll, ctx: &mut Self::Context) {
         let all: Vec<u64> = self.sessions.keys().copied().collect();
-        log::info!("{} sessions are closed over {over:?}", all.len());
+        let (sessions, time) = (all.len(), humantime::format_duration(over));
+        log::info!("shutdown: closing {sessions} sessions over {time}");
         self.shutdown = Some(Departures::new(&all, over, Instant::now(), fastrand::u64(..)));
         self.moving.clear();
         self.close_due(ctx);
@@ -92,8 +91,8 @@ impl Handler<CountDrained> for RegistryActor {
     type Result = Drained;
 
     fn handle(&mut self, _: CountDrained, _: &mut Self::Context) -> Drained {
-        let left = self.sessions.values().filter(|live| !live.drained).count();
-        Drained { sessions: self.drained + left, live: self.sessions.len() }
+        let open = self.sessions.values().filter(|entry| !entry.closed_by_drain).count();
+        Drained { sessions: self.drained + open, live: self.sessions.len() }
     }
 }
 
@@ -104,24 +103,24 @@ impl Handler<MoveAll> for RegistryActor {
         if self.shutdown.is_some() {
             return;
         }
-        let on_it = self.sessions.values().filter(|live| live.info.backend == from && !live.told);
-        let ids: Vec<u64> = on_it.map(|live| live.info.id).collect();
-        let told = |how: &str| {
-            log::info!("{}: {} sessions are moved {how}", from.address, ids.len());
+        let on_backend =
+            self.sessions.values().filter(|entry| entry.info.backend == from && !entry.close_sent);
+        let ids: Vec<u64> = on_backend.map(|entry| entry.info.id).collect();
+        let log_move = |pace: &str| {
+            log::info!("pod {}: moving {} sessions {pace}", from.address, ids.len());
         };
         match pace {
-            Pace::Over(over) => {
-                told(&format!("over {over:?}"));
+            MovePace::Over(over) => {
+                log_move(&format!("over {}", humantime::format_duration(over)));
                 let departures = Departures::new(&ids, over, Instant::now(), fastrand::u64(..));
                 self.moving.insert(from, departures);
                 self.close_due(ctx);
             }
-            // Whoever comes later is the concern of a move that may be under way.
-            Pace::AtOnce => {
-                told("at once");
+            MovePace::AtOnce => {
+                log_move("at once");
                 ids.into_iter().for_each(|id| self.close(id, Ending::Moved));
             }
-            Pace::Never => {
+            MovePace::Never => {
                 self.moving.remove(&from);
             }
         }
@@ -133,28 +132,28 @@ impl Handler<MoveSessions> for RegistryActor {
 
     fn handle(&mut self, MoveSessions(moves): MoveSessions, ctx: &mut Self::Context) {
         let now = Instant::now();
-        self.moved.retain(|_, at| now.duration_since(*at) < MOVED_AGAIN_AFTER);
-        let on_it =
-            self.sessions.values().map(|live| &live.info).filter(|info| {
+        self.moved.retain(|_, at| now.duration_since(*at) < MOVE_COOLDOWN);
+        let on_backend =
+            self.sessions.values().map(|entry| &entry.info).filter(|info| {
                 *info.backend == *moves.from && !self.moved.contains_key(&info.client)
             });
-        let mut youngest: Vec<&Arc<SessionInfo>> = on_it.collect();
+        let mut youngest: Vec<&Arc<SessionInfo>> = on_backend.collect();
         youngest.sort_unstable_by_key(|info| std::cmp::Reverse(info.id));
-        // More than are wanted, because some of them will turn out to be busy.
+        // Some candidates will turn out to be busy.
         youngest.truncate(moves.count * 4);
         let candidates: Vec<(u64, u64)> =
             youngest.iter().map(|info| (info.id, info.stats.bytes())).collect();
-        ctx.run_later(IDLE_FOR, move |registry, _| registry.move_idle(&candidates, &moves));
+        ctx.run_later(MIN_IDLE, move |registry, _| registry.move_idle(&candidates, &moves));
     }
 }
 
 impl RegistryActor {
-    /// Closes the sessions whose time has come, and comes back for the next.
+    /// Closes the sessions that are due, and sets the timer for the next ones.
     pub(super) fn close_due(&mut self, ctx: &mut Context<Self>) {
         let now = Instant::now();
         while let Some(id) = self.shutdown.as_mut().and_then(|all| all.take_due(now)) {
-            if let Some(live) = self.sessions.get_mut(&id) {
-                live.drained = true;
+            if let Some(entry) = self.sessions.get_mut(&id) {
+                entry.closed_by_drain = true;
                 self.drained += 1;
                 self.close(id, Ending::Shutdown);
             }
@@ -174,11 +173,13 @@ impl RegistryActor {
         });
     }
 
-    /// Closes those of `candidates` (identifier, bytes) that have been idle since.
+    /// Closes those of `candidates` (id, bytes relayed so far) that have relayed nothing since.
     fn move_idle(&mut self, candidates: &[(u64, u64)], moves: &Moves) {
         let mut moved = 0;
         for (id, bytes) in candidates {
-            let Some(Live { info, told: false, .. }) = self.sessions.get(id) else { continue };
+            let Some(Entry { info, close_sent: false, .. }) = self.sessions.get(id) else {
+                continue;
+            };
             if info.stats.bytes() != *bytes || self.moved.contains_key(&info.client) {
                 continue;
             }
@@ -190,7 +191,10 @@ impl RegistryActor {
             moved += 1;
         }
         if moved > 0 {
-            log::info!("{}: {moved} sessions are moved to emptier pods", moves.from.url);
+            log::info!(
+                "pod {}: moving {moved} idle sessions to less loaded pods",
+                moves.from.address
+            );
         }
     }
 }

@@ -6,9 +6,9 @@
 
 use std::{borrow::Cow, collections::HashMap};
 
-/// From a host, a path and methods to a service.
+/// Sends requests of some hosts, paths and methods to a service, which is named by `S`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Route {
+pub struct Route<S> {
     /// Hosts that match; `None` means any.
     pub host: Option<HostPattern>,
     /// Whole segments that paths begin with, without a slash at the end; empty means any path.
@@ -17,8 +17,8 @@ pub struct Route {
     pub methods: Vec<String>,
     /// What becomes of the path.
     pub rewrite: Rewrite,
-    /// Index of the service.
-    pub service: usize,
+    /// The service.
+    pub service: S,
 }
 
 /// The hosts that a route is for, in lower case and without port.
@@ -108,9 +108,9 @@ pub fn has_dot_segments(path: &str) -> bool {
 type Paths = HashMap<String, Vec<usize>>;
 
 /// Finds a request's route among many.
-#[derive(Clone, Debug, Default)]
-pub struct Router {
-    routes: Vec<Route>,
+#[derive(Clone, Debug)]
+pub struct Router<S> {
+    routes: Vec<Route<S>>,
     exact: HashMap<String, Paths>,
     below: HashMap<String, Paths>,
     any: Paths,
@@ -120,13 +120,26 @@ pub struct Router {
     longest_host: usize,
 }
 
-impl Router {
+impl<S> Default for Router<S> {
+    fn default() -> Self {
+        Self {
+            routes: Vec::new(),
+            exact: HashMap::new(),
+            below: HashMap::new(),
+            any: HashMap::new(),
+            longest_prefix: 0,
+            longest_host: 0,
+        }
+    }
+}
+
+impl<S> Router<S> {
     /// A router for `routes`.
     ///
     /// # Errors
     /// The indices of two routes of which neither is more specific, although a request may match
     /// both.
-    pub fn new(routes: Vec<Route>) -> Result<Self, (usize, usize)> {
+    pub fn new(routes: Vec<Route<S>>) -> Result<Self, (usize, usize)> {
         let mut router = Self::default();
         for (index, route) in routes.iter().enumerate() {
             router.longest_prefix = router.longest_prefix.max(route.path_prefix.len());
@@ -152,7 +165,7 @@ impl Router {
 
     /// The most specific route for a request to `host` (as in the `Host` field) and `path`
     /// (without query, percent-encoding as received).
-    pub fn find(&self, host: &str, path: &str, method: &str) -> Option<&Route> {
+    pub fn find(&self, host: &str, path: &str, method: &str) -> Option<&Route<S>> {
         let find_path = |paths: &Paths| self.find_path(paths, path, method);
         // Most configurations route by path alone.
         if !(self.exact.is_empty() && self.below.is_empty()) {
@@ -171,13 +184,32 @@ impl Router {
         find_path(&self.any)
     }
 
-    fn find_path(&self, paths: &Paths, path: &str, method: &str) -> Option<&Route> {
+    fn find_path(&self, paths: &Paths, path: &str, method: &str) -> Option<&Route<S>> {
         let cuts = path.rmatch_indices('/').map(|(at, _)| at);
         let lengths = std::iter::once(path.len()).chain(cuts).chain([0]);
         lengths.filter(|length| *length <= self.longest_prefix).find_map(|length| {
             let mut routes = paths.get(&path[..length])?.iter().map(|index| &self.routes[*index]);
             routes.find(|route| route.methods.is_empty() || names(&route.methods, method))
         })
+    }
+
+    /// Returns the same router with each service named by `name(service)`.
+    pub fn map_services<T>(self, name: impl Fn(S) -> T) -> Router<T> {
+        let routes = self.routes.into_iter().map(|route| Route {
+            host: route.host,
+            path_prefix: route.path_prefix,
+            methods: route.methods,
+            rewrite: route.rewrite,
+            service: name(route.service),
+        });
+        Router {
+            routes: routes.collect(),
+            exact: self.exact,
+            below: self.below,
+            any: self.any,
+            longest_prefix: self.longest_prefix,
+            longest_host: self.longest_host,
+        }
     }
 
     /// Whether there are no routes.
@@ -219,13 +251,13 @@ mod tests {
 
     use super::*;
 
-    fn route(host: &str, prefix: &str, methods: &[&str], service: usize) -> Route {
+    fn route(host: &str, prefix: &str, methods: &[&str], service: usize) -> Route<usize> {
         let host = (!host.is_empty()).then(|| HostPattern::parse(host).unwrap());
         let methods = methods.iter().map(|method| (*method).to_owned()).collect();
         Route { host, path_prefix: prefix.to_owned(), methods, service, ..Route::default() }
     }
 
-    fn found(router: &Router, host: &str, path: &str, method: &str) -> Option<usize> {
+    fn found(router: &Router<usize>, host: &str, path: &str, method: &str) -> Option<usize> {
         router.find(host, path, method).map(|route| route.service)
     }
 
@@ -300,8 +332,8 @@ mod tests {
     }
 
     /// What matches, and how specifically: host, then path, then methods.
-    fn naive(routes: &[Route], host: &str, path: &str, method: &str) -> Option<usize> {
-        let specificity = |route: &Route| {
+    fn naive(routes: &[Route<usize>], host: &str, path: &str, method: &str) -> Option<usize> {
+        let specificity = |route: &Route<usize>| {
             let host = match &route.host {
                 None => (0, 0),
                 Some(pattern) if !pattern.matches(host) => return None,
@@ -337,7 +369,7 @@ mod tests {
                 1..50),
         ) {
             // Those that tie with an earlier one would be refused as a whole.
-            let mut untied: Vec<Route> = Vec::new();
+            let mut untied: Vec<Route<usize>> = Vec::new();
             for (host, prefix, methods) in routes {
                 let mut with = untied.clone();
                 with.push(route(host, prefix, methods, untied.len()));

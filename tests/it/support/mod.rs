@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 use wsbalancer::{
     actors::registry::CountSessions,
     admin::{self, AdminState},
-    app::Control,
+    app::ControlActors,
     config::{Config, Layers, live::LiveConfig},
     traffic::{listener, state::TrafficState},
 };
@@ -30,7 +30,7 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// A balancer whose traffic listener is actix's test server.
 pub struct Balancer {
     server: TestServer,
-    pub control: Control,
+    pub control: ControlActors,
     admin: SocketAddr,
 }
 
@@ -75,8 +75,13 @@ impl Balancer {
     }
 
     async fn of(config: Config) -> Self {
-        let control = Control::start(&config);
-        let traffic = TrafficState::new(&config, control.metrics.clone(), control.registry.clone());
+        let control = ControlActors::start(&config);
+        let traffic = TrafficState::new(
+            &config,
+            &control.ids,
+            control.metrics.clone(),
+            control.registry.clone(),
+        );
         let state = AdminState::new(
             &traffic,
             control.discovery.clone(),

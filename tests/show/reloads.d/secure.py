@@ -146,7 +146,7 @@ async def show_mismatched_key(environment):
     await environment.reload_after(
         lambda: environment.write(mismatched),
         "invalid",
-        "reload invalid, nothing changes: server.tls",
+        "reload invalid, no setting changes: server.tls",
     )
     serial, status = await environment.open_session()
     check(
@@ -156,7 +156,7 @@ async def show_mismatched_key(environment):
     await environment.reload_after(
         lambda: environment.write(environment.pairs[1]),
         "unchanged",
-        "the settings are the same as before",
+        "reload: settings unchanged",
     )
 
 
