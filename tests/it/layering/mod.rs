@@ -201,6 +201,7 @@ const EXCEPTIONS: &[Exception] = &[
     ("actors/registry/departure.rs", "actors/registry/mod.rs"),
     ("actors/registry/mod.rs", "actors/session.rs"),
     ("actors/session.rs", "actors/backend.rs"),
+    ("actors/timeouts.rs", "actors/session.rs"),
     ("admin/api.rs", "admin/mod.rs"),
     ("config/services.rs", LINES),
     ("config/session.rs", "config/services.rs"),
