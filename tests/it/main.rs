@@ -13,6 +13,7 @@ mod echo;
 mod endings;
 mod ends;
 mod handshake;
+mod language;
 mod layering;
 mod life;
 mod metrics;
