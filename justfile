@@ -7,35 +7,37 @@ set shell := ["bash", "-euo", "pipefail", "-c"]
 release := justfile_directory() / "target/ci/wsbalancer"
 faults := justfile_directory() / "target/ci/wsbalancer-with-fault-hooks"
 
-# Evidence scripts that spend most of their time waiting. `just shows` runs two of them at a time.
+# Evidence scripts that mostly wait: they use a third of a processor or less, and assert no figures of
+# speed or memory. `just shows` runs two of them at a time, the longest first.
 waiting := '''
+    tls
+    dns
+    routes
+    drain --short
+    libraries
+    affinity
+    dead-clients --short
+    spread
     traefik
+    dashboard
+    limits
+    proxy-protocol
     handshakes
     smuggling
-    libraries
-    forwarded
-    routes
-    affinity
-    tls
-    proxy-protocol
-    socketio
-    failing-pods
-    dns
-    dashboard
-    dead-clients --short
     dockerfile --no-build
-    limits
-    spread
-    drain --short
-    faults
+    forwarded
 '''
 
-# Evidence scripts that measure time, memory or a distribution. `just shows` runs them alone.
+# Evidence scripts that measure times, memory or distributions, or keep both processors busy.
+# `just shows` runs them alone.
 measuring := '''
     integrity
     slow-reader
     streaming
     slow-headers
+    failing-pods
+    socketio
+    faults
     balancing --short
     idle-cost --short
     reloads --short
