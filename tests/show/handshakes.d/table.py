@@ -95,12 +95,12 @@ def handshake(
 # --- valid handshakes ---
 
 case(
-    "as-in-rfc-6455",
+    "example-of-rfc-6455",
     handshake(b"Origin: http://pods.example", b"Sec-WebSocket-Protocol: chat, superchat"),
     101,
 )
 case(
-    "as-firefox",
+    "firefox",
     handshake(b"Accept: */*", b"Pragma: no-cache", connection=b"keep-alive, Upgrade"),
     101,
 )
@@ -109,14 +109,14 @@ case("upgrade-WEBSOCKET", handshake(upgrade=b"WEBSOCKET"), 101)
 case("upgrade-list-last", handshake(upgrade=b"foo, websocket"), 101)
 case("upgrade-list-first", handshake(upgrade=b"websocket, foo"), 101)
 case("upgrade-list-dense", handshake(upgrade=b"foo,websocket"), 101)
-case("upgrade-list-hollow", handshake(upgrade=b", websocket ,"), 101)
+case("upgrade-list-empty-items", handshake(upgrade=b", websocket ,"), 101)
 case("upgrade-twice", handshake(b"Upgrade: websocket", upgrade=b"foo"), 101)
 case("upgrade-padded", handshake(upgrade=b" \twebsocket \t"), 101)
 case("connection-lower-case", handshake(connection=b"upgrade"), 101)
 case("connection-UPGRADE", handshake(connection=b"UPGRADE"), 101)
 case("connection-list", handshake(connection=b"keep-alive , upgrade"), 101)
 case("connection-twice", handshake(b"Connection: Upgrade", connection=b"keep-alive"), 101)
-case("connection-hollow", handshake(connection=b",,Upgrade,"), 101)
+case("connection-empty-items", handshake(connection=b",,Upgrade,"), 101)
 case(
     "names-in-capitals",
     handshake()
@@ -131,11 +131,11 @@ case(
     .replace(b"Sec-WebSocket-Key", b"sec-websocket-key"),
     101,
 )
-case("no-blank-behind-colon", handshake().replace(b": ", b":"), 101)
-case("blanks-behind-value", handshake(version=b"13  ", key=NONCE + b" \t"), 101)
+case("no-space-after-colon", handshake().replace(b": ", b":"), 101)
+case("spaces-after-value", handshake(version=b"13  ", key=NONCE + b" \t"), 101)
 case("origin", handshake(b"Origin: null"), 101)
 case(
-    "subprotocol-taken",
+    "subprotocol-selected",
     handshake(b"Sec-WebSocket-Protocol: chat, superchat"),
     101,
     pod=[Says(switching(b"Sec-WebSocket-Protocol: superchat"))],
@@ -149,7 +149,7 @@ case(
     fields={"sec-websocket-protocol": "superchat"},
 )
 case(
-    "extension-taken",
+    "extension-accepted",
     handshake(b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits"),
     101,
     pod=[
@@ -158,7 +158,7 @@ case(
     fields={"sec-websocket-extensions": "permessage-deflate; server_max_window_bits=10"},
 )
 case(
-    "extensions-taken-two",
+    "extensions-accepted-two",
     handshake(b'Sec-WebSocket-Extensions: foo, permessage-deflate, bar; a="x, y"'),
     101,
     pod=[Says(switching(b"Sec-WebSocket-Extensions: permessage-deflate, bar"))],
@@ -199,7 +199,7 @@ case("host-with-port", handshake(host=b"pods.example:8080"), 101)
 case("host-ipv6", handshake(host=b"[::1]:8080"), 101)
 case("empty-line-before", b"\r\n" + handshake(), 101)
 case(
-    "frame-behind-it",
+    "frame-after-handshake",
     handshake(after=frame(1, b"early", masked=True)),
     101,
     early=frame(1, b"early"),
@@ -288,13 +288,13 @@ case(
     says=("Sec-WebSocket-Key", "-_AAAAAAAAAAAAAAAAAAAA=="),
 )
 case(
-    "key-no-base64",
+    "key-not-base64",
     handshake(key=b"!!!!!!!!!!!!!!!!!!!!!!=="),
     400,
     says=("Sec-WebSocket-Key", "!!!!!!!!!!!!!!!!!!!!!!=="),
 )
 case(
-    "key-inner-blank",
+    "key-inner-space",
     handshake(key=b"AAAAAAAAAA AAAAAAAAAAA=="),
     400,
     says=("Sec-WebSocket-Key", "AAAAAAAAAA AAAAAAAAAAA=="),
@@ -338,7 +338,7 @@ case(
 )  # RFC 3986 allows ASCII only
 case("target-relative", handshake(line=b"GET case HTTP/1.1"), 400)
 case("target-missing", handshake(line=b"GET HTTP/1.1"), 400)
-case("target-blank", handshake(line=b"GET /case /x HTTP/1.1"), 400)
+case("target-space", handshake(line=b"GET /case /x HTTP/1.1"), 400)
 case(
     "body-length",
     handshake(b"Content-Length: 5", after=b"hello"),
@@ -362,7 +362,7 @@ case("70-kB-field", handshake(b"X-Large: " + b"x" * 70_000), 431)
 case("70-kB-of-fields", handshake(*(b"X-%d: %s" % (n, b"x" * 1_000) for n in range(70))), 431)
 case("70-kB-target", handshake(line=b"GET /case?%s HTTP/1.1" % (b"x" * 70_000)), 431)
 case("field-without-colon", handshake(b"nonsense"), 400)
-case("field-blank-before-colon", handshake(b"X-Blank : 1"), 400)
+case("field-space-before-colon", handshake(b"X-Blank : 1"), 400)
 case("field-folded", handshake(b"X-Folded: a", b" b"), 400)
 case("field-nul", handshake(b"X-Nul: a\0b"), 400)
 
@@ -371,7 +371,7 @@ case("field-nul", handshake(b"X-Nul: a\0b"), 400)
 for name, says in {
     "accept-wrong": switching(accept=b"AAAAAAAAAAAAAAAAAAAAAAAAAAA="),
     "accept-missing": switching(accept=None),
-    "accept-of-key-with-blank": switching(accept=ACCEPT.lower()),
+    "accept-in-lower-case": switching(accept=ACCEPT.lower()),
     "accept-twice": switching(b"Sec-WebSocket-Accept: AAAAAAAAAAAAAAAAAAAAAAAAAAA="),
     "upgrade-missing": switching(upgrade=None),
     "upgrade-h2c": switching(upgrade=b"h2c"),
@@ -382,7 +382,11 @@ for name, says in {
 }.items():
     case(f"pod-101-{name}", handshake(), 502, says=(), pod=[Says(says)], tries=2)
     case(
-        f"pod-101-{name}-then-right", handshake(), 101, pod=[Says(says), Says(switching())], tries=2
+        f"pod-101-{name}-then-accepts",
+        handshake(),
+        101,
+        pod=[Says(says), Says(switching())],
+        tries=2,
     )
 case(
     "pod-101-subprotocol-other",
@@ -416,12 +420,12 @@ case(
     tries=2,
     pod=[Says(switching(b"Sec-WebSocket-Extensions: foo, permessage-deflate"))],
 )
-case("pod-hangs-up", handshake(), 502, says=(), tries=2, pod=[Says(b"", CLOSES)])
+case("pod-closes", handshake(), 502, says=(), tries=2, pod=[Says(b"", CLOSES)])
 case(
-    "pod-hangs-up-then-right", handshake(), 101, tries=2, pod=[Says(b"", CLOSES), Says(switching())]
+    "pod-closes-then-accepts", handshake(), 101, tries=2, pod=[Says(b"", CLOSES), Says(switching())]
 )
 case(
-    "pod-hangs-up-in-its-head",
+    "pod-closes-in-its-head",
     handshake(),
     502,
     says=(),
@@ -429,7 +433,7 @@ case(
     pod=[Says(switching()[:40], CLOSES)],
 )
 case(
-    "pod-talks-nonsense",
+    "pod-sends-no-http",
     handshake(),
     502,
     says=(),
@@ -521,7 +525,7 @@ case(
     ],
 )
 case(
-    "pod-200-to-its-end",
+    "pod-200-until-close",
     handshake(),
     200,
     body=b"to the end",
@@ -642,7 +646,7 @@ for status in (b"502 Bad Gateway", b"503 Service Unavailable", b"504 Gateway Tim
         ],
     )
     case(
-        f"pod-{number}-then-right",
+        f"pod-{number}-then-accepts",
         handshake(),
         101,
         tries=2,
@@ -666,7 +670,7 @@ case(
     pod=[Says(framed(b"", b"503 Service Unavailable")), Says(framed(b"no", b"404 Not Found"))],
 )
 case(
-    "pod-503-then-hangs-up",
+    "pod-503-then-closes",
     handshake(),
     503,
     tries=2,
@@ -698,8 +702,8 @@ differs(
     "checks the length of the key, but not its characters",
     "key-17-bytes",
     "key-url-alphabet",
-    "key-no-base64",
-    "key-inner-blank",
+    "key-not-base64",
+    "key-inner-space",
 )
 differs("haproxy", 101, "checks only one of two keys", "key-twice", "key-twice-equal")
 differs(
@@ -782,7 +786,7 @@ differs("nginx", 414, "uses RFC 9110's status for long targets", "70-kB-target")
 UNCHECKED = "forwards a pod's 101 without checking this field"
 for name in (
     "accept-wrong",
-    "accept-of-key-with-blank",
+    "accept-in-lower-case",
     "accept-twice",
     "upgrade-missing",
     "upgrade-h2c",
@@ -790,15 +794,18 @@ for name in (
     "extension-not-offered",
 ):
     for peer in ("haproxy", "nginx"):
-        differs(peer, 101, UNCHECKED, f"pod-101-{name}", f"pod-101-{name}-then-right")
+        differs(peer, 101, UNCHECKED, f"pod-101-{name}", f"pod-101-{name}-then-accepts")
 for name in ("subprotocol-other", "subprotocol-other-case", "subprotocol-two", "extension-other"):
     for peer in ("haproxy", "nginx"):
         differs(peer, 101, UNCHECKED, f"pod-101-{name}")
 for name in ("accept-missing", "connection-missing", "connection-close"):
     differs(
-        "haproxy", 502, "refuses it too, but does not try another pod", f"pod-101-{name}-then-right"
+        "haproxy",
+        502,
+        "refuses it too, but does not try another pod",
+        f"pod-101-{name}-then-accepts",
     )
-differs("nginx", 101, UNCHECKED, "pod-101-accept-missing", "pod-101-accept-missing-then-right")
+differs("nginx", 101, UNCHECKED, "pod-101-accept-missing", "pod-101-accept-missing-then-accepts")
 differs(
     "nginx",
     101,
@@ -807,9 +814,9 @@ differs(
     "pod-101-connection-close",
 )
 differs("nginx", 101, "forwards a length, which a 101 must not have", "pod-101-length-0")
-differs("nginx", -2, "treats an answer that is not HTTP as HTTP/0.9", "pod-talks-nonsense")
+differs("nginx", -2, "treats an answer that is not HTTP as HTTP/0.9", "pod-sends-no-http")
 differs("nginx", 403, "uses the second of two lengths", "pod-two-lengths")
-differs("haproxy", 502, "tries another pod only if it cannot connect", "pod-hangs-up-then-right")
+differs("haproxy", 502, "tries another pod only if it cannot connect", "pod-closes-then-accepts")
 differs(
     "haproxy",
     502,
@@ -832,7 +839,7 @@ for number in (502, 503, 504):
             number,
             "forwards the first answer and tries no other pod, unless configured to",
             f"pod-{number}-all",
-            f"pod-{number}-then-right",
+            f"pod-{number}-then-accepts",
         )
 for peer in ("haproxy", "nginx"):
     differs(

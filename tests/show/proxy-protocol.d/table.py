@@ -112,7 +112,7 @@ BAD = [
     ("v1, TCP6 with IPv4 addresses", v1(f"TCP6 {CLIENT} 198.51.100.1 1 2")),
     ("v1, port 65536", v1(f"TCP4 {CLIENT} 198.51.100.1 65536 2")),
     ("v1, a port that is not a number", v1(f"TCP4 {CLIENT} 198.51.100.1 1 x")),
-    ("v1, two blanks", v1(f"TCP4  {CLIENT} 198.51.100.1 1 2")),
+    ("v1, two spaces", v1(f"TCP4  {CLIENT} 198.51.100.1 1 2")),
     ("v1, one field too many", v1(f"TCP4 {CLIENT} 198.51.100.1 1 2 3")),
     ("v1, UDP4", v1(f"UDP4 {CLIENT} 198.51.100.1 1 2")),
     ("v1, LF alone", V1.replace(b"\r\n", b"\n")),
