@@ -1,10 +1,11 @@
 """Certificate authorities and certificates, made with the `openssl` command."""
 
 import datetime
-import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+
+from evidence import files
 
 CONFIG = """\
 [ca]
@@ -141,7 +142,5 @@ class Authority:
 
 def replace(pair, certificate, key):
     """Replaces certificate and key by those of `pair`, each file by a rename."""
-    for source, target in ((pair.certificate, certificate), (pair.key, key)):
-        temporary = target.with_name(f".{target.name}.new")
-        temporary.write_bytes(source.read_bytes())
-        os.replace(temporary, target)
+    files.replace_file(certificate, pair.certificate.read_bytes())
+    files.replace_file(key, pair.key.read_bytes())

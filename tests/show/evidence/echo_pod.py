@@ -52,6 +52,18 @@ async def absorb(connection):
     return count, False
 
 
+async def exchange(connection, seed, total):
+    """The client's side of `/flow`: sends and receives `total` bytes at the same time.
+
+    Returns the bytes that the pod received and whether their checksum was right, and the same for
+    the client.
+    """
+    sending = stream(connection, f"up{seed}", total)
+    _, received = await asyncio.gather(sending, absorb(connection))
+    at_pod = json.loads(await connection.recv())
+    return at_pod["count"], at_pod["right"], *received
+
+
 async def serve_one(connection):
     url = urlsplit(connection.request.path)
     query = dict(parse_qsl(url.query))

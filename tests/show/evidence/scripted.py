@@ -336,6 +336,15 @@ async def eventually(probe, timeout=DEADLINE, pause=0.02):
     return found
 
 
+async def settled(probe, pause=0.1):
+    """Waits until the value of `probe` was the same eleven times, `pause` seconds apart."""
+    values = [probe()]
+    while len(values) < 11 or len(set(values[-11:])) > 1:
+        await asyncio.sleep(pause)
+        values.append(probe())
+    return values[-1]
+
+
 def run(main):
     """Runs a script's main and gives the verdict, one on what it stumbled over included."""
     programs.build()

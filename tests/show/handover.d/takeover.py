@@ -3,14 +3,13 @@
 import asyncio
 import collections
 import contextlib
-import json
 import signal
 import socket
 import sys
 import time
 from pathlib import Path
 
-from evidence import chats, fleet, programs, scripted, sessions
+from evidence import chats, fleet, programs, proxies, scripted, sessions
 from evidence.checks import check, say
 from evidence.scripted import eventually
 from evidence.sessions import SHUTDOWN, unevenness
@@ -116,25 +115,13 @@ async def show_behind_traefik(short):
     )
 
 
-class Traefik(programs.Program):
+class Traefik(proxies.Traefik):
     """Traefik, which sends all requests to the inherited listening socket."""
 
     def __init__(self, host):
         server = {"loadBalancer": {"servers": [{"url": f"http://{host.address}"}]}}
-        rules = {
-            "routers": {"all": {"rule": "PathPrefix(`/`)", "service": "all"}},
-            "services": {"all": server},
-        }
-        file = host.file.with_name("rules.yml")
-        file.write_text(json.dumps({"http": rules}))  # JSON is YAML
-        self.address = f"127.0.0.1:{programs.free_port()}"
-        super().__init__(
-            Path(sys.executable).with_name("traefik"),
-            f"--entrypoints.web.address={self.address}",
-            f"--providers.file.filename={file}",
-            "--global.checknewversion=false",
-            "--global.sendanonymoususage=false",
-        )
+        routers = {"all": {"rule": "PathPrefix(`/`)", "service": "all"}}
+        super().__init__({"routers": routers, "services": {"all": server}})
 
     async def ready(self):
         """Waits until a request through Traefik succeeds: Traefik does not log when it is ready."""

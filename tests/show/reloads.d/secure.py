@@ -1,11 +1,10 @@
 """Reloads of TLS certificates and authorities while sessions use TLS on both sides."""
 
 import asyncio
-import os
 import ssl
 
 import twenty
-from evidence import chats, programs, sessions
+from evidence import chats, files, programs, sessions
 from evidence.certificates import Authority
 from evidence.checks import check, say
 from evidence.scripted import eventually
@@ -169,9 +168,7 @@ async def show_authority(environment):
     check(status == 101, f"before the reload, new clients get {status}")
 
     def replace():
-        beside = environment.authorities.with_name("authorities.new")
-        beside.write_bytes(environment.second.file.read_bytes())
-        os.replace(beside, environment.authorities)
+        files.replace_file(environment.authorities, environment.second.file.read_bytes())
 
     await environment.reload_after(replace, "applied", "service default: renewed TLS files")
     _, status = await environment.open_session()

@@ -6,13 +6,12 @@ import contextlib
 import copy
 import dataclasses
 import json
-import os
 import re
 import signal
 import time
 import typing
 
-from evidence import chats, programs, sessions
+from evidence import chats, files, programs, sessions
 from evidence.checks import check, say
 from evidence.scripted import eventually
 from evidence.sessions import all_ended, call
@@ -112,9 +111,8 @@ class File:
     """The configuration file, with the ways in which tools change files."""
 
     def __init__(self, folder):
-        self.folder = folder
         self.path = folder / "balancer.toml"
-        self.versions = 0
+        self.mounted = files.MountedFolder(folder)
 
     def written(self, text):
         """Overwrites the file in place."""
@@ -122,31 +120,16 @@ class File:
 
     def renamed(self, text):
         """Renames a new file over the old one, as editors do."""
-        temporary = self.folder / ".balancer.toml.new"
-        temporary.write_text(text)
-        os.replace(temporary, self.path)
+        files.replace_file(self.path, text)
 
     def swapped(self, text):
         """Points `..data` to a new folder, as Kubernetes does when it updates a ConfigMap."""
-        data = self.folder / "..data"
-        before = self.folder / os.readlink(data) if data.is_symlink() else None
-        self.versions += 1
-        version = self.folder / f"..version-{self.versions}"
-        version.mkdir()
-        (version / self.path.name).write_text(text)
-        temporary = self.folder / "..data_tmp"
-        temporary.symlink_to(version.name)
-        os.replace(temporary, data)
-        if before:
-            (before / self.path.name).unlink()
-            before.rmdir()
+        self.mounted.publish({self.path.name: text})
 
     def linked(self, text):
         """Replaces the file by a link through `..data`."""
         self.swapped(text)
-        temporary = self.folder / ".link"
-        temporary.symlink_to(os.path.join("..data", self.path.name))
-        os.replace(temporary, self.path)
+        self.mounted.link(self.path.name)
 
 
 class Environment:

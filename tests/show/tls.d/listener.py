@@ -241,10 +241,7 @@ async def show_invalid_bytes(settings, context):
 
 async def session(address, context, seed, total):
     async with peers.websocket(address, f"/flow?seed={seed}&bytes={total}", context) as connection:
-        sending = echo_pod.stream(connection, f"up{seed}", total)
-        _, (down, is_right_here) = await asyncio.gather(sending, echo_pod.absorb(connection))
-        pod_result = json.loads(await connection.recv())
-        return pod_result["count"], pod_result["right"], down, is_right_here
+        return await echo_pod.exchange(connection, seed, total)
 
 
 async def show_bulk(settings, context):
@@ -328,15 +325,6 @@ def read_all(client, watch):
     return count, digest.hexdigest()
 
 
-async def settle(probe):
-    """Waits until the value of `probe` has not changed for a second. Returns it."""
-    values = [probe()]
-    while len(values) < 11 or len(set(values[-11:])) > 1:
-        await asyncio.sleep(0.1)
-        values.append(probe())
-    return values[-1]
-
-
 async def show_slow_reader(settings, context):
     say(f"  a client that stops reading while its pod sends {FLOOD >> 20} MiB")
     pod = await FloodingPod().start()
@@ -345,7 +333,7 @@ async def show_slow_reader(settings, context):
         await peers.ask(balancer.address, scripted.request("/", HOST), context)
     before = balancer.rss_kib()
     client = await asyncio.to_thread(stalled_client, balancer.address, context)
-    sent = await settle(lambda: pod.sent)
+    sent = await scripted.settled(lambda: pod.sent)
     growth = balancer.rss_kib() - before
     say(f"  the pod sent {sent / 2**20:.1f} MiB (into the kernel's buffers), then blocks")
     check(sent < FLOOD, "the pod is blocked by backpressure")

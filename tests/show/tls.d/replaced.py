@@ -5,10 +5,9 @@ import contextlib
 import os
 import re
 import shutil
-from pathlib import Path
 
 import peers
-from evidence import programs, scripted
+from evidence import files, programs, scripted
 from evidence.certificates import Authority, Pair, replace
 from evidence.checks import check, say
 from listener import tls_settings
@@ -106,29 +105,20 @@ async def serial_of(address, context):
     return serial
 
 
-class Mounted:
-    """A folder as Kubernetes mounts secrets: the files are links through the link `..data`."""
+class Mounted(files.MountedFolder):
+    """A mounted folder with a certificate and its key."""
 
     def __init__(self, folder, pair):
-        self.folder = folder
         folder.mkdir()
-        self.replace_link("..first", pair)
+        super().__init__(folder)
         self.pair = Pair(folder / "tls.crt", folder / "tls.key")
+        self.publish_pair(pair)
         for file in (self.pair.certificate, self.pair.key):
-            file.symlink_to(Path("..data") / file.name)
+            self.link(file.name)
 
-    def replace_link(self, name, pair):
-        data = self.folder / "..data"
-        before = self.folder / os.readlink(data) if data.is_symlink() else None
-        version = self.folder / name
-        version.mkdir()
-        shutil.copy(pair.certificate, version / "tls.crt")
-        shutil.copy(pair.key, version / "tls.key")
-        temporary = self.folder / "..data_tmp"
-        temporary.symlink_to(name)
-        os.replace(temporary, data)
-        if before:
-            shutil.rmtree(before)
+    def publish_pair(self, pair):
+        certificate, key = self.pair.certificate.name, self.pair.key.name
+        self.publish({certificate: pair.certificate.read_bytes(), key: pair.key.read_bytes()})
 
 
 async def show(folder, npm, root, other):
@@ -179,7 +169,7 @@ async def show(folder, npm, root, other):
         )
         await crowd.all_echoed()
 
-    mounted.replace_link("..second", pairs[1])
+    mounted.publish_pair(pairs[1])
     await check_replaced("a replaced link, as Kubernetes does", pairs[1])
     serial = await serial_of(slow_reloader.address, context)
     check(
@@ -187,16 +177,16 @@ async def show(folder, npm, root, other):
         "control: with an interval of 1h new clients still get the first certificate",
     )
     slow_reloader.stop()
-    mounted.replace_link("..third", pairs[2])
+    mounted.publish_pair(pairs[2])
     await check_replaced("a second replacement", pairs[2])
     mismatched = Pair(pairs[3].certificate, pairs[4].key)
     await check_ignored(
         "the link leads to a key of another certificate",
         MISMATCH,
         pairs[2],
-        lambda: mounted.replace_link("..strange", mismatched),
+        lambda: mounted.publish_pair(mismatched),
     )
-    mounted.replace_link("..fourth", pairs[3])
+    mounted.publish_pair(pairs[3])
     await check_replaced("the link leads to the right key", pairs[3])
 
     replace(pairs[4], live.certificate, live.key)
