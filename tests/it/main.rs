@@ -12,6 +12,7 @@ mod drain;
 mod echo;
 mod endings;
 mod ends;
+mod evidence;
 mod handshake;
 mod language;
 mod layering;
