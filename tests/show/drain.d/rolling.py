@@ -239,7 +239,7 @@ class Talker(Regular):
             await self.pause(PERIOD)
         if talk.is_going_on():
             await eventually(lambda: not talk.lost() or not talk.is_going_on(), sessions.LATE, 0.1)
-            self.client.says_goodbye()
+            self.client.send_close()
         await asyncio.wait([self.client.ended], timeout=sessions.LATE)
 
     async def pause(self, seconds):

@@ -1,3 +1,1 @@
-"""What the evidence scripts share. Each script proves one claim about the balancer with real
-peers.
-"""
+"""Modules that the evidence scripts share. tests/show/README.md describes them."""

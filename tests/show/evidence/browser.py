@@ -1,7 +1,7 @@
-"""A real Chromium without a window, driven over its DevTools protocol.
+"""Drives a headless Chromium over its DevTools protocol.
 
-Needs the environment that `within` entered to have `websockets`. Every wait is for an event of the
-browser or a change of the page, each with a deadline.
+The script must have entered an environment that has `websockets`. Every wait is for an event of the
+browser or a change of the page, and has a deadline.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from evidence import install, programs
 
 DEADLINE = 120  # seconds for a page: a small machine may compile something meanwhile
 
-# Waits within the page: for an expression to be truthy, looked at again whenever the page changes.
+# Waits inside the page until an expression is truthy. Evaluates it again after each change.
 WHEN = """new Promise(done => {
   const look = () => { const found = (%s); if (found) { watch.disconnect(); done(found); } };
   const watch = new MutationObserver(look);
@@ -22,7 +22,7 @@ WHEN = """new Promise(done => {
   look();
 })"""
 
-# A socket of the page's own: its first message, or the code it closed with.
+# Opens a WebSocket from the page. Resolves to its first message, or to its close code.
 SOCKET = """new Promise(done => {
   const socket = new WebSocket(%s);
   socket.onmessage = ({data}) => { done({opened: true, said: data}); socket.close(); };
@@ -31,14 +31,16 @@ SOCKET = """new Promise(done => {
 
 
 class Browser(programs.Program):
-    """Chromium on loopback only: names that `hosts` maps lead to 127.0.0.1, others to nowhere."""
+    """A Chromium that reaches loopback only: names in `hosts` resolve to 127.0.0.1, others to
+    nothing.
+    """
 
     def __init__(self, folder, hosts=()):
         names = "".join(f"MAP {host} 127.0.0.1, " for host in hosts)
         super().__init__(
             install.need("chromium"),
             "--headless=new",
-            "--no-sandbox",  # it has no other way as root; all it loads is our own
+            "--no-sandbox",  # required as root; it only loads pages of this script
             "--disable-gpu",
             "--disable-background-networking",
             "--disable-component-update",
@@ -72,7 +74,7 @@ class Browser(programs.Program):
             if "id" in message:
                 self.calls.pop(message["id"]).set_result(message)
             elif tab := self.tabs.get(message.get("sessionId")):
-                await tab.took_place(message["method"], message["params"])
+                await tab.add_event(message["method"], message["params"])
 
     async def call(self, method, session=None, **parameters):
         number = next(self.numbers)
@@ -87,7 +89,7 @@ class Browser(programs.Program):
         return answer["result"]
 
     async def open(self, url):
-        """A new tab that has loaded `url`."""
+        """Opens a new tab and loads `url`."""
         target = (await self.call("Target.createTarget", url="about:blank"))["targetId"]
         session = (await self.call("Target.attachToTarget", targetId=target, flatten=True))[
             "sessionId"
@@ -95,7 +97,7 @@ class Browser(programs.Program):
         tab = self.tabs[session] = Tab(self, target, session)
         for domain in ("Page", "Network", "Runtime"):
             await tab.call(f"{domain}.enable")
-        # A tab in the background takes input as the one in front does.
+        # Background tabs accept input like the front one.
         await tab.call("Emulation.setFocusEmulationEnabled", enabled=True)
         await tab.load(url)
         return tab
@@ -107,7 +109,7 @@ class Tab:
         self.events = []
         self.news = asyncio.Condition()
 
-    async def took_place(self, name, parameters):
+    async def add_event(self, name, parameters):
         async with self.news:
             self.events.append((name, parameters))
             self.news.notify_all()
@@ -116,7 +118,7 @@ class Tab:
         return await self.browser.call(method, self.session, **parameters)
 
     async def event(self, name, since=0, like=lambda _: True):
-        """The first event of that name since `since`, seen or still to come."""
+        """Waits for an event with this name. Events that arrived since index `since` count, too."""
 
         def found():
             return next(
@@ -128,7 +130,7 @@ class Tab:
             return found()
 
     async def load(self, url):
-        """Goes to a page; `status` is its answer's."""
+        """Navigates to a page. `status` is the status of its answer."""
         since = len(self.events)
         went = await self.call("Page.navigate", url=url)
         if "errorText" in went:
@@ -140,7 +142,7 @@ class Tab:
         self.status = answer["response"]["status"]
 
     async def run(self, expression):
-        """The value of JavaScript in the page, awaited where it is a promise."""
+        """Evaluates JavaScript in the page and returns the value; promises are awaited."""
         answer = await self.call(
             "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True
         )
@@ -149,14 +151,14 @@ class Tab:
         return answer["result"].get("value")
 
     async def when(self, expression):
-        """The value of an expression once it is truthy."""
+        """Waits until an expression is truthy and returns its value."""
         return await self.run(WHEN % expression)
 
     async def text(self):
         return await self.run("document.body.innerText")
 
     async def type(self, text):
-        """Keys into whatever has the focus, Enter behind them."""
+        """Types the text into the focused element and presses Enter."""
         for letter in text:
             await self.call("Input.dispatchKeyEvent", type="char", text=letter)
         enter = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13}
@@ -164,8 +166,8 @@ class Tab:
         await self.call("Input.dispatchKeyEvent", type="keyUp", **enter)
 
     async def socket(self, url):
-        """A socket that the page opens: its outcome, with the browser's own words when it is
-        refused.
+        """Opens a WebSocket from the page. Returns the outcome, with the browser's own message if
+        it failed.
         """
         since = len(self.events)
         outcome = await self.run(SOCKET % json.dumps(url))

@@ -172,7 +172,7 @@ class Crowd:
         """Ends all sessions with a Close."""
         for chat in self.chats:
             if chat.inside:
-                chat.says_goodbye()
+                chat.send_close()
         check(await sessions.all_ended(self.chats), "all sessions end with a Close")
 
 

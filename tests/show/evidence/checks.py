@@ -1,4 +1,4 @@
-"""What a script checks, and its verdict: `PASS`, `FAIL` or `skipped: needs X`."""
+"""Checks and the verdict of a script: `PASS`, `FAIL` or `skipped: needs X`."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ def say(text):
 
 
 def check(condition, what):
-    """Asserts one fact; every failed one is listed before the verdict."""
+    """Prints whether the condition holds. Failed checks are listed again before the verdict."""
     say(f"  {'ok  ' if condition else 'FAIL'} {what}")
     if not condition:
         failures.append(what)
@@ -21,7 +21,7 @@ def check(condition, what):
 
 
 def finish():
-    """Stops what was started, prints the verdict, exits."""
+    """Stops all child processes, prints the verdict and exits."""
     programs.stop_all()
     for failure in failures:
         say(f"failed: {failure}")
@@ -30,7 +30,9 @@ def finish():
 
 
 def skip(needs):
-    """A peer is missing: a skip here, a failure where everything is meant to be installed."""
+    """Exits because something is not installed. That is a failure in CI, where everything must
+    be.
+    """
     programs.stop_all()
     say(f"skipped: needs {needs}")
     sys.exit(1 if os.environ.get("CI") else 0)

@@ -1,8 +1,8 @@
-"""A pod on Python's `websockets`: compresses, speaks `echo.example`, reports on `/metric`.
+"""A pod on Python's `websockets`, with compression and the subprotocol `echo.example`.
 
-What it does with a connection is decided by the path: `/flow` streams random bytes both ways and
-compares checksums, `/flood` sends zeros as fast as it is let, anything else echoes. `REPORT`
-freezes the count that it reports.
+The path decides what a connection does: `/flow` streams random bytes in both directions and
+compares checksums, `/flood` sends zeros as fast as the peer reads, and any other path echoes.
+`/metric` reports the open connections; the variable `REPORT` fixes the reported count.
 """
 
 import asyncio
@@ -20,11 +20,11 @@ NAME = os.environ.get("POD_NAME", "pod")
 FROZEN = os.environ.get("REPORT")
 SUBPROTOCOL = "echo.example"
 
-flooded = {"bytes": 0}  # by the connection that last asked for /flood
+flooded = {"bytes": 0}  # sent on the latest /flood connection
 
 
 def messages(seed, total, largest=4 << 20):
-    """`total` random bytes in messages of 1 byte to 4 MiB, small and large ones mixed."""
+    """Yields `total` random bytes in messages of 1 byte to 4 MiB, small and large ones mixed."""
     seeded = random.Random(seed)
     while total > 0:
         size = min(total, int(2 ** seeded.uniform(0, largest.bit_length() - 1)))
@@ -33,7 +33,7 @@ def messages(seed, total, largest=4 << 20):
 
 
 async def stream(connection, seed, total):
-    """Sends the bytes of `seed`, then their checksum as text."""
+    """Sends the bytes generated from `seed`, then their checksum as text."""
     digest = hashlib.sha256()
     for message in messages(seed, total):
         digest.update(message)
@@ -42,7 +42,7 @@ async def stream(connection, seed, total):
 
 
 async def absorb(connection):
-    """Receives up to the checksum; the number of bytes, and whether it fits them."""
+    """Receives until the checksum. Returns the number of bytes and whether the checksum matches."""
     digest, count = hashlib.sha256(), 0
     async for message in connection:
         if isinstance(message, str):
@@ -82,7 +82,7 @@ async def serve_one(connection):
             async for message in connection:
                 await connection.send(message)
     except ConnectionClosed:
-        pass  # some clients leave without a Close: that is part of the show
+        pass  # some clients disconnect without a Close on purpose
 
 
 async def main():
@@ -105,12 +105,12 @@ async def main():
         serve_one,
         "127.0.0.1",
         0,
-        # The library's own rule refuses clients that offer none.
+        # The library's default refuses clients that offer no subprotocol.
         select_subprotocol=lambda _, offered: SUBPROTOCOL if SUBPROTOCOL in offered else None,
         compression="deflate",
         process_request=metric,
         max_size=None,
-        ping_interval=None,  # a ping's pong would hide an idle connection that the chain cut
+        ping_interval=None,  # Pings would keep alive a connection that an idle time-out should cut
     )
     host, port = server.sockets[0].getsockname()
     print(f"listening on {host}:{port}", flush=True)

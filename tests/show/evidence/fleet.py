@@ -1,4 +1,4 @@
-"""Pods that report what they hold, and clients that come to the balancer before them and stay."""
+"""Pods that report their sessions, and clients that connect through the balancer and stay."""
 
 import asyncio
 import contextlib
@@ -12,13 +12,13 @@ from evidence.checks import check, say
 from evidence.scripted import eventually
 
 HOST = "chat.example.org"
-LONG = 600  # of an ejection that nobody waits for the end of, in seconds
+LONG = 600  # seconds of an ejection that lasts longer than the script
 
 
 class Pod(scripted.Pod):
-    """One that works: it reports, greets every session with its name, and echoes.
+    """A healthy pod: it reports its sessions, sends its name in `X-Pod`, and echoes.
 
-    `others` are connections it reports beside its sessions, `told` is whatever else its report has.
+    `others` is added to the reported count. `extra` holds further fields of the report.
     """
 
     def __init__(self, name):
@@ -26,10 +26,10 @@ class Pod(scripted.Pod):
         self.name = name
         self.others = 0
         self.told = {}
-        self.mute = False  # whether its metric route says nothing
-        self.status = 200  # of its metric route
+        self.mute = False  # whether its metric route never answers
+        self.status = 200  # status of its metric route
         self.sessions = 0
-        self.attempts = []  # when handshakes came
+        self.attempts = []  # times of handshakes
 
     async def talk(self, connection):
         while head := await connection.head(scripted.IDLE):
@@ -58,7 +58,7 @@ class Pod(scripted.Pod):
             self.sessions -= 1
 
     def stop(self):
-        """Takes nobody any more."""
+        """Stops accepting connections."""
         self.server.close()
 
 
@@ -68,7 +68,7 @@ def stop(*pods):
 
 
 async def echo(connection):
-    """Until a Close, which is echoed, too."""
+    """Echoes frames until a Close, which is echoed, too."""
     opcode = 1
     while opcode != 8:
         _, opcode, payload = await connection.frame(scripted.IDLE)
@@ -76,15 +76,16 @@ async def echo(connection):
 
 
 def static(pods):
-    """The configuration of one service that has these pods."""
+    """Returns the configuration of one service with these pods."""
     return f"services = {json.dumps([pod.url for pod in pods])}"
 
 
 @contextlib.asynccontextmanager
 async def balancing(services, settings="", **more):
-    """A balancer, stopped and looked at afterwards, with all clients that came by `arrive`.
+    """Runs a balancer; stops it at the end and checks its exit code and log.
 
-    `services` is TOML or a list of pods, `settings` are lines of [balancer].
+    Clients that connected with `arrive` are disconnected first. `services` is TOML or a list of
+    pods, `settings` are lines of [balancer].
     """
     text = services if isinstance(services, str) else static(services)
     balancer = scripted.Configured(f"{text}\n[balancer]\n{settings}\n", **more)
@@ -94,7 +95,7 @@ async def balancing(services, settings="", **more):
     finally:
         for client in balancer.clients:
             client.leave()
-        # Pods and clients live on this loop, so it must go on turning.
+        # In a thread, because pods and clients run on this event loop.
         code = await asyncio.to_thread(balancer.stop)
         if code != 0 or "panic" in balancer.output:
             check(False, f"exit code {code}, no panic in its log:\n{balancer.output[-3000:]}")
@@ -102,16 +103,16 @@ async def balancing(services, settings="", **more):
 
 @dataclasses.dataclass
 class Client:
-    """One handshake and what came of it."""
+    """One handshake and its outcome."""
 
-    status: int = 0  # 0: no answer at all
+    status: int = 0  # 0 if there was no answer
     pod: str | None = None
-    took: float = 0.0  # from before the connection to behind the answer's head, in seconds
+    took: float = 0.0  # seconds from connecting until the answer's head was received
     body: bytes = b""
     connection: scripted.Connection | None = None
 
     async def talks(self):
-        """Whether its session echoes."""
+        """Returns whether the session echoes."""
         await self.connection.send(scripted.frame(1, b"tick", mask=b"mask"))
         return (await self.connection.frame())[2] == b"tick"
 
@@ -121,7 +122,7 @@ class Client:
 
 
 async def arrive(balancer):
-    """A client; its session stays until the balancer is stopped."""
+    """Connects a client. Its session stays open until the balancer is stopped."""
     began = time.monotonic()
     client = Client(connection=await scripted.dial(balancer.address))
     balancer.clients.append(client)
@@ -136,7 +137,7 @@ async def arrive(balancer):
 
 
 async def come(balancer, count, lanes=16):
-    """`count` clients, `lanes` of them at a time."""
+    """Connects `count` clients, `lanes` of them at a time."""
     left = iter(range(count))
     came = []
 
@@ -149,7 +150,7 @@ async def come(balancer, count, lanes=16):
 
 
 async def paced(balancer, count, rate):
-    """`count` clients, `rate` a second, however long each of them takes."""
+    """Connects `count` clients at `rate` per second, however long each of them takes."""
     began = time.monotonic()
     coming = []
     for number in range(count):
@@ -163,14 +164,14 @@ def errors(clients):
 
 
 def unharmed(clients, what):
-    """Checks that nobody saw an error."""
+    """Checks that no client received an error."""
     wrong = errors(clients)
     told = f", {len(wrong)} did: {wrong[0].status} {wrong[0].body!r}" if wrong else ""
-    check(not wrong, f"{what}: none of {len(clients)} clients sees an error{told}")
+    check(not wrong, f"{what}: none of {len(clients)} clients receives an error{told}")
 
 
 def spread(clients):
-    """Sessions by pod."""
+    """Returns the number of sessions by pod."""
     counts = {}
     for client in clients:
         counts[client.pod] = counts.get(client.pod, 0) + 1
@@ -178,18 +179,18 @@ def spread(clients):
 
 
 def entry(balancer, pod):
-    """What the metrics say of a pod."""
+    """Returns the entry of a pod in the metrics."""
     return next(one for one in balancer.metrics()["services"] if one["url"] == pod.url)
 
 
 async def shown(balancer, pod, state, timeout=scripted.DEADLINE):
-    """Waits for a pod's state; what the metrics say of it then."""
+    """Waits until the metrics show a pod in this state, and returns its entry."""
     await eventually(lambda: entry(balancer, pod)["state"] == state, timeout)
     return entry(balancer, pod)
 
 
 def common_port(hosts):
-    """A port that is free at all of them."""
+    """Returns a port that is free on all hosts."""
 
     def bind(host, port=0):
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
@@ -202,17 +203,17 @@ def common_port(hosts):
             for host in hosts[1:]:
                 bind(host, port)
             return port
-    raise RuntimeError("no port is free at all of them")
+    raise RuntimeError("no port is free on all hosts")
 
 
 def percentile(times, share):
-    """The smallest of `times` that `share` of them do not exceed."""
+    """Returns the smallest of `times` that a `share` of them does not exceed."""
     ordered = sorted(times)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def latencies(times):
-    """Median, p99 and maximum in milliseconds."""
+    """Returns median, p99 and maximum in milliseconds."""
     figures = percentile(times, 0.5), percentile(times, 0.99), max(times)
     return [f"{1000 * figure:.1f}" for figure in figures]
 

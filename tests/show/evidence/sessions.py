@@ -1,4 +1,4 @@
-"""Clients and pods by the thousand, without a task for each: how their sessions began and ended."""
+"""Thousands of clients and pods without a task for each: how their sessions start and end."""
 
 import asyncio
 import collections
@@ -12,12 +12,14 @@ TEXT, CLOSE = 1, 8
 RESTART, AWAY, NORMAL = 1012, 1001, 1000
 SHUTDOWN = (RESTART, "balancer is shutting down")
 MOVED = (RESTART, "moved to another pod")
-LANES = 64  # handshakes at a time
-LATE = 60  # seconds after which something that should have happened has not
+LANES = 64  # concurrent handshakes
+LATE = 60  # seconds to wait for something that must happen
 
 
 class Peer(asyncio.Protocol):
-    """One side of a connection: heads until it is `inside` a session, frames from then on."""
+    """One side of a connection: it reads heads until it is `inside` a session, and frames after
+    that.
+    """
 
     mask = None
 
@@ -38,7 +40,7 @@ class Peer(asyncio.Protocol):
             self.take_frame(*frame)
 
     def cut_frame(self):
-        """The next frame, once it is there; all of them are short here."""
+        """Returns the next complete frame, or None. All frames are short here."""
         if len(self.buffer) < 2:
             return None
         start = 6 if self.buffer[1] & 0x80 else 2
@@ -55,13 +57,13 @@ class Peer(asyncio.Protocol):
 
 
 def meaning(payload):
-    """Code and reason of a Close."""
+    """Returns code and reason of a Close."""
     return int.from_bytes(payload[:2], "big"), payload[2:].decode()
 
 
 class Client(Peer):
-    """`status` is the answer to its handshake (0: none), `close` what the first Close said that it
-    got.
+    """A client. `status` is the answer to its handshake (0: none), `close` is the first Close it
+    received.
     """
 
     mask = b"mask"
@@ -69,14 +71,14 @@ class Client(Peer):
     def __init__(self, request, polite=True):
         super().__init__()
         self.request = request
-        self.polite = polite  # whether it answers a Close, and the end of the connection
+        self.polite = polite  # whether it answers a Close, and a FIN
         self.loop = asyncio.get_running_loop()
         self.answered, self.ended = self.loop.create_future(), self.loop.create_future()
         self.status, self.answer, self.pod = 0, None, None
         self.close = self.closed_at = self.error = None
         self.leaving = False
-        self.behind = 0  # frames behind a Close
-        self.hear = None  # is called with each text
+        self.behind = 0  # frames after a Close
+        self.hear = None  # called with each text message
 
     def connection_made(self, transport):
         super().connection_made(transport)
@@ -84,7 +86,7 @@ class Client(Peer):
 
     def take_head(self, head):
         if self.answered.done():
-            return  # its body
+            return  # part of the body
         self.answer, self.status, self.pod = head, head.status, head.get("x-pod")
         self.inside = self.status == 101
         self.answered.set_result(None)
@@ -111,18 +113,18 @@ class Client(Peer):
             if not future.done():
                 future.set_result(None)
 
-    def says_goodbye(self):
-        """Leaves with a Close, as who wants nothing more does."""
+    def send_close(self):
+        """Starts the closing handshake."""
         self.leaving = True
         self.send(CLOSE, NORMAL.to_bytes(2, "big"))
 
     def leave(self):
-        """Leaves without a word."""
+        """Disconnects without a Close."""
         if self.transport:
             self.transport.abort()
 
     async def talks(self):
-        """Whether its session echoes."""
+        """Returns whether the session echoes."""
         if not self.inside:
             return False
         heard = self.loop.create_future()
@@ -133,7 +135,7 @@ class Client(Peer):
         return heard.done() and heard.result() == b"here"
 
     def told(self):
-        """How it ended, in words."""
+        """Describes how the session ended."""
         if self.status != 101:
             return f"status {self.status}" if self.status else "no answer"
         if self.close:
@@ -142,7 +144,7 @@ class Client(Peer):
 
 
 async def enter(address, path="/", source=None, polite=True):
-    """A client that has its answer, or will never have one."""
+    """Connects a client. Returns once it has an answer or has failed."""
     host, _, port = address.rpartition(":")
     client = Client(scripted.handshake(path, HOST).encode(), polite)
     local = (source, 0) if source else None
@@ -157,7 +159,7 @@ async def enter(address, path="/", source=None, polite=True):
 
 
 async def come(balancer, count, **more):
-    """So many clients, a few at a time; a check that all of them have a session."""
+    """Connects `count` clients, a few at a time, and checks that all of them have a session."""
     left, came = iter(range(count)), []
 
     async def lane():
@@ -173,8 +175,8 @@ async def come(balancer, count, **more):
 
 
 async def counted(balancer):
-    """Waits until the balancer has heard, a moment after us, of sessions that have begun and
-    ended.
+    """Waits until the balancer counts the same sessions. It may notice a start or an end a moment
+    later than the client.
     """
 
     def agrees():
@@ -186,7 +188,7 @@ async def counted(balancer):
 
 
 async def all_ended(clients, timeout=LATE):
-    """Waits until all these sessions have ended; whether they have."""
+    """Waits until all these sessions have ended. Returns whether they have."""
     pending = [client.ended for client in clients if not client.ended.done()]
     return not pending or not (await asyncio.wait(pending, timeout=timeout))[1]
 
@@ -196,17 +198,19 @@ async def all_talk(clients):
 
 
 def untouched(clients):
-    """Whether nobody has told any of them anything."""
+    """Returns whether no client has received a Close or the end of its connection."""
     return not any(client.close or client.ended.done() for client in clients)
 
 
 def ends(clients):
-    """How many ended how."""
+    """Counts the clients by how their session ended."""
     return dict(collections.Counter(client.told() for client in clients))
 
 
 def all_told(clients, close, what):
-    """Checks that each got this Close and then the end, nothing else."""
+    """Checks that each client received this Close and then the end of the connection, nothing
+    else.
+    """
     wrong = [client for client in clients if client.close != close or client.error or client.behind]
     told = f", but {len(wrong)}: {ends(wrong)}" if wrong else ""
     return check(
@@ -216,7 +220,7 @@ def all_told(clients, close, what):
 
 
 class AtPod(Peer):
-    """What a pod has of one connection: polls, then perhaps a session."""
+    """The pod's side of one connection: polls, or a session."""
 
     def __init__(self, pod):
         super().__init__()
@@ -255,15 +259,15 @@ class AtPod(Peer):
 
 
 class Pod:
-    """Echoes what it hears after it has thought for so many seconds, and reports its sessions."""
+    """A pod that echoes each message after `thinks` seconds, and reports its sessions."""
 
-    protocol = AtPod  # of its connections
+    protocol = AtPod  # class of its connections
 
     def __init__(self, name, thinks=0.0):
         self.name, self.thinks = name, thinks
-        self.told = {}  # what its report has beside the count
+        self.told = {}  # further fields of its report
         self.connections = set()
-        self.closes = []  # that it got
+        self.closes = []  # received Close codes and reasons
         self.heard, self.said = set(), set()
 
     async def start(self):
@@ -282,7 +286,7 @@ class Pod:
         return {"agentsConnections": self.sessions(), "podName": self.name, **self.told}
 
     def refuse(self):
-        """Takes no connection any more, polls included; sessions go on."""
+        """Stops accepting connections, polls included. Open sessions continue."""
         self.server.close()
         for connection in self.connections:
             if not connection.inside:
@@ -299,7 +303,9 @@ async def start(count, **more):
 
 
 async def call(address, method, path, *fields, body=b""):
-    """Status, fields and body of an answer over a connection of its own; status 0 without one."""
+    """Sends a request on a new connection. Returns status, fields and body; status 0 if there is no
+    answer.
+    """
     try:
         connection = await scripted.dial(address)
     except OSError:
@@ -312,18 +318,18 @@ async def call(address, method, path, *fields, body=b""):
 
 
 async def admin(balancer, method, path, *fields, body=b""):
-    """Status and JSON of a call to the admin listener."""
+    """Sends a request to the admin listener. Returns status and JSON."""
     status, _, text = await call(balancer.admin, method, path, *fields, body=body)
     return status, json.loads(text)
 
 
 async def ready(balancer):
-    """What its readiness probe says."""
+    """Returns the status of the readiness probe."""
     return (await call(balancer.admin, "GET", "/readyz"))[0]
 
 
 async def until(probe, timeout=LATE, pause=0.02):
-    """Asks until the answer is truthy or the time is up; the last answer is returned."""
+    """Awaits `probe` until the result is truthy or the time is up. Returns the last result."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
     while not (found := await probe()) and loop.time() < deadline:
@@ -332,9 +338,10 @@ async def until(probe, timeout=LATE, pause=0.02):
 
 
 def unevenness(clients, seconds):
-    """Prints how many were closed in each second of the time; by which share the worst is off.
+    """Prints how many sessions were closed in each second. Returns the largest deviation from the
+    mean, as a share of it.
 
-    The first begins with the first close, and the last has what comes later, too.
+    The first second starts with the first close. The last one includes everything later.
     """
     times = sorted(client.closed_at for client in clients if client.close)
     counts = [0] * seconds
@@ -348,10 +355,12 @@ def unevenness(clients, seconds):
 
 
 class Regular:
-    """Somebody who comes back whenever the connection is lost; `failures` tell how it was."""
+    """A client that reconnects whenever it loses its connection. `failures` lists how each session
+    ended.
+    """
 
     def __init__(self, address):
-        self.address = address  # is asked where to go
+        self.address = address  # a function that returns the address to connect to
         self.client = None
         self.failures = []
         self.leaving = False
@@ -364,7 +373,7 @@ class Regular:
             if not self.leaving:
                 self.failures.append(self.client.told())
             if self.client.status != 101:
-                await asyncio.sleep(0.2)  # refused: not at once again
+                await asyncio.sleep(0.2)  # refused: try again after a pause
 
     async def stay(self):
         await self.client.ended
@@ -374,7 +383,7 @@ class Regular:
 
 
 async def gather_regulars(regulars):
-    """Lets them come, a few at a time; the tasks in which they live."""
+    """Connects the clients, a few at a time. Returns their tasks."""
     tasks = []
     for number, regular in enumerate(regulars, 1):
         tasks.append(asyncio.create_task(regular.live()))

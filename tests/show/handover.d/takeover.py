@@ -257,7 +257,7 @@ class Visitor:
             if self.stays:
                 await self.visit()
         if self.clients[-1].inside:
-            self.clients[-1].says_goodbye()
+            self.clients[-1].send_close()
             await self.clients[-1].ended
 
     async def visit(self):
@@ -275,7 +275,7 @@ class Visitor:
         """Ends the session. The visitor does not reconnect."""
         self.stays = False
         if self.has_session():
-            self.clients[-1].says_goodbye()
+            self.clients[-1].send_close()
 
 
 class VisitorGroup:

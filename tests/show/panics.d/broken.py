@@ -223,7 +223,7 @@ async def keep_visiting(balancer, over):
         client = await chats.connect(balancer.address, chats.new_client())
         outcomes.append("an echo" if await client.talks() else client.told())
         if client.inside:
-            client.says_goodbye()
+            client.send_close()
         await sessions.all_ended([client])
     return outcomes
 
@@ -243,7 +243,7 @@ async def show_spread(balancer, before):
     check(even, f"{NEWCOMERS} new sessions are spread evenly, the pods then have {[*own.values()]}")
     for client in newcomers:
         if client.inside:
-            client.says_goodbye()
+            client.send_close()
     await sessions.all_ended(newcomers)
     check(await is_state(balancer, before), "after they have left, the state is the same as before")
 
@@ -253,6 +253,6 @@ async def show_state_control(balancer, before):
     say("  control: one more session")
     client = await chats.connect(balancer.address, chats.new_client())
     check(await state(balancer) != before, "the state differs")
-    client.says_goodbye()
+    client.send_close()
     await sessions.all_ended([client])
     check(await is_state(balancer, before), "after it has left, the state is the same again")

@@ -166,7 +166,7 @@ class Environment:
         yield clients
         for client in clients:
             if client.inside:
-                client.says_goodbye()
+                client.send_close()
         await all_ended(clients)
 
     async def keep_open(self, client):
@@ -195,7 +195,7 @@ class Environment:
         )
         await self.crowd.leave()
         for client in self.silent:
-            client.says_goodbye()
+            client.send_close()
         check(
             await eventually(lambda: self.balancer.own() == {}),
             f"session counts at the end: {self.balancer.own()}",
