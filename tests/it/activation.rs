@@ -42,7 +42,7 @@ fn listener() -> (TcpListener, SocketAddr) {
 }
 
 #[actix_rt::test]
-async fn sockets_are_taken_over_by_name_and_win_over_the_configuration() {
+async fn inherited_sockets_are_matched_by_name_and_override_the_configuration() {
     let pod = Pod::echo().await;
     let ((admin, admin_address), (traffic, traffic_address)) = (listener(), listener());
     let mut command = activated(&[admin.into(), traffic.into()], "admin:traffic");
@@ -61,7 +61,7 @@ async fn sockets_are_taken_over_by_name_and_win_over_the_configuration() {
 }
 
 #[actix_rt::test]
-async fn a_unix_socket_is_taken_over_and_its_file_stays() {
+async fn an_inherited_unix_socket_is_used_and_its_file_stays() {
     let pod = Pod::echo().await;
     let name = format!("wsbalancer-{}-{:x}.sock", std::process::id(), fastrand::u64(..));
     let path = std::env::temp_dir().join(name);
@@ -86,7 +86,7 @@ async fn a_unix_socket_is_taken_over_and_its_file_stays() {
 }
 
 #[actix_rt::test]
-async fn what_nobody_can_be_accepted_from_is_named_and_ends_the_start() {
+async fn an_inherited_socket_that_cannot_accept_fails_the_start_with_its_name() {
     let pod = Pod::echo().await;
     let (listening, address) = listener();
     let bound = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
@@ -130,7 +130,7 @@ async fn visit(address: SocketAddr) -> Result<(), String> {
 }
 
 #[actix_rt::test]
-async fn nobody_is_refused_or_reset_while_one_process_follows_another() {
+async fn no_connection_is_refused_or_reset_during_a_hand_over() {
     let pod = Pod::echo().await;
     let (traffic, address) = listener();
     let first = successor(&traffic, &pod).await;
@@ -170,7 +170,7 @@ async fn nobody_is_refused_or_reset_while_one_process_follows_another() {
 }
 
 #[actix_rt::test]
-async fn who_was_accepted_before_the_hand_over_is_still_served() {
+async fn connections_accepted_before_the_hand_over_are_still_served() {
     let pod = Pod::echo().await;
     let (traffic, address) = listener();
     let mut balancer = successor(&traffic, &pod).await;
@@ -198,7 +198,7 @@ async fn who_was_accepted_before_the_hand_over_is_still_served() {
 /// A proxy's connection that waits for another request would get it refused by a process that goes,
 /// while the next one serves the same socket.
 #[actix_rt::test]
-async fn a_kept_connection_ends_when_the_next_process_takes_over() {
+async fn an_idle_keep_alive_connection_ends_at_the_hand_over() {
     let pod = Pod::echo().await;
     let (traffic, address) = listener();
     let balancer = successor(&traffic, &pod).await;

@@ -46,7 +46,7 @@ async fn results(balancer: &Balancer) -> [u64; 3] {
 }
 
 #[actix_rt::test]
-async fn a_cookie_leads_back_and_comes_with_handshakes_and_plain_answers() {
+async fn a_cookie_returns_the_client_to_its_pod_and_is_set_on_handshakes_and_plain_responses() {
     let pods = pods().await;
     let balancer = Balancer::with(&pods, &COOKIE).await;
     let (head, first) = get(&balancer, "").await;
@@ -71,7 +71,7 @@ async fn a_cookie_leads_back_and_comes_with_handshakes_and_plain_answers() {
 }
 
 #[actix_rt::test]
-async fn replicas_with_the_same_key_understand_each_other_and_others_do_not() {
+async fn a_cookie_is_valid_for_replicas_with_the_same_key_only() {
     let pods = pods().await;
     let balancer = Balancer::with(&pods, &COOKIE).await;
     let replica = Balancer::with(&pods, &COOKIE).await;
@@ -88,7 +88,7 @@ async fn replicas_with_the_same_key_understand_each_other_and_others_do_not() {
 }
 
 #[actix_rt::test]
-async fn when_the_pod_is_gone_or_full_another_takes_the_client_with_a_new_cookie() {
+async fn a_client_of_a_missing_or_full_pod_gets_another_pod_and_a_new_cookie() {
     let mut pods = Vec::from(pods().await);
     let limited = [
         COOKIE[0],
@@ -115,7 +115,7 @@ async fn when_the_pod_is_gone_or_full_another_takes_the_client_with_a_new_cookie
 }
 
 #[actix_rt::test]
-async fn a_cookie_of_another_service_is_worth_nothing() {
+async fn a_cookie_of_another_service_is_ignored() {
     let pods = pods().await;
     let urls: Vec<String> = pods.iter().map(|pod| format!("{:?}", pod.url())).collect();
     let service = |name: &str| format!("[services.{name}]\nbackends = [{}]\n", urls.join(", "));
@@ -138,7 +138,7 @@ async fn a_cookie_of_another_service_is_worth_nothing() {
 }
 
 #[actix_rt::test]
-async fn a_hashed_header_leads_to_the_same_pod_through_every_replica() {
+async fn a_hashed_header_selects_the_same_pod_in_every_replica() {
     let pods = pods().await;
     let settings = [("balancer.affinity", "header"), ("balancer.affinity_header", "X-User")];
     let (balancer, replica) =
@@ -156,7 +156,7 @@ async fn a_hashed_header_leads_to_the_same_pod_through_every_replica() {
 }
 
 #[actix_rt::test]
-async fn a_hashed_address_is_the_clients_behind_a_trusted_proxy() {
+async fn the_hashed_address_is_the_client_behind_a_trusted_proxy() {
     let pods = pods().await;
     let settings = [("balancer.affinity", "address"), ("server.trusted_proxies", "127.0.0.1")];
     let balancer = Balancer::with(&pods, &settings).await;

@@ -144,7 +144,7 @@ async fn backends_sessions_and_the_version_are_listed() {
 }
 
 #[actix_rt::test]
-async fn idle_sessions_are_told_from_busy_ones() {
+async fn idle_sessions_are_distinguished_from_busy_ones() {
     let pod = Pod::echo().await;
     let balancer = Balancer::with([&pod], &[("balancer.close_timeout", "100ms")]).await;
     let mut by_pod = clients(&balancer, 2).await;
@@ -160,7 +160,7 @@ async fn idle_sessions_are_told_from_busy_ones() {
 }
 
 #[actix_rt::test]
-async fn draining_a_pod_moves_exactly_its_sessions_over_the_time() {
+async fn draining_a_pod_moves_only_its_sessions_spread_over_the_given_time() {
     let pods = [Pod::echo().await, Pod::echo().await];
     let [drained, other] = [0, 1].map(|at: usize| pods[at].address.to_string());
     let balancer = Balancer::start(&pods).await;
@@ -202,7 +202,7 @@ async fn draining_a_pod_moves_exactly_its_sessions_over_the_time() {
 }
 
 #[actix_rt::test]
-async fn undrain_ends_the_moving_and_no_time_is_no_moving() {
+async fn undrain_stops_moving_sessions_and_a_drain_without_a_time_moves_none() {
     let pods = [Pod::echo().await, Pod::echo().await, Pod::echo().await];
     let [first, second, third] = [0, 1, 2].map(|at: usize| pods[at].address.to_string());
     let balancer = Balancer::start(&pods).await;
@@ -230,7 +230,7 @@ async fn undrain_ends_the_moving_and_no_time_is_no_moving() {
 }
 
 #[actix_rt::test]
-async fn a_session_that_opens_on_a_pod_that_is_moved_away_is_moved_too() {
+async fn a_session_that_opens_on_a_draining_pod_is_moved_too() {
     let pod = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = pod.local_addr().unwrap();
     let url = format!("http://{address}");
@@ -252,7 +252,7 @@ async fn a_session_that_opens_on_a_pod_that_is_moved_away_is_moved_too() {
 }
 
 #[actix_rt::test]
-async fn the_sessions_of_a_pod_that_says_so_or_leaves_are_moved_over_pod_drain_time() {
+async fn sessions_of_a_pod_that_reports_draining_or_leaves_are_moved_over_pod_drain_time() {
     let pods = [Pod::echo().await, Pod::echo().await, Pod::echo().await];
     let settings = [("balancer.pod_drain_time", "500ms"), ("balancer.poll_interval", "100ms")];
     let balancer = Balancer::with(&pods, &settings).await;
@@ -295,7 +295,7 @@ async fn sessions_of_an_ejected_pod_stay_or_are_closed_as_configured() {
 }
 
 #[actix_rt::test]
-async fn a_service_that_drains_takes_nobody() {
+async fn a_draining_service_accepts_no_session() {
     let pod = Pod::echo().await;
     let balancer = Balancer::start([&pod]).await;
     let mut stays = connect(balancer.address()).await;
@@ -309,7 +309,7 @@ async fn a_service_that_drains_takes_nobody() {
 }
 
 #[actix_rt::test]
-async fn one_session_is_closed_and_no_other() {
+async fn deleting_a_session_closes_only_that_session() {
     let pod = Pod::echo().await;
     let balancer = Balancer::start([&pod]).await;
     let (mut goes, mut stays) = {
@@ -327,7 +327,7 @@ async fn one_session_is_closed_and_no_other() {
 }
 
 #[actix_rt::test]
-async fn what_is_not_there_or_cannot_be_is_told_in_a_sentence() {
+async fn unknown_targets_and_impossible_requests_are_answered_with_a_sentence() {
     let pod = Pod::echo().await;
     let balancer = Balancer::start([&pod]).await;
     let of_pod = format!("/api/backends/{}", pod.address);
@@ -382,7 +382,7 @@ async fn calls_that_change_something_need_the_token() {
 }
 
 #[actix_rt::test]
-async fn pages_may_change_nothing() {
+async fn requests_from_web_pages_cannot_change_anything() {
     let pod = Pod::echo().await;
     let balancer = Balancer::start([&pod]).await;
     let url = balancer.admin_url("/api/services/default/drain");
@@ -392,7 +392,7 @@ async fn pages_may_change_nothing() {
 }
 
 #[actix_rt::test]
-async fn whoever_comes_through_a_proxy_on_this_machine_may_change_nothing_without_a_token() {
+async fn requests_through_a_local_proxy_need_the_token_to_change_anything() {
     let pod = Pod::echo().await;
     let balancer = Balancer::start([&pod]).await;
     let url = balancer.admin_url("/api/services/default/drain");
@@ -421,7 +421,7 @@ async fn refusal(url: &str, method: Method, body: Vec<u8>) -> (u16, Option<Strin
 }
 
 #[actix_rt::test]
-async fn a_known_path_says_which_method_it_takes() {
+async fn a_wrong_method_is_answered_with_405_and_the_allowed_methods() {
     let balancer = Balancer::with([], &[("services", "http://127.0.0.1:1")]).await;
     for (method, path, allow) in [
         (Method::GET, "/api/reload", "POST"),
@@ -440,7 +440,7 @@ async fn a_known_path_says_which_method_it_takes() {
 }
 
 #[actix_rt::test]
-async fn a_log_level_that_cannot_be_read_is_told_in_json() {
+async fn an_unreadable_log_level_is_answered_in_json() {
     let balancer = Balancer::with([], &[("services", "http://127.0.0.1:1")]).await;
     let url = balancer.admin_url("/api/log-level");
     for (body, status) in [(vec![0xff, 0xfe], 400), (vec![b'x'; 300_000], 413)] {
@@ -451,7 +451,7 @@ async fn a_log_level_that_cannot_be_read_is_told_in_json() {
 }
 
 #[actix_rt::test]
-async fn nothing_of_it_is_on_the_traffic_listener() {
+async fn the_traffic_listener_does_not_serve_the_api() {
     let pod = Pod::named("the pod").await;
     let balancer = Balancer::start([&pod]).await;
     let client = awc::Client::new();
@@ -468,7 +468,7 @@ async fn nothing_of_it_is_on_the_traffic_listener() {
 }
 
 #[actix_rt::test]
-async fn the_log_level_changes_while_it_runs() {
+async fn the_log_level_can_be_changed_at_run_time() {
     let pod = Pod::echo().await;
     let mut balancer = Program::run(&pod.url(), &[]).await;
     let url = format!("http://{}/api/log-level", balancer.admin);

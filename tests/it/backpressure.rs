@@ -114,11 +114,11 @@ async fn stall(from_pod: bool) {
 }
 
 #[actix_rt::test]
-async fn a_client_that_does_not_read_holds_its_pod_back() {
+async fn a_client_that_does_not_read_slows_its_pod_down() {
     stall(true).await;
 }
 
 #[actix_rt::test]
-async fn a_pod_that_does_not_read_holds_its_client_back() {
+async fn a_pod_that_does_not_read_slows_its_client_down() {
     stall(false).await;
 }

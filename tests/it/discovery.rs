@@ -62,7 +62,7 @@ fn found(answer: Result<Answer, LookupError>) -> (Vec<String>, u64) {
 }
 
 #[actix_rt::test]
-async fn addresses_come_sorted_and_once_with_the_shortest_time() {
+async fn addresses_are_sorted_and_unique_with_the_shortest_ttl() {
     let dns = Dns::start().await;
     dns.a("chat.", 9, &["10.0.0.9", "10.0.0.10", "10.0.0.9"]);
     dns.say("chat.", AAAA, addresses(7, &["fd00::1"]));
@@ -77,7 +77,7 @@ async fn addresses_come_sorted_and_once_with_the_shortest_time() {
 }
 
 #[actix_rt::test]
-async fn the_time_is_bounded_and_nothing_is_remembered() {
+async fn the_ttl_is_bounded_and_answers_are_not_cached() {
     let dns = Dns::start().await;
     let resolver = Resolver::new(host("chat"), settings(&[&dns], PATIENT));
     for (ttl, ip, bounded) in [(0, "10.0.0.1", 1), (86_400, "10.0.0.2", 30), (4, "10.0.0.3", 4)] {
@@ -93,7 +93,7 @@ async fn the_time_is_bounded_and_nothing_is_remembered() {
 }
 
 #[actix_rt::test]
-async fn more_addresses_than_a_packet_holds_come_over_tcp() {
+async fn a_truncated_answer_is_repeated_over_tcp() {
     let dns = Dns::start().await;
     let v4: Vec<String> = (1..=200).map(|host| format!("10.0.0.{host}")).collect();
     let v6: Vec<String> = (1..=200).map(|host| format!("fd00::{host:x}")).collect();
@@ -139,7 +139,7 @@ async fn services_have_ports_and_priorities() {
 }
 
 #[actix_rt::test]
-async fn that_there_is_nothing_is_told_from_that_nobody_knows() {
+async fn an_empty_answer_differs_from_a_failed_lookup() {
     let dns = Dns::start().await;
     dns.set_negative_ttl(3);
     let resolver = Resolver::new(host("chat"), settings(&[&dns], PATIENT));
@@ -165,7 +165,7 @@ async fn that_there_is_nothing_is_told_from_that_nobody_knows() {
 }
 
 #[actix_rt::test]
-async fn silence_is_a_failure() {
+async fn a_lookup_without_an_answer_is_a_failure() {
     let dns = Dns::start().await;
     dns.always(Some(Say::Silence));
     let silent = settings(&[&dns], Duration::from_millis(200));
@@ -182,7 +182,7 @@ async fn silence_is_a_failure() {
 }
 
 #[actix_rt::test]
-async fn a_failure_of_one_kind_of_records_is_told_with_the_others() {
+async fn a_failure_of_one_record_type_is_reported_with_the_records_of_the_other() {
     let dns = Dns::start().await;
     dns.a("chat.", 5, &["10.0.0.1"]);
     dns.say("chat.", AAAA, SERVFAIL);
@@ -196,7 +196,7 @@ async fn a_failure_of_one_kind_of_records_is_told_with_the_others() {
 }
 
 #[actix_rt::test]
-async fn the_next_name_server_helps_when_the_first_cannot() {
+async fn the_second_name_server_is_asked_when_the_first_fails() {
     let (first, second) = (Dns::start().await, Dns::start().await);
     second.a("chat.", 5, &["10.0.0.2"]);
     let resolver = Resolver::new(host("chat"), settings(&[&first, &second], 4 * SECOND));
@@ -220,7 +220,7 @@ fn searching(dns: &Dns) -> ResolverSettings {
 }
 
 #[actix_rt::test]
-async fn short_names_are_searched_for() {
+async fn short_names_are_completed_with_search_domains() {
     let dns = Dns::start().await;
     dns.a("chat.shop.svc.cluster.local.", 5, &["10.0.0.1"]);
     dns.a("web.example.", 5, &["10.0.0.2"]);
@@ -244,7 +244,7 @@ async fn short_names_are_searched_for() {
 }
 
 #[actix_rt::test]
-async fn a_search_domain_that_fails_hides_no_other_and_leads_to_none() {
+async fn a_failing_search_domain_is_skipped_and_its_failure_is_reported() {
     let dns = Dns::start().await;
     dns.a("chat.corp.example.", 5, &["192.0.2.1"]);
     let inner = "chat.shop.svc.cluster.local.";
@@ -359,7 +359,7 @@ fn watch(dns: &Dns, source: &str, query: DnsSource, target: LookupTarget) -> Loo
 }
 
 #[actix_rt::test]
-async fn pods_that_come_and_go_are_told() {
+async fn added_and_removed_pods_are_reported() {
     let dns = Dns::start().await;
     dns.a("chat.", 0, &["10.0.0.1"]);
     let url = "https://chat:3001";
@@ -387,7 +387,7 @@ async fn pods_that_come_and_go_are_told() {
 }
 
 #[actix_rt::test]
-async fn a_set_that_stays_is_told_once() {
+async fn an_unchanged_set_of_pods_is_reported_once() {
     let dns = Dns::start().await;
     dns.a("chat.", 0, &["10.0.0.2", "10.0.0.1"]);
     let mut watcher = Watcher::of_pods(&dns);
@@ -399,7 +399,7 @@ async fn a_set_that_stays_is_told_once() {
 }
 
 #[actix_rt::test]
-async fn failures_keep_the_pods_and_show() {
+async fn failed_lookups_keep_the_pods_and_are_shown() {
     let dns = Dns::start().await;
     dns.a("chat.", 0, &["10.0.0.1", "10.0.0.2"]);
     let mut watcher = Watcher::of_pods(&dns);
@@ -423,7 +423,7 @@ async fn failures_keep_the_pods_and_show() {
 }
 
 #[actix_rt::test]
-async fn silence_keeps_the_pods() {
+async fn lookups_without_an_answer_keep_the_pods() {
     let dns = Dns::start().await;
     dns.a("chat.", 0, &["10.0.0.1"]);
     let subject =
@@ -441,7 +441,7 @@ async fn silence_keeps_the_pods() {
 }
 
 #[actix_rt::test]
-async fn pods_are_believed_gone_when_it_is_said_twice_in_a_row() {
+async fn pods_are_removed_after_two_empty_answers_in_a_row() {
     let dns = Dns::start().await;
     dns.a("chat.", 0, &["10.0.0.1"]);
     let mut watcher = Watcher::of_pods(&dns);
@@ -469,7 +469,7 @@ async fn pods_are_believed_gone_when_it_is_said_twice_in_a_row() {
 }
 
 #[actix_rt::test]
-async fn a_short_name_is_searched_for_anew_when_its_pods_are_gone() {
+async fn a_short_name_is_completed_again_when_its_pods_are_gone() {
     let dns = Dns::start().await;
     let inner = "chat.shop.svc.cluster.local.";
     dns.a(inner, 0, &["10.0.0.1"]);
@@ -490,7 +490,7 @@ async fn a_short_name_is_searched_for_anew_when_its_pods_are_gone() {
 }
 
 #[actix_rt::test]
-async fn replicas_are_counted_for_all_services_and_are_one_at_least() {
+async fn the_replica_count_applies_to_all_services_and_is_at_least_one() {
     let dns = Dns::start().await;
     dns.a("balancers.", 0, &["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
     let subject = LookupTarget::Replicas { services: vec![id(0), id(2)] };
@@ -515,7 +515,7 @@ async fn replicas_are_counted_for_all_services_and_are_one_at_least() {
 }
 
 #[actix_rt::test]
-async fn settings_say_what_is_looked_up() {
+async fn settings_determine_the_names_to_look_up() {
     let dns = Dns::start().await;
     dns.a("chat.", 0, &["10.0.0.1", "10.0.0.2"]);
     dns.say("_ws._tcp.video.", RecordType::SRV, services(0, &[(0, 0, 80, "video.")]));
@@ -552,7 +552,7 @@ async fn settings_say_what_is_looked_up() {
 }
 
 #[actix_rt::test]
-async fn names_that_stay_go_on_and_others_begin_or_end() {
+async fn a_reload_keeps_unchanged_names_and_starts_and_stops_others() {
     let dns = Dns::start().await;
     dns.a("chat.", 0, &["10.0.0.1"]);
     dns.a("balancers.", 0, &["10.0.0.4", "10.0.0.5"]);
@@ -583,13 +583,13 @@ async fn names_that_stay_go_on_and_others_begin_or_end() {
 }
 
 #[actix_rt::test]
-async fn nothing_is_looked_up_where_nothing_is_to_be() {
+async fn no_lookups_are_made_without_names() {
     let balancer = Balancer::from_toml("services = [\"http://127.0.0.1:9\"]").await;
     assert!(balancer.control.discovery.send(GetLookups).await.unwrap().0.is_empty());
 }
 
 #[actix_rt::test]
-async fn failures_are_logged_once_and_so_is_their_end() {
+async fn a_lookup_failure_and_its_end_are_logged_once_each() {
     let dns = Dns::start().await;
     dns.a("chat.", 0, &["10.0.0.1", "10.0.0.2"]);
     let nameserver = dns.address.to_string();

@@ -65,7 +65,7 @@ fn service_restart() -> Vec<u8> {
 }
 
 #[actix_rt::test]
-async fn connections_are_served_until_the_delay_is_over_and_refused_then() {
+async fn connections_are_accepted_during_drain_delay_and_refused_afterwards() {
     let pod = Pod::echo().await;
     let mut balancer = Program::run(&pod.url(), &[(DRAIN_DELAY, "3s")]).await;
     // It does not answer its Close, so that the balancer has something to wait for.
@@ -93,7 +93,7 @@ async fn connections_are_served_until_the_delay_is_over_and_refused_then() {
 }
 
 #[actix_rt::test]
-async fn a_second_signal_ends_it_at_once() {
+async fn a_second_signal_stops_the_process_immediately() {
     let pod = Pod::echo().await;
     let balancer = Program::run(&pod.url(), &[(DRAIN_DELAY, "1h")]).await;
     let _client = connect(balancer.traffic).await;
@@ -106,7 +106,7 @@ async fn a_second_signal_ends_it_at_once() {
 }
 
 #[actix_rt::test]
-async fn closes_are_spread_over_the_drain_time() {
+async fn closes_are_spread_over_drain_time() {
     let pod = Pod::echo().await;
     let variables = [(DRAIN_TIME, "4s"), ("WSBALANCER__BALANCER__CLOSE_CODE_DRAIN", "4321")];
     let balancer = Program::run(&pod.url(), &variables).await;
@@ -168,7 +168,7 @@ async fn a_session_that_opens_during_the_drain_is_closed_too() {
 }
 
 #[actix_rt::test]
-async fn plain_requests_under_way_are_answered_to_the_end() {
+async fn plain_requests_in_progress_are_answered_completely() {
     let (pod, mut balancer) = slow_pod().await;
     let mut client = TcpStream::connect(balancer.traffic).await.unwrap();
     client.write_all(b"GET /file HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
@@ -190,7 +190,7 @@ async fn plain_requests_under_way_are_answered_to_the_end() {
 
 /// What a proxy does: one connection for one request after the other.
 #[actix_rt::test]
-async fn connections_that_wait_for_another_request_end_instead_of_refusing_it() {
+async fn idle_keep_alive_connections_close_instead_of_refusing_a_request() {
     let (pod, balancer) = slow_pod().await;
     let address = balancer.traffic;
     let kept = async || {
@@ -231,7 +231,7 @@ async fn connections_that_wait_for_another_request_end_instead_of_refusing_it() 
 
 /// A client that waits for a place must not get one that the drain frees.
 #[actix_rt::test]
-async fn clients_in_the_queue_are_sent_away() {
+async fn queued_clients_are_refused_when_the_drain_starts() {
     let pod = Pod::scripted(Script::default()).await;
     let variables = [
         ("WSBALANCER__BALANCER__MAX_SESSIONS_PER_POD", "1"),
@@ -253,7 +253,7 @@ async fn clients_in_the_queue_are_sent_away() {
 /// No session is waited for where all places are others', and no pod has anything to do with those
 /// who wait for one.
 #[actix_rt::test]
-async fn clients_in_the_queue_are_sent_away_by_a_balancer_without_sessions_too() {
+async fn queued_clients_are_refused_by_a_balancer_without_sessions_too() {
     let pod = Pod::reporting(report(1)).await;
     let variables = [
         ("WSBALANCER__BALANCER__MAX_SESSIONS_PER_POD", "1"),

@@ -19,7 +19,7 @@ use crate::support::{
 };
 
 #[actix_rt::test]
-async fn text_binary_and_empty_messages() {
+async fn text_binary_and_empty_messages_are_echoed() {
     let pod = Pod::echo().await;
     let balancer = Balancer::start([&pod]).await;
     let mut client = connect(balancer.address()).await;
@@ -37,7 +37,7 @@ async fn text_binary_and_empty_messages() {
 }
 
 #[actix_rt::test]
-async fn a_fragmented_message_with_a_ping_between() {
+async fn a_ping_between_fragments_is_answered_by_the_pod() {
     let pod = Pod::echo().await;
     let balancer = Balancer::start([&pod]).await;
     let mut client = connect(balancer.address()).await;
@@ -53,7 +53,7 @@ async fn a_fragmented_message_with_a_ping_between() {
 }
 
 #[actix_rt::test]
-async fn sixty_four_mebibytes_in_one_message() {
+async fn a_message_of_64_mebibytes_is_echoed() {
     let pod = Pod::echo().await;
     let balancer = Balancer::start([&pod]).await;
     let (mut sink, mut stream) = connect(balancer.address()).await.split();
@@ -67,7 +67,7 @@ async fn sixty_four_mebibytes_in_one_message() {
 }
 
 #[actix_rt::test]
-async fn pings_go_to_the_pod_and_back() {
+async fn pings_are_relayed_both_ways() {
     let pod = Pod::scripted(Script::default()).await;
     let balancer = Balancer::start([&pod]).await;
     let mut client = connect(balancer.address()).await;
@@ -85,7 +85,7 @@ async fn pings_go_to_the_pod_and_back() {
 }
 
 #[actix_rt::test]
-async fn early_bytes_of_both_sides_arrive() {
+async fn early_bytes_of_both_sides_are_relayed() {
     let early = unmasked(FIN | TEXT, b"welcome");
     let upgrade = Upgrade::Accept { fields: "", early: early.clone() };
     let pod = Pod::scripted(Script { upgrade, ..Script::default() }).await;
@@ -102,7 +102,7 @@ async fn early_bytes_of_both_sides_arrive() {
 }
 
 #[actix_rt::test]
-async fn compressed_frames_pass_as_they_are() {
+async fn compressed_frames_are_relayed_unchanged() {
     let fields = "Sec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover\r\n";
     let upgrade = Upgrade::Accept { fields, early: Vec::new() };
     let pod = Pod::scripted(Script { upgrade, ..Script::default() }).await;
@@ -128,7 +128,7 @@ async fn compressed_frames_pass_as_they_are() {
 }
 
 #[actix_rt::test]
-async fn a_thousand_sessions_at_once() {
+async fn a_thousand_concurrent_sessions_are_spread_evenly() {
     let pods = [Pod::echo().await, Pod::echo().await, Pod::echo().await, Pod::echo().await];
     let balancer = Balancer::start(&pods).await;
     let mut clients = Vec::new();
@@ -149,7 +149,7 @@ async fn a_thousand_sessions_at_once() {
 
 /// Random sizes both ways at once, so that partial writes fall everywhere.
 #[actix_rt::test]
-async fn bytes_keep_their_order_both_ways_at_once() {
+async fn bytes_keep_their_order_in_both_directions_at_once() {
     let pod = Pod::scripted(Script::default()).await;
     let balancer = Balancer::start([&pod]).await;
     let client = connect(balancer.address()).await;

@@ -57,7 +57,7 @@ async fn endings(balancer: &Balancer) -> Vec<(String, u64)> {
 }
 
 #[actix_rt::test]
-async fn by_its_sides() {
+async fn closes_and_disconnects_are_counted_by_side() {
     for (reason, client_closes) in [("client", true), ("pod", false)] {
         let pod = Pod::scripted(Script::default()).await;
         let balancer = Balancer::start([&pod]).await;
@@ -85,7 +85,7 @@ async fn by_its_sides() {
 
 /// A Close that nobody answers, and half a session of which nothing more comes.
 #[actix_rt::test]
-async fn by_who_began_it_and_not_by_the_cut_that_follows() {
+async fn the_first_cause_is_counted_and_not_the_cut_that_follows() {
     let settings = [("balancer.close_timeout", "50ms"), ("balancer.half_closed_timeout", "50ms")];
     let mut stage = Stage::set(&settings).await;
     stage.client.write_all(&masked(FIN | CLOSE, &1000u16.to_be_bytes())).await.unwrap();
@@ -97,7 +97,7 @@ async fn by_who_began_it_and_not_by_the_cut_that_follows() {
 
 /// Whoever is cut because of what it did is counted for that, whether it answers our Close or not.
 #[actix_rt::test]
-async fn by_a_limit() {
+async fn exceeded_limits_are_counted() {
     for answers in [true, false] {
         let settings = [("balancer.max_frame_size", "200"), ("balancer.close_timeout", "100ms")];
         let mut stage = Stage::set(&settings).await;
@@ -110,7 +110,7 @@ async fn by_a_limit() {
 }
 
 #[actix_rt::test]
-async fn by_time() {
+async fn time_outs_are_counted() {
     let soon = ("balancer.close_timeout", "50ms");
     for (reason, settings) in [
         ("idle", [("balancer.idle_timeout", "100ms"), soon]),
@@ -131,7 +131,7 @@ async fn by_time() {
 }
 
 #[actix_rt::test]
-async fn by_taking_nothing() {
+async fn write_time_outs_are_counted() {
     let settings = [("balancer.write_timeout", "200ms"), ("balancer.close_timeout", "50ms")];
     for (reason, client_floods) in [("pod_stalled", true), ("client_stalled", false)] {
         let mut stage = Stage::set(&settings).await;
@@ -147,7 +147,7 @@ async fn by_taking_nothing() {
 /// Nobody reads from a client that has to wait for its rate: only a write shows that it is gone. What it
 /// has sent would take a minute.
 #[actix_rt::test]
-async fn by_a_death_that_only_a_write_shows() {
+async fn a_lost_client_that_only_a_write_reveals_is_counted() {
     let settings = [("balancer.messages_per_second", "1"), ("balancer.close_timeout", "50ms")];
     let Stage { balancer, mut client, mut pod } = Stage::set(&settings).await;
     let message = masked(FIN | BINARY, b"one");
@@ -161,7 +161,7 @@ async fn by_a_death_that_only_a_write_shows() {
 }
 
 #[actix_rt::test]
-async fn by_us() {
+async fn closes_by_the_balancer_are_counted() {
     let soon = [("balancer.close_timeout", "50ms")];
     let stage = Stage::set(&soon).await;
     stage.balancer.control.registry.do_send(DrainAll { over: Duration::ZERO });

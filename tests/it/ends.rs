@@ -33,7 +33,7 @@ async fn until_pod_is_gone(client: &mut TcpStream, last: &[u8]) {
 }
 
 #[actix_rt::test]
-async fn close_codes_and_reasons_pass_both_ways() {
+async fn close_codes_and_reasons_are_relayed_both_ways() {
     let pod = Pod::scripted(Script::default()).await;
     let balancer = Balancer::start([&pod]).await;
     for (code, reason) in
@@ -59,7 +59,7 @@ async fn close_codes_and_reasons_pass_both_ways() {
 }
 
 #[actix_rt::test]
-async fn a_close_without_a_code_stays_without_one() {
+async fn a_close_without_a_code_is_relayed_without_one() {
     let pod = Pod::scripted(Script::default()).await;
     let balancer = Balancer::start([&pod]).await;
     let mut client = connect(balancer.address()).await;
@@ -69,7 +69,7 @@ async fn a_close_without_a_code_stays_without_one() {
 }
 
 #[actix_rt::test]
-async fn a_half_close_is_passed_on_and_the_other_half_lives() {
+async fn a_half_close_is_relayed_and_the_other_direction_stays_open() {
     let pod = Pod::scripted(Script::default()).await;
     let balancer = Balancer::start([&pod]).await;
     let (mut client, _) = raw(balancer.address(), "", b"").await;
@@ -95,7 +95,7 @@ async fn a_half_close_is_passed_on_and_the_other_half_lives() {
 }
 
 #[actix_rt::test]
-async fn a_pod_that_half_closes_still_hears_the_client() {
+async fn a_pod_that_half_closes_still_receives_from_the_client() {
     let pod = Pod::scripted(Script::default()).await;
     let balancer = Balancer::start([&pod]).await;
     let (mut client, _) = raw(balancer.address(), "", b"").await;
@@ -110,7 +110,7 @@ async fn a_pod_that_half_closes_still_hears_the_client() {
 }
 
 #[actix_rt::test]
-async fn the_last_words_of_a_pod_that_dies_arrive() {
+async fn the_last_bytes_of_a_pod_that_dies_are_delivered() {
     let pod = Pod::scripted(Script::default()).await;
     let balancer = Balancer::start([&pod]).await;
     let (mut client, _) = raw(balancer.address(), "", b"").await;
@@ -154,7 +154,7 @@ async fn a_reset_on_one_side_ends_the_other() {
 /// A pod that closes while its client talks on: without being read to the end, the client would be
 /// reset and might lose the Close it has not read yet.
 #[actix_rt::test]
-async fn a_client_that_talks_on_is_not_reset_when_its_pod_leaves() {
+async fn a_client_that_keeps_sending_is_not_reset_when_its_pod_disconnects() {
     let pod = Pod::scripted(Script::default()).await;
     let balancer = Balancer::start([&pod]).await;
     let (mut client, _) = raw(balancer.address(), "", b"").await;
@@ -177,7 +177,7 @@ async fn a_client_that_talks_on_is_not_reset_when_its_pod_leaves() {
 }
 
 #[actix_rt::test]
-async fn the_end_of_one_session_leaves_the_others_open() {
+async fn the_end_of_one_session_does_not_affect_others() {
     let pod = Pod::echo().await;
     let balancer = Balancer::start([&pod]).await;
     let mut stays = connect(balancer.address()).await;

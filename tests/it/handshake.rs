@@ -29,7 +29,7 @@ fn scripted(upgrade: Upgrade) -> Script {
 }
 
 #[actix_rt::test]
-async fn the_pod_sees_the_request_and_the_client_its_answer() {
+async fn request_and_response_fields_are_forwarded() {
     let fields = "Sec-WebSocket-Protocol: superchat\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\n";
     let pod = Pod::scripted(scripted(Upgrade::Accept { fields, early: Vec::new() })).await;
     let balancer = Balancer::start([&pod]).await;
@@ -57,7 +57,7 @@ async fn the_pod_sees_the_request_and_the_client_its_answer() {
 }
 
 #[actix_rt::test]
-async fn what_is_not_a_handshake_is_refused_and_no_pod_hears_of_it() {
+async fn an_invalid_handshake_is_refused_without_contacting_a_pod() {
     let pod = Pod::scripted(Script::default()).await;
     let balancer = Balancer::start([&pod]).await;
     let good = handshake("");
@@ -81,7 +81,7 @@ async fn what_is_not_a_handshake_is_refused_and_no_pod_hears_of_it() {
 }
 
 #[actix_rt::test]
-async fn websocket_may_stand_in_a_list_of_protocols() {
+async fn websocket_is_accepted_in_a_list_of_protocols() {
     let pod = Pod::scripted(Script::default()).await;
     let balancer = Balancer::start([&pod]).await;
     for upgrade in ["Upgrade: h2c, WebSocket", "Upgrade: h2c\r\nUpgrade: websocket"] {
@@ -95,7 +95,7 @@ async fn websocket_may_stand_in_a_list_of_protocols() {
 }
 
 #[actix_rt::test]
-async fn what_was_not_offered_is_not_accepted() {
+async fn an_extension_or_protocol_that_was_not_offered_is_a_bad_gateway() {
     for fields in ["Sec-WebSocket-Protocol: mqtt\r\n", "Sec-WebSocket-Extensions: x-mine\r\n"] {
         let pod = Pod::scripted(scripted(Upgrade::Accept { fields, early: Vec::new() })).await;
         let balancer = Balancer::start([&pod]).await;
@@ -105,7 +105,7 @@ async fn what_was_not_offered_is_not_accepted() {
 }
 
 #[actix_rt::test]
-async fn an_unavailable_pod_is_passed_over_and_quoted_when_it_was_the_last() {
+async fn an_unavailable_pod_is_skipped_and_its_response_is_relayed_if_it_was_the_last() {
     let busy = answer("503 Service Unavailable\r\nX-From: pod", "busy");
     let bad = Pod::scripted(scripted(Upgrade::Answer(busy))).await;
     let good = Pod::echo().await;
@@ -120,7 +120,7 @@ async fn an_unavailable_pod_is_passed_over_and_quoted_when_it_was_the_last() {
 }
 
 #[actix_rt::test]
-async fn a_client_that_leaves_during_its_handshake_is_let_go() {
+async fn a_client_that_disconnects_during_its_handshake_frees_its_lease() {
     let pod = Pod::scripted(scripted(Upgrade::Silence)).await;
     let balancer = Balancer::start([&pod]).await;
     let mut stream = TcpStream::connect(balancer.address()).await.unwrap();
@@ -132,7 +132,7 @@ async fn a_client_that_leaves_during_its_handshake_is_let_go() {
 }
 
 #[actix_rt::test]
-async fn limits_have_their_own_answers() {
+async fn each_limit_has_its_own_response() {
     for (key, status) in [
         ("server.max_sessions", "503"),
         ("server.max_sessions_per_address", "429"),
@@ -153,7 +153,7 @@ async fn limits_have_their_own_answers() {
 }
 
 #[actix_rt::test]
-async fn whoever_waits_for_a_full_pod_gets_the_next_place() {
+async fn a_queued_client_gets_the_next_free_place_on_a_full_pod() {
     let pod = Pod::echo().await;
     let settings = [("balancer.max_sessions_per_pod", "1"), ("balancer.queue_timeout", "1m")];
     let balancer = Balancer::with([&pod], &settings).await;
@@ -168,7 +168,7 @@ async fn whoever_waits_for_a_full_pod_gets_the_next_place() {
 }
 
 #[actix_rt::test]
-async fn a_head_that_is_too_large_or_too_slow_is_refused() {
+async fn a_request_head_that_is_too_large_or_too_slow_is_refused() {
     let pod = Pod::scripted(Script::default()).await;
     let settings = [
         ("server.max_headers", "20"),
@@ -190,7 +190,7 @@ async fn a_head_that_is_too_large_or_too_slow_is_refused() {
 }
 
 #[actix_rt::test]
-async fn an_answer_that_is_no_101_reaches_the_client_whole() {
+async fn a_response_other_than_101_is_relayed_completely() {
     let body = "sign in first ".repeat(20_000);
     let rejection = answer("401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"x\"", &body);
     let chunked = b"HTTP/1.1 403 Forbidden\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nno \r\n3\r\nway\r\n0\r\n\r\n";
@@ -224,7 +224,7 @@ async fn an_answer_that_is_no_101_reaches_the_client_whole() {
 }
 
 #[actix_rt::test]
-async fn the_next_pod_takes_over_while_one_is_out_of_order() {
+async fn the_next_pod_is_tried_when_one_fails() {
     for broken in [
         Upgrade::HangUp,
         Upgrade::Answer(b"SSH-2.0-OpenSSH\r\n\r\n".to_vec()),
@@ -251,7 +251,7 @@ async fn the_next_pod_takes_over_while_one_is_out_of_order() {
 }
 
 #[actix_rt::test]
-async fn without_a_pod_that_works_the_client_hears_which_kind_of_trouble() {
+async fn without_a_working_pod_the_status_names_the_kind_of_failure() {
     let refused = {
         let gone = Pod::echo().await;
         let url = gone.url();
@@ -269,7 +269,7 @@ async fn without_a_pod_that_works_the_client_hears_which_kind_of_trouble() {
 }
 
 #[actix_rt::test]
-async fn the_handshake_has_a_deadline_of_its_own() {
+async fn handshake_timeout_limits_the_whole_handshake() {
     let pods = [
         Pod::scripted(scripted(Upgrade::Silence)).await,
         Pod::scripted(scripted(Upgrade::Silence)).await,
@@ -280,7 +280,7 @@ async fn the_handshake_has_a_deadline_of_its_own() {
 }
 
 #[actix_rt::test]
-async fn a_pod_that_falls_silent_within_its_refusal_is_not_waited_for() {
+async fn a_pod_that_stalls_in_the_middle_of_a_refusal_times_out() {
     let pod = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let settings = [
         ("services", &*format!("http://{}", pod.local_addr().unwrap())),
@@ -301,7 +301,7 @@ async fn a_pod_that_falls_silent_within_its_refusal_is_not_waited_for() {
 }
 
 #[actix_rt::test]
-async fn a_refused_client_is_told_through_its_library() {
+async fn a_client_library_reports_a_refusal() {
     let pod = Pod::scripted(scripted(Upgrade::Answer(answer("403 Forbidden", "not you")))).await;
     let balancer = Balancer::start([&pod]).await;
     match connect_with(balancer.address(), &[("origin", "https://else.example")]).await {
@@ -314,7 +314,7 @@ async fn a_refused_client_is_told_through_its_library() {
 }
 
 #[actix_rt::test]
-async fn several_requests_on_one_connection_end_with_a_tunnel() {
+async fn a_connection_can_carry_plain_requests_before_its_handshake() {
     let pod = Pod::scripted(Script::default()).await;
     let balancer = Balancer::start([&pod]).await;
     let mut stream = TcpStream::connect(balancer.address()).await.unwrap();

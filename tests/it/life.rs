@@ -75,7 +75,7 @@ async fn idle_and_old_sessions_are_closed_on_both_sides() {
 }
 
 #[actix_rt::test]
-async fn who_does_not_answer_a_close_is_cut() {
+async fn a_peer_that_does_not_answer_a_close_is_disconnected() {
     let pod = Pod::scripted(Script::default()).await;
     let settings = [("balancer.idle_timeout", "100ms"), ("balancer.close_timeout", "100ms")];
     let balancer = Balancer::with([&pod], &settings).await;
@@ -87,7 +87,7 @@ async fn who_does_not_answer_a_close_is_cut() {
 }
 
 #[actix_rt::test]
-async fn what_talks_is_not_idle_and_a_short_idle_time_out_is_not_others() {
+async fn an_active_session_is_not_idle_and_idle_timeout_applies_per_service() {
     let pod = Pod::echo().await;
     let balancer = Balancer::with([&pod], &[("balancer.idle_timeout", "400ms")]).await;
     let mut silent = connect(balancer.address()).await;
@@ -108,7 +108,7 @@ async fn what_talks_is_not_idle_and_a_short_idle_time_out_is_not_others() {
 }
 
 #[actix_rt::test]
-async fn a_peer_that_takes_nothing_is_given_up() {
+async fn a_peer_that_does_not_read_is_disconnected() {
     let flood = [0; 1 << 16];
     let settings = [("balancer.write_timeout", "300ms")];
 
@@ -146,7 +146,7 @@ async fn a_peer_that_takes_nothing_is_given_up() {
 }
 
 #[actix_rt::test]
-async fn half_a_session_ends_when_nothing_more_comes() {
+async fn a_half_closed_session_ends_when_the_other_half_is_silent() {
     let pod = Pod::scripted(Script::default()).await;
     let balancer = Balancer::with([&pod], &[("balancer.half_closed_timeout", "200ms")]).await;
     let (mut client, _) = raw(balancer.address(), "", b"").await;
@@ -156,7 +156,7 @@ async fn half_a_session_ends_when_nothing_more_comes() {
 }
 
 #[actix_rt::test]
-async fn the_silent_live_and_the_dead_are_found_out() {
+async fn silent_peers_that_answer_pings_stay_and_dead_peers_are_disconnected() {
     let pod = Pod::scripted(Script::default()).await;
     let settings = [("balancer.client_ping_interval", "60ms"), ("balancer.ping_timeout", "1s")];
     let balancer = Balancer::with([&pod], &settings).await;
@@ -189,7 +189,7 @@ async fn the_silent_live_and_the_dead_are_found_out() {
 }
 
 #[actix_rt::test]
-async fn a_pod_that_answers_no_ping_is_given_up() {
+async fn a_pod_that_does_not_answer_pings_is_disconnected() {
     let pod = Pod::scripted(Script::default()).await;
     let settings = [("balancer.pod_ping_interval", "60ms"), ("balancer.ping_timeout", "200ms")];
     let balancer = Balancer::with([&pod], &settings).await;
@@ -202,7 +202,7 @@ async fn a_pod_that_answers_no_ping_is_given_up() {
 }
 
 #[actix_rt::test]
-async fn too_large_a_message_is_answered_with_1009() {
+async fn a_message_that_is_too_large_is_closed_with_1009() {
     let pod = Pod::echo().await;
     let balancer = Balancer::with([&pod], &[("balancer.max_message_size", "1000")]).await;
     let mut client = connect(balancer.address()).await;
@@ -215,7 +215,7 @@ async fn too_large_a_message_is_answered_with_1009() {
 }
 
 #[actix_rt::test]
-async fn who_sends_too_fast_is_slowed_down_or_closed() {
+async fn a_client_that_sends_too_fast_is_slowed_down_or_closed() {
     let pod = Pod::echo().await;
     let rate = [("balancer.messages_per_second", "200"), ("balancer.message_burst", "20")];
     let balancer = Balancer::with([&pod], &rate).await;
@@ -271,7 +271,7 @@ enum Fault {
 
 /// The rows of the fault table, each after several words of the pod, as tokio-tungstenite sees them.
 #[actix_rt::test]
-async fn a_library_hears_a_close_wherever_one_may_stand() {
+async fn a_client_library_receives_a_close_at_every_position_in_the_stream() {
     let whole = unmasked(FIN | BINARY, b"whole");
     let fragment = unmasked(BINARY, b"a part");
     let said: [(&[u8], bool); 5] = [

@@ -10,7 +10,7 @@ use crate::support::{
 };
 
 #[actix_rt::test]
-async fn the_distribution_has_the_plugins_fields_and_ours() {
+async fn the_distribution_contains_the_plugins_fields_and_our_own() {
     let whole = "{\"agentsConnections\":2,\"podName\":\"pod-a\",\"podIP\":\"10.0.0.1\",\"nodeName\":\"node-1\"}";
     let pods = [Pod::reporting(answer("200 OK", whole)).await, Pod::reporting(report(1)).await];
     let balancer = Balancer::start(&pods).await;
@@ -56,7 +56,7 @@ async fn the_distribution_has_the_plugins_fields_and_ours() {
 }
 
 #[actix_rt::test]
-async fn the_distribution_comes_as_json_or_as_a_page() {
+async fn the_distribution_is_served_as_json_or_html() {
     let pod = Pod::echo().await;
     let balancer = Balancer::start([&pod]).await;
     let client = awc::Client::new();
@@ -106,7 +106,7 @@ async fn refusals_are_counted_by_reason() {
 }
 
 #[actix_rt::test]
-async fn probes_answer_and_nothing_of_it_is_on_the_traffic_listener() {
+async fn probes_are_answered_on_the_admin_listener_only() {
     // No pods at all: that is no reason to be restarted or taken out of service.
     let balancer = Balancer::with([], &[("services", "http://127.0.0.1:1")]).await;
     let client = awc::Client::new();

@@ -51,7 +51,7 @@ async fn head(stream: &mut TcpStream) -> String {
 }
 
 #[actix_rt::test]
-async fn a_request_and_its_answer_pass_as_they_are() {
+async fn a_plain_request_and_its_response_are_relayed_unchanged() {
     let stage = Stage::set(&[]).await;
     let request = "POST /a%20b?q=1&q=2 HTTP/1.1\r\nHost: shop.example\r\nCookie: a=1\r\n\
                    Upgrade: h2c\r\nConnection: Upgrade, X-Hop\r\nX-Hop: 1\r\nContent-Length: 5\r\n\r\nhello";
@@ -84,7 +84,7 @@ async fn a_request_and_its_answer_pass_as_they_are() {
 }
 
 #[actix_rt::test]
-async fn events_arrive_one_by_one() {
+async fn server_sent_events_arrive_one_by_one() {
     let stage = Stage::set(&[]).await;
     let mut client = stage.client("GET /events HTTP/1.1\r\nHost: a\r\n\r\n").await;
     let (mut pod, _) = stage.pod().await;
@@ -103,7 +103,7 @@ async fn events_arrive_one_by_one() {
 }
 
 #[actix_rt::test]
-async fn an_upload_in_chunks_streams_and_an_early_answer_overtakes_it() {
+async fn a_chunked_upload_is_streamed_and_an_early_response_is_relayed_before_its_end() {
     let stage = Stage::set(&[]).await;
     let request = "PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n";
     let mut client = stage.client(request).await;
@@ -119,7 +119,7 @@ async fn an_upload_in_chunks_streams_and_an_early_answer_overtakes_it() {
 }
 
 #[actix_rt::test]
-async fn a_client_that_expects_100_hears_the_pods() {
+async fn a_client_that_expects_100_continue_receives_the_pods() {
     let request = "PUT / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n";
     let stage = Stage::set(&[]).await;
     let mut client = stage.client(request).await;
@@ -140,7 +140,7 @@ async fn a_client_that_expects_100_hears_the_pods() {
 }
 
 #[actix_rt::test]
-async fn answers_without_a_body_keep_their_length() {
+async fn responses_without_a_body_keep_their_content_length() {
     for (method, answer, length) in [
         ("HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 1234\r\n\r\n", Some("1234")),
         ("GET", "HTTP/1.1 304 Not Modified\r\nETag: \"x\"\r\nContent-Length: 99\r\n\r\n", None),
@@ -161,7 +161,7 @@ async fn answers_without_a_body_keep_their_length() {
 }
 
 #[actix_rt::test]
-async fn connections_are_not_reused_when_that_is_off() {
+async fn connections_are_not_reused_when_reuse_is_disabled() {
     let stage = Stage::set(&[("balancer.reuse_connections", "false")]).await;
     let request = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
     let mut client = stage.client(request).await;
@@ -175,7 +175,7 @@ async fn connections_are_not_reused_when_that_is_off() {
 }
 
 #[actix_rt::test]
-async fn only_what_may_be_sent_twice_is() {
+async fn only_idempotent_requests_are_retried() {
     for (method, again) in [("GET", true), ("POST", false)] {
         let body = if again { "" } else { "Content-Length: 2\r\n" };
         let request = format!("{method} / HTTP/1.1\r\nHost: a\r\n{body}\r\n");
@@ -203,7 +203,7 @@ async fn only_what_may_be_sent_twice_is() {
 }
 
 #[actix_rt::test]
-async fn an_old_client_gets_no_chunks() {
+async fn an_http_1_0_client_gets_no_chunked_response() {
     let stage = Stage::set(&[]).await;
     let mut client = stage.client("GET / HTTP/1.0\r\n\r\n").await;
     let (mut pod, seen) = stage.pod().await;

@@ -61,7 +61,7 @@ async fn an_address_in_use_is_named() {
 }
 
 #[actix_rt::test]
-async fn healthcheck_tells_whether_it_runs() {
+async fn healthcheck_reports_whether_the_process_is_ready() {
     let pod = Pod::echo().await;
     let balancer = Program::run(&pod.url(), &[]).await;
     let admin = balancer.admin.to_string();
@@ -79,7 +79,7 @@ async fn healthcheck_tells_whether_it_runs() {
 }
 
 #[actix_rt::test]
-async fn terminate_under_load_tells_every_client_and_exits_cleanly() {
+async fn sigterm_under_load_closes_every_session_and_exits_cleanly() {
     let pod = Pod::echo().await;
     let balancer = Program::run(&pod.url(), &[]).await;
     let clients = join_all((0..200).map(|_| connect(balancer.traffic))).await;
@@ -120,7 +120,7 @@ async fn terminate_under_load_tells_every_client_and_exits_cleanly() {
 }
 
 #[actix_rt::test]
-async fn whoever_does_not_close_is_cut_at_the_time_out() {
+async fn clients_that_do_not_close_are_disconnected_at_shutdown_timeout() {
     let pod = Pod::scripted(Script::default()).await;
     let variables = [("WSBALANCER__SERVER__SHUTDOWN_TIMEOUT", "300ms")];
     let balancer = Program::run(&pod.url(), &variables).await;
@@ -133,7 +133,7 @@ async fn whoever_does_not_close_is_cut_at_the_time_out() {
 }
 
 #[actix_rt::test]
-async fn the_sample_pod_and_the_client_talk_to_each_other() {
+async fn the_sample_pod_and_the_sample_client_exchange_messages() {
     let mut pod = command()
         .args(["pod", "--listen", "127.0.0.1:0"])
         .env("POD_NAME", "pod-x")

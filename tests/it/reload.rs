@@ -128,7 +128,7 @@ async fn echoes(client: &mut Client, text: &str) {
 }
 
 #[actix_rt::test]
-async fn pods_come_and_go_and_their_sessions_and_counts_stay() {
+async fn adding_and_removing_pods_keeps_sessions_and_counts() {
     let [a, b, c] = [Pod::echo().await, Pod::echo().await, Pod::echo().await];
     let balancer = Reloadable::start(&services(&[&a, &b])).await;
     let mut clients = join_all((0..4).map(|_| balancer.connect())).await;
@@ -152,7 +152,7 @@ async fn pods_come_and_go_and_their_sessions_and_counts_stay() {
 }
 
 #[actix_rt::test]
-async fn a_pod_whose_url_is_written_otherwise_is_the_same_pod() {
+async fn a_pod_with_an_equivalent_url_is_the_same_pod() {
     let pod = Pod::reporting(report(1)).await;
     let moves = "[balancer]\npoll_interval = \"100ms\"\npod_drain_time = \"1ms\"\n";
     let balancer = Reloadable::start(&(services(&[&pod]) + moves)).await;
@@ -169,7 +169,7 @@ async fn a_pod_whose_url_is_written_otherwise_is_the_same_pod() {
 }
 
 #[actix_rt::test]
-async fn a_service_that_is_gone_cannot_be_drained() {
+async fn a_removed_service_cannot_be_drained() {
     let [a, b] = [Pod::echo().await, Pod::echo().await];
     let service = |name: &str, pod: &Pod| {
         let url = pod.url();
@@ -195,7 +195,7 @@ async fn a_service_that_is_gone_cannot_be_drained() {
 
 /// Its name may come back for other pods.
 #[actix_rt::test]
-async fn a_drain_of_a_service_ends_with_the_service() {
+async fn the_drain_of_a_service_ends_when_the_service_is_removed() {
     let [old, web, new] = [Pod::echo().await, Pod::echo().await, Pod::echo().await];
     let service = |name: &str, pod: &Pod, path: &str| {
         let url = pod.url();
@@ -216,7 +216,7 @@ async fn a_drain_of_a_service_ends_with_the_service() {
 }
 
 #[actix_rt::test]
-async fn what_is_no_file_of_text_is_refused() {
+async fn a_configuration_that_is_not_a_text_file_is_refused() {
     let pod = Pod::echo().await;
     let balancer = Reloadable::start(&services(&[&pod])).await;
     fs::write(&balancer.file, [services(&[&pod]).as_bytes(), b"# caf\xe9\n"].concat()).unwrap();
@@ -229,7 +229,7 @@ async fn what_is_no_file_of_text_is_refused() {
 }
 
 #[actix_rt::test]
-async fn a_bad_file_changes_nothing_and_is_reported_everywhere() {
+async fn an_invalid_file_changes_nothing_and_is_reported_everywhere() {
     let pod = Pod::echo().await;
     let balancer = Reloadable::start(&services(&[&pod])).await;
     let mut client = balancer.connect().await;
@@ -255,7 +255,7 @@ async fn a_bad_file_changes_nothing_and_is_reported_everywhere() {
 }
 
 #[actix_rt::test]
-async fn what_takes_a_restart_is_named_and_nothing_of_the_rest_is_applied() {
+async fn a_change_that_needs_a_restart_is_named_and_the_whole_reload_is_refused() {
     let pod = Pod::echo().await;
     let balancer = Reloadable::start(&services(&[&pod])).await;
     let toml = "[admin]\nbalancer_metric_path = \"/where\"\n[log]\nformat = \"json\"\n\
@@ -276,7 +276,7 @@ async fn what_takes_a_restart_is_named_and_nothing_of_the_rest_is_applied() {
 }
 
 #[actix_rt::test]
-async fn limits_hold_at_once_and_count_those_who_are_there() {
+async fn changed_limits_apply_immediately_and_count_existing_sessions() {
     let pod = Pod::echo().await;
     let base = services(&[&pod]);
     let balancer = Reloadable::start(&base).await;
@@ -300,7 +300,7 @@ async fn limits_hold_at_once_and_count_those_who_are_there() {
 }
 
 #[actix_rt::test]
-async fn a_token_holds_at_once_and_is_told_to_nobody() {
+async fn a_changed_token_applies_immediately_and_is_never_shown() {
     let pod = Pod::echo().await;
     let base = services(&[&pod]);
     let mut balancer = Reloadable::start(&base).await;
@@ -316,7 +316,7 @@ async fn a_token_holds_at_once_and_is_told_to_nobody() {
 }
 
 #[actix_rt::test]
-async fn a_signal_and_a_changed_file_do_it_too() {
+async fn a_signal_and_a_changed_file_trigger_a_reload() {
     let [a, b] = [Pod::echo().await, Pod::echo().await];
     let balancer = Reloadable::watching(&services(&[&a])).await;
     fs::write(&balancer.file, services(&[&b])).unwrap();
@@ -335,7 +335,7 @@ async fn a_signal_and_a_changed_file_do_it_too() {
 
 /// The process looks again once it watches, in case that it began to read too early.
 #[actix_rt::test]
-async fn half_of_a_file_that_is_written_during_the_start_is_not_read() {
+async fn a_file_that_is_being_written_during_the_start_is_read_completely() {
     let [a, b] = [Pod::echo().await, Pod::echo().await];
     let balancer = Reloadable::watching(&services(&[&a])).await;
     let mut writer = fs::File::create(&balancer.file).unwrap();
@@ -350,7 +350,7 @@ async fn half_of_a_file_that_is_written_during_the_start_is_not_read() {
 }
 
 #[actix_rt::test]
-async fn a_config_map_that_is_swapped_is_seen() {
+async fn a_swapped_config_map_triggers_a_reload() {
     let [a, b] = [Pod::echo().await, Pod::echo().await];
     let folder = std::env::temp_dir().join(format!(
         "wsbalancer-map-{}-{:x}",
@@ -378,7 +378,7 @@ async fn a_config_map_that_is_swapped_is_seen() {
 }
 
 #[actix_rt::test]
-async fn services_and_routes_come_and_go_and_each_keeps_its_own_pods() {
+async fn services_and_routes_can_be_added_and_removed_and_keep_their_pods() {
     let [chat, web, feed] =
         [Pod::named("chat").await, Pod::named("web").await, Pod::named("feed").await];
     let service = |name: &str, pod: &Pod| {
@@ -424,7 +424,7 @@ async fn get(stream: &mut TcpStream, path: &str) -> String {
 }
 
 #[actix_rt::test]
-async fn pods_are_asked_otherwise_and_looked_up_from_now_on() {
+async fn a_reload_changes_metric_requests_and_starts_discovery() {
     let dns = Dns::start().await;
     let whole = "{\"agentsConnections\": 2, \"other\": 7}";
     let pod = Pod::reporting(answer("200 OK", whole)).await;
@@ -474,7 +474,7 @@ async fn pods_are_asked_otherwise_and_looked_up_from_now_on() {
 }
 
 #[actix_rt::test]
-async fn authorities_that_are_renewed_hold_for_new_connections() {
+async fn renewed_certificate_authorities_apply_to_new_connections() {
     let pod = Pod::reporting(report(0)).await;
     let (old, new) = (Certificate::new("localhost"), Certificate::new("localhost"));
     let settings = [
@@ -499,7 +499,7 @@ async fn authorities_that_are_renewed_hold_for_new_connections() {
 
 /// Files that settings name are not watched before these settings hold.
 #[actix_rt::test]
-async fn settings_that_lack_a_file_hold_as_soon_as_it_is_there() {
+async fn a_missing_certificate_file_is_loaded_when_it_appears() {
     let pod = Pod::echo().await;
     let authorities = Certificate::new("localhost");
     let balancer = Reloadable::watching(&services(&[&pod])).await;
@@ -516,7 +516,7 @@ async fn settings_that_lack_a_file_hold_as_soon_as_it_is_there() {
 }
 
 #[actix_rt::test]
-async fn a_listener_begins_to_speak_tls_and_cookies_outlive_reloads() {
+async fn a_reload_can_enable_tls_and_keeps_cookies_valid() {
     let [a, b] = [Pod::echo().await, Pod::echo().await];
     let certificate = Certificate::new("localhost");
     let toml = services(&[&a, &b]) + "[balancer]\naffinity = \"cookie\"\n";
@@ -540,7 +540,7 @@ async fn a_listener_begins_to_speak_tls_and_cookies_outlive_reloads() {
 }
 
 #[actix_rt::test]
-async fn the_level_of_the_log_changes() {
+async fn a_reload_changes_the_log_level() {
     let pod = Pod::echo().await;
     let base = services(&[&pod]);
     let mut balancer = Reloadable::start(&base).await;
@@ -553,7 +553,7 @@ async fn the_level_of_the_log_changes() {
 }
 
 #[actix_rt::test]
-async fn a_level_that_an_operator_has_set_outlives_a_reload_about_something_else() {
+async fn a_log_level_set_through_the_api_survives_other_reloads() {
     let pod = Pod::echo().await;
     let base = services(&[&pod]);
     let mut balancer = Reloadable::start(&base).await;
@@ -565,7 +565,7 @@ async fn a_level_that_an_operator_has_set_outlives_a_reload_about_something_else
 }
 
 #[actix_rt::test]
-async fn twenty_reloads_good_and_bad_disturb_nobody() {
+async fn twenty_valid_and_invalid_reloads_disturb_no_session() {
     let pods = [Pod::echo().await, Pod::echo().await, Pod::echo().await];
     let all: Vec<&Pod> = pods.iter().collect();
     let balancer = Reloadable::start(&services(&all)).await;

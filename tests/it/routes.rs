@@ -45,7 +45,7 @@ async fn seen(balancer: &Balancer, pod: &Pod, target: &str) -> String {
 /// HAProxy's tutorial on WebSockets: `use_backend chat if { path_beg /ws }`, `default_backend web`.
 /// Here a prefix is whole segments, as in Kubernetes and Traefik v3's examples.
 #[actix_rt::test]
-async fn haproxys_example_of_two_backends() {
+async fn requests_are_routed_as_in_haproxys_example_of_two_backends() {
     let (chat, web) = (Pod::named("chat").await, Pod::named("web").await);
     let routes = "[[routes]]\npath_prefix = \"/ws\"\nservice = \"chat\"\n\
                   [[routes]]\nservice = \"web\"\n";
@@ -67,7 +67,7 @@ async fn haproxys_example_of_two_backends() {
 /// Traefik's example of StripPrefix: behind `PathPrefix("/products")`, the backend of
 /// `/products/shoes` gets `/shoes` and `X-Forwarded-Prefix: /products`.
 #[actix_rt::test]
-async fn traefiks_example_of_strip_prefix() {
+async fn prefixes_are_stripped_as_in_traefiks_example() {
     let (chat, web) = (Pod::named("chat").await, Pod::named("web").await);
     let routes = "[[routes]]\npath_prefix = \"/products\"\nstrip_prefix = \"/products\"\n\
                   service = \"chat\"\n";
@@ -93,7 +93,7 @@ async fn traefiks_example_of_strip_prefix() {
 /// Traefik's example of ReplacePath: `path = "/foo"` replaces the path and keeps the original in
 /// `X-Replaced-Path`.
 #[actix_rt::test]
-async fn traefiks_example_of_replace_path() {
+async fn paths_are_replaced_as_in_traefiks_example() {
     let (chat, web) = (Pod::named("chat").await, Pod::named("web").await);
     let routes =
         "[[routes]]\npath_prefix = \"/wsk\"\nreplace_path = \"/foo\"\nservice = \"chat\"\n";
@@ -104,7 +104,7 @@ async fn traefiks_example_of_replace_path() {
 }
 
 #[actix_rt::test]
-async fn hosts_and_methods_decide_too() {
+async fn routes_match_hosts_and_methods() {
     let (chat, web) = (Pod::named("chat").await, Pod::named("web").await);
     let routes = "[[routes]]\nhost = \"*.example\"\nmethods = [\"GET\"]\nservice = \"web\"\n\
                   [[routes]]\nhost = \"a.example\"\npath_prefix = \"/x\"\nservice = \"chat\"\n";
@@ -119,7 +119,7 @@ async fn hosts_and_methods_decide_too() {
 }
 
 #[actix_rt::test]
-async fn paths_that_mean_two_things_are_refused_where_routes_decide() {
+async fn ambiguous_paths_are_refused_when_there_are_routes() {
     let (chat, web) = (Pod::named("chat").await, Pod::named("web").await);
     let routes = "[[routes]]\npath_prefix = \"/ws\"\nservice = \"chat\"\n";
     let routed = balancer(&chat, &web, routes).await;
@@ -133,7 +133,7 @@ async fn paths_that_mean_two_things_are_refused_where_routes_decide() {
 }
 
 #[actix_rt::test]
-async fn only_pages_of_allowed_origins_open_websockets() {
+async fn only_allowed_origins_can_open_websockets() {
     let pod = Pod::scripted(Default::default()).await;
     let settings = [("balancer.allowed_origins", "https://chat.example, https://*.good.example")];
     let balancer = Balancer::with([&pod], &settings).await;

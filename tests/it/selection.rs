@@ -32,7 +32,7 @@ fn spread<const N: usize>(pods: &[Pod; N]) -> [usize; N] {
 }
 
 #[actix_rt::test]
-async fn the_pod_that_reports_fewest_gets_the_next_until_it_is_level() {
+async fn the_pod_with_the_lowest_report_gets_new_sessions_until_it_is_level() {
     let pods = [
         Pod::reporting(report(10)).await,
         Pod::reporting(report(4)).await,
@@ -49,7 +49,7 @@ async fn the_pod_that_reports_fewest_gets_the_next_until_it_is_level() {
 }
 
 #[actix_rt::test]
-async fn own_counts_decide_without_reports() {
+async fn own_counts_are_used_without_reports() {
     let pods = [
         Pod::reporting(answer("404 Not Found", "")).await,
         Pod::reporting(answer("404 Not Found", "")).await,
@@ -66,7 +66,7 @@ async fn own_counts_decide_without_reports() {
 }
 
 #[actix_rt::test]
-async fn a_bad_report_makes_no_favourite() {
+async fn a_bad_report_does_not_attract_sessions() {
     for bad in [
         answer("503 Service Unavailable", "{\"agentsConnections\": 0}"),
         answer("200 OK", "{\"error\": \"no such route\"}"),
@@ -94,7 +94,7 @@ async fn a_bad_report_makes_no_favourite() {
 }
 
 #[actix_rt::test]
-async fn pods_frozen_at_zero_end_level_however_often_they_are_polled() {
+async fn pods_whose_reports_stay_at_zero_are_balanced_at_any_poll_interval() {
     let pods = [Pod::echo().await, Pod::echo().await, Pod::echo().await, Pod::echo().await];
     let balancer = Balancer::with(&pods, &[("balancer.poll_interval", "100ms")]).await;
     balancer.until_polled().await;
@@ -103,7 +103,7 @@ async fn pods_frozen_at_zero_end_level_however_often_they_are_polled() {
 }
 
 #[actix_rt::test]
-async fn a_pod_frozen_at_fifty_waits_for_the_others() {
+async fn a_pod_whose_reports_stay_at_fifty_gets_no_session_until_the_others_reach_it() {
     let pods =
         [Pod::reporting(report(50)).await, Pod::echo().await, Pod::echo().await, Pod::echo().await];
     let balancer = Balancer::with(&pods, &[("balancer.poll_interval", "100ms")]).await;
@@ -118,7 +118,7 @@ async fn a_pod_frozen_at_fifty_waits_for_the_others() {
 }
 
 #[actix_rt::test]
-async fn a_report_counts_clients_that_we_never_saw() {
+async fn a_report_includes_clients_of_other_balancers() {
     let pods = [Pod::reporting(report(0)).await, Pod::reporting(report(0)).await];
     let balancer = Balancer::with(&pods, &[("balancer.poll_interval", "100ms")]).await;
     balancer.until_polled().await;
@@ -131,7 +131,7 @@ async fn a_report_counts_clients_that_we_never_saw() {
 }
 
 #[actix_rt::test]
-async fn the_youngest_idle_sessions_are_moved_and_no_client_twice() {
+async fn rebalancing_moves_the_youngest_idle_sessions_and_each_client_once() {
     let pod = Pod::echo().await;
     let balancer = Balancer::with([&pod], &[("server.trusted_proxies", "127.0.0.1")]).await;
     let mut clients = Vec::new();
@@ -209,7 +209,7 @@ async fn a_pod_that_drops_its_sessions_is_ejected() {
 }
 
 #[actix_rt::test]
-async fn closes_for_a_reason_of_the_applications_eject_nobody() {
+async fn application_closes_do_not_eject_a_pod() {
     let pod = Pod::scripted(Script::default()).await;
     let balancer = Balancer::start([&pod]).await;
     for _ in 0..6 {

@@ -29,7 +29,7 @@ async fn echoes(client: &mut Client) {
 }
 
 #[actix_rt::test]
-async fn sessions_and_counts_outlive_panics_and_new_clients_are_served() {
+async fn sessions_and_counts_survive_panics_and_new_clients_are_served() {
     let pod = Pod::echo().await;
     let balancer = Program::run(&pod.url(), &[]).await;
     let mut clients = Vec::new();
@@ -59,7 +59,7 @@ async fn sessions_and_counts_outlive_panics_and_new_clients_are_served() {
 }
 
 #[actix_rt::test]
-async fn a_client_whose_pick_is_lost_is_served_all_the_same() {
+async fn a_client_is_served_although_its_pick_was_lost() {
     let pod = Pod::echo().await;
     let balancer = Program::run(&pod.url(), &[]).await;
     for _ in 0..2 {
@@ -72,7 +72,7 @@ async fn a_client_whose_pick_is_lost_is_served_all_the_same() {
 }
 
 #[actix_rt::test]
-async fn the_third_panic_within_a_minute_ends_the_process_with_its_reason() {
+async fn the_third_panic_within_a_minute_ends_the_process() {
     for (actor, name) in [("metrics", "MetricsActor"), ("registry", "RegistryActor")] {
         let pod = Pod::echo().await;
         let balancer = Program::run(&pod.url(), &[]).await;

@@ -42,7 +42,7 @@ async fn in_front(address: SocketAddr, settings: &str) -> Balancer {
 }
 
 #[actix_rt::test]
-async fn messages_of_every_size_pass_through_tls_on_both_sides() {
+async fn messages_of_every_size_are_relayed_with_tls_on_both_sides() {
     let pod = Pod::reporting(report(0)).await;
     let certificate = Certificate::new("localhost");
     let inner = secured(&pod, &certificate).await;
@@ -85,7 +85,7 @@ async fn flood(stream: impl AsyncRead + AsyncWrite, message: &[u8]) -> Vec<u8> {
 }
 
 #[actix_rt::test]
-async fn a_client_that_takes_nothing_through_tls_is_given_up() {
+async fn a_tls_client_that_does_not_read_is_disconnected() {
     let pod = Pod::scripted(Script::default()).await;
     let certificate = Certificate::new("localhost");
     let balancer = secured_with(&pod, &certificate, ("balancer.write_timeout", "300ms")).await;
@@ -99,7 +99,7 @@ async fn a_client_that_takes_nothing_through_tls_is_given_up() {
 }
 
 #[actix_rt::test]
-async fn a_pod_that_takes_nothing_through_tls_is_given_up() {
+async fn a_tls_pod_that_does_not_read_is_disconnected() {
     let pod = Pod::scripted(Script::default()).await;
     let certificate = Certificate::new("localhost");
     let inner = secured(&pod, &certificate).await;
@@ -113,7 +113,7 @@ async fn a_pod_that_takes_nothing_through_tls_is_given_up() {
 }
 
 #[actix_rt::test]
-async fn a_pod_that_cannot_prove_its_name_is_not_spoken_to() {
+async fn a_pod_with_an_untrusted_certificate_is_not_used() {
     let pod = Pod::echo().await;
     let certificate = Certificate::new("localhost");
     let inner = secured(&pod, &certificate).await;
@@ -139,7 +139,7 @@ async fn a_pod_that_cannot_prove_its_name_is_not_spoken_to() {
 }
 
 #[actix_rt::test]
-async fn pods_hear_that_the_client_speaks_https() {
+async fn x_forwarded_proto_is_https_for_tls_clients() {
     let pod = Pod::scripted(Default::default()).await;
     let certificate = Certificate::new("localhost");
     let balancer = secured(&pod, &certificate).await;
@@ -165,7 +165,7 @@ async fn plain_text_to_a_tls_listener_is_counted_and_dropped() {
 }
 
 #[actix_rt::test]
-async fn changed_certificates_are_taken_over_and_broken_ones_are_not() {
+async fn changed_certificates_are_loaded_and_invalid_ones_are_not() {
     use wsbalancer::net::tls::{KeyPair, ServerTls};
 
     let mut certificate = Certificate::new("localhost");
