@@ -105,7 +105,7 @@ impl Lookup {
     }
 }
 
-/// A lookup that is repeated, and what is known from it.
+/// A lookup that is repeated, and the addresses known from it.
 struct ActiveLookup {
     /// Unique in this actor.
     id: u64,
@@ -159,7 +159,7 @@ impl DiscoveryActor {
         }));
     }
 
-    /// Records an answer, reports what has changed, and schedules the next lookup.
+    /// Records an answer, reports changes, and schedules the next lookup.
     fn handle_answer(
         &mut self,
         id: u64,

@@ -97,8 +97,8 @@ pub struct ServiceRules {
     pub closes_ejected: bool,
 }
 
-/// Replaces the rules of all services. What is known of backends that stay is kept; the backends
-/// of services that are not listed drain.
+/// Replaces the rules of all services. Backends that stay keep their reports and counts; the
+/// backends of services that are not listed drain.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct Reconfigure(pub Vec<(ServiceId, ServiceRules)>);
@@ -403,7 +403,7 @@ impl Handler<SetDrain> for MetricsActor {
             if matches!(target, DrainTarget::Address(_)) && matching.is_empty() {
                 continue;
             }
-            // The pace below replaces the one that these events would set.
+            // Their moves are started below, at the pace that the operator asks for.
             pool.take_news().iter().for_each(log_event);
             let mut snapshot = pool.snapshot(now);
             snapshot.retain(|pod| matching.contains(&pod.backend));

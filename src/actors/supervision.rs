@@ -6,7 +6,7 @@
 //! future that was spawned into the context and has panicked must not be polled again, so all
 //! spawned futures are dropped and [`Actor::started`] spawns them anew.
 //!
-//! An actor that panics again and again is given up, and the failure is reported so that the
+//! An actor that keeps panicking is given up, and the failure is reported so that the
 //! process can end.
 
 use std::{
@@ -384,8 +384,8 @@ mod tests {
             let lease = Lease::new(backend.clone(), gauge.clone(), Purpose::Session);
             let permit = SessionPermit { lease, ticket: None, queue_waker: QueueWaker(None) };
             let info = SessionInfo::new([127, 0, 0, 1].into(), backend.clone(), close_code);
-            let told = (registry.clone(), counters.clone());
-            SessionActor::start(client, pod, info, permit, told, &rules);
+            let shared = (registry.clone(), counters.clone());
+            SessionActor::start(client, pod, info, permit, shared, &rules);
         };
         let peer = || {
             let (far, near) = tokio::io::duplex(64);

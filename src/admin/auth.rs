@@ -1,8 +1,8 @@
-//! Who may make admin calls that change something.
+//! Authorization of admin calls that change something.
 //!
 //! With `admin.token` set, only holders of the token. Without it, only programs on the same
-//! machine: not other machines, not clients of a proxy on this machine, and not web pages, which
-//! anybody may have written.
+//! machine: not other machines, not clients of a proxy on this machine, and not web pages,
+//! whose author is unknown.
 
 use std::net::IpAddr;
 
@@ -116,7 +116,7 @@ mod tests {
         for peer in ["127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1"] {
             assert_eq!(check(peer, &[]), Ok(()), "{peer}");
         }
-        for peer in ["10.0.0.1", "2001:db8::1", "::ffff:10.0.0.1", "nobody"] {
+        for peer in ["10.0.0.1", "2001:db8::1", "::ffff:10.0.0.1", "unix"] {
             assert_eq!(check(peer, &[]), Err(Denial::Address), "{peer}");
         }
         // The client of a proxy on this machine may be on any machine.

@@ -37,7 +37,7 @@ pub struct Distribution {
 struct ServiceEntry {
     /// The URL as configured.
     url: String,
-    /// The estimate: a fresh report corrected by what happened since, else our own count.
+    /// The estimate: a fresh report corrected by events since then, else our own count.
     connections: u64,
     name: String,
     state: &'static str,

@@ -100,8 +100,8 @@ impl Shutdown {
         let _ = timeout(ANSWER_TIMEOUT, self.unanswered.wait_until_none()).await;
     }
 
-    /// Stops accepting from inherited sockets, so that the next process accepts what is queued
-    /// there, and answers the connections already accepted. The sockets stay open.
+    /// Stops accepting from inherited sockets, so that the next process accepts the connections
+    /// queued there, and answers the connections already accepted. The sockets stay open.
     async fn stop_accepting_from_inherited(&self) {
         if self.inherited.admin {
             self.admin_server.pause().await;

@@ -104,7 +104,7 @@ pub struct CloseById {
     pub id: u64,
 }
 
-/// Tells a session to send a Close frame to both sides.
+/// Makes a session send a Close frame to both sides.
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "()")]
 pub struct CloseSession {
@@ -238,7 +238,7 @@ impl Handler<crate::actors::supervision::Panic> for RegistryActor {
 }
 
 impl RegistryActor {
-    /// Closes a session, if it is live and was not told to close before.
+    /// Closes a session, if it is live and was not sent a [`CloseSession`] before.
     pub(super) fn close(&mut self, id: u64, why: Ending) {
         let Some(entry) = self.sessions.get_mut(&id) else { return };
         if !std::mem::replace(&mut entry.close_sent, true)
