@@ -1,11 +1,11 @@
-"""The cookie's attributes, Cookie fields as clients send them, and settings that are mistakes."""
+"""The cookie's attributes, Cookie fields as clients send them, and invalid settings."""
 
 NAME = "wsbalancer"
 KEY = "the first key, 0123456789"
 COOKIE = f'affinity = "cookie"\ncookie_key = "{KEY}"'
 FIELD = "X-Room"
 
-# Settings, what a trusted proxy is told by, what the client sends, the attributes that come.
+# Settings, the forwarded fields, what the client sends, and the expected attributes.
 PLAIN = {"path": "/", "httponly": "", "samesite": "Lax"}
 SECURE = {**PLAIN, "secure": ""}
 PROXY = {"server": 'trusted_proxies = ["127.0.0.1"]'}
@@ -69,8 +69,8 @@ def _bearing(value):
 
 
 def many(good, bad, other):
-    """Cookie fields, and what comes of them; `good` is the cookie of the client's pod, `other`
-    another pod's.
+    """Returns Cookie fields and the expected results. `good` is the cookie of the client's pod,
+    `other` that of another pod.
     """
     followed, invalid, absent, either = "followed", "invalid", "absent", "either"
     return [

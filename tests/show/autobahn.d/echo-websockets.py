@@ -1,4 +1,4 @@
-"""Echo server on Python `websockets`."""
+"""An echo server on Python's `websockets`."""
 
 import asyncio
 import logging
@@ -8,7 +8,7 @@ from websockets.exceptions import ConnectionClosed
 
 logging.getLogger("websockets").setLevel(
     logging.CRITICAL
-)  # breaking the protocol is what the suite does
+)  # the suite violates the protocol on purpose
 
 
 async def echo(connection):
@@ -20,7 +20,7 @@ async def echo(connection):
 
 
 async def main():
-    # No pings of its own: in a case longer than their interval they would be frames nobody expects.
+    # No Pings of its own: cases that last longer than the interval would receive unexpected frames.
     async with serve(
         echo, "127.0.0.1", 0, max_size=None, ping_interval=None, compression="deflate"
     ) as server:

@@ -1,4 +1,4 @@
-"""Clients on raw sockets: they shake hands, stay, and leave with a Close."""
+"""Clients on raw sockets: they open a session, stay, and leave with a Close."""
 
 import asyncio
 import collections
@@ -13,7 +13,7 @@ HANDSHAKE = scripted.handshake("/", HOST, key=KEY).encode()
 
 
 class Client(asyncio.Protocol):
-    """One connection; the crowd hears how its handshake ended, and when it was dropped."""
+    """One connection. It reports to the crowd how its handshake ended and when it was dropped."""
 
     def __init__(self, crowd):
         self.crowd = crowd
@@ -69,7 +69,7 @@ class Client(asyncio.Protocol):
 
 
 class Crowd:
-    """Clients that go to the replicas by turns; `failures` are handshakes that brought no 101."""
+    """Clients that connect to the replicas in turn. `failures` are handshakes without a 101."""
 
     def __init__(self, addresses):
         self.addresses = [address.rsplit(":", 1) for address in addresses]
@@ -81,7 +81,7 @@ class Crowd:
         self.loop = asyncio.get_running_loop()
 
     def arrive(self, *about):
-        """One more connection, at the next replica."""
+        """Opens one more connection, at the next replica."""
         host, port = self.next_address()
         self.arrivals.append(self.loop.time())
         task = self.loop.create_task(self._connect(host, port, about))
@@ -101,7 +101,7 @@ class Crowd:
         return Client(self)
 
     async def come(self, count, seconds):
-        """`count` clients at an even pace."""
+        """Connects `count` clients at an even pace."""
         start = self.loop.time()
         for number in range(count):
             if (pause := start + number * seconds / count - self.loop.time()) > 0:
@@ -109,7 +109,7 @@ class Crowd:
             self.arrive()
 
     async def inside(self, count):
-        """Waits until `count` clients have their session, or as many as ever will."""
+        """Waits until `count` clients have a session or have failed for good."""
         await scripted.eventually(lambda: len(self.clients) >= count, 30)
         return len(self.clients) == count
 
@@ -123,7 +123,7 @@ class Crowd:
         self.drops.append(self.loop.time())
 
     def end(self):
-        """Everybody goes, and nobody comes back."""
+        """Disconnects all clients; none reconnects."""
         self.stays = False
         for task in [*self.tasks]:
             task.cancel()
@@ -133,8 +133,8 @@ class Crowd:
         self.clients.clear()
 
 
-class Herd(Crowd):
-    """Clients that go straight to the pod that held the fewest when all were asked last."""
+class PollingCrowd(Crowd):
+    """Clients that connect directly to the pod that had the fewest sessions at the last poll."""
 
     def __init__(self, pods, interval):
         super().__init__([pod.address for pod in pods])
@@ -149,8 +149,10 @@ class Herd(Crowd):
         return self.addresses[self.fewest]
 
 
-class Mortal(Crowd):
-    """Each client stays for an exponential time; the next one comes as it leaves."""
+class LimitedCrowd(Crowd):
+    """Each client stays for an exponentially distributed time. The next one connects when it
+    leaves.
+    """
 
     def __init__(self, addresses, mean_life, seeded):
         super().__init__(addresses)
@@ -166,8 +168,8 @@ class Mortal(Crowd):
             self.arrive()
 
 
-class Faithful(Crowd):
-    """Clients that are dropped come back at once, up to `most` times each."""
+class ReconnectingCrowd(Crowd):
+    """Clients that reconnect at once when they are dropped, up to `most` times each."""
 
     def __init__(self, addresses, most=float("inf")):
         super().__init__(addresses)

@@ -1,5 +1,5 @@
-"""The best that a balancer could do: every arrival to the pod that holds the fewest at that
-instant.
+"""The best possible balancing: every arrival goes to the pod with the fewest sessions at that
+moment.
 """
 
 import heapq
@@ -7,10 +7,10 @@ import random
 
 
 def scale_out(old, new, sessions, mean_life, cold_time=0.0, seed=0):
-    """Seconds and arrivals until each of the `new` pods holds 90 % of the mean.
+    """Returns seconds and arrivals until each of the `new` pods holds 90 % of the mean.
 
-    Sessions end at random and are replaced at once. A new pod takes at most three times its fair
-    share of arrivals until it is `cold_time` old.
+    Sessions end at random and are replaced at once. Until a new pod is `cold_time` old, it accepts
+    at most three times its fair share of arrivals.
     """
     seeded = random.Random(seed)
     counts = [sessions // old] * old + [0] * new
@@ -31,8 +31,8 @@ def scale_out(old, new, sessions, mean_life, cold_time=0.0, seed=0):
 
 
 def scale_outs(*arguments, runs=25, **settings):
-    """Several of them: the shortest, the mean and the longest time, and the mean of the
-    arrivals.
+    """Simulates several scale-outs. Returns the shortest, mean and longest time, and the mean
+    number of arrivals.
     """
     found = [scale_out(*arguments, seed=seed, **settings) for seed in range(runs)]
     seconds = [one for one, _ in found]

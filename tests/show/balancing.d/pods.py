@@ -1,8 +1,8 @@
-"""Stub pods by the dozen, sessions by the thousand: they answer 101, hold, count, and report the
-count.
+"""Dozens of stub pods with thousands of sessions: they answer 101, count their sessions, and report
+the count.
 
-All have one port and an address each, as pods of a headless service have. A pod that has not come
-yet, or is gone, refuses connections.
+All pods have the same port and an address each, as pods of a headless service have. A pod that has
+not started, or has stopped, refuses connections.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ NORMAL = b"\x88\x80" + bytes(4)  # a client's Close, masked with zeros
 
 
 class Connection(asyncio.Protocol):
-    """What a pod has of one TCP connection: polls, then perhaps a session."""
+    """The pod's side of one TCP connection: polls, or a session."""
 
     def __init__(self, pod):
         self.pod = pod
@@ -37,7 +37,7 @@ class Connection(asyncio.Protocol):
         while not self.session and b"\r\n\r\n" in self.buffer:
             head, _, self.buffer = self.buffer.partition(b"\r\n\r\n")
             self.answer(scripted.Head(head))
-        if self.session and self.buffer[:1] == CLOSE[:1]:  # clients here send nothing else
+        if self.session and self.buffer[:1] == CLOSE[:1]:  # clients send nothing else
             self.end(CLOSE)
 
     def answer(self, head):
@@ -58,7 +58,9 @@ class Connection(asyncio.Protocol):
 
 
 class Pod:
-    """`accepted` are the times at which it said 101; one that `drops` ends each session at once."""
+    """A stub pod. `accepted` are the times of its 101s. With `drops` it ends each session at
+    once.
+    """
 
     def __init__(self, sock, drops=False):
         self.sock = sock
@@ -82,8 +84,8 @@ class Pod:
             self.sessions.add(connection)
 
     def go(self, over=0.0):
-        """As a process that is told to stop: refuses new connections; Close 1001 to everybody
-        within `over` s.
+        """Stops like a terminated process: refuses new connections and closes all sessions with
+        1001 within `over` s.
         """
         (self.server or self.sock).close()
         sessions = [*self.sessions]
@@ -99,7 +101,7 @@ class Pod:
 
 
 def reserve(count):
-    """Pods that have not come yet; only here are their addresses and port taken."""
+    """Reserves addresses and a common port for pods that start later."""
     while True:
         socks = [socket.socket() for _ in range(count)]
         try:
@@ -109,7 +111,7 @@ def reserve(count):
                 sock.bind((f"127.0.1.{number}", port))
                 port = sock.getsockname()[1]
             return [Pod(sock) for sock in socks]
-        except OSError:  # some address has another program on this port: another one
+        except OSError:  # another program uses this port at some address: try the next one
             for sock in socks:
                 sock.close()
 
@@ -119,13 +121,13 @@ def counts(pods):
 
 
 def unevenness(pods):
-    """The largest count over the mean."""
+    """Returns the largest count divided by the mean."""
     held = counts(pods)
     return max(held) * len(held) / max(1, sum(held))
 
 
 def worst_second(pod):
-    """The most sessions that a pod was given within any one second."""
+    """Returns the largest number of sessions that a pod was given within one second."""
     worst = first = 0
     for last, time in enumerate(pod.accepted):
         while pod.accepted[first] <= time - 1:

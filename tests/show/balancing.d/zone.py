@@ -1,4 +1,4 @@
-"""One name and its addresses, answered by UDP: a headless service's DNS (RFC 1035 §4)."""
+"""A name server on UDP for one name, as the DNS of a headless service (RFC 1035 §4)."""
 
 import asyncio
 import ipaddress
@@ -8,7 +8,7 @@ A, IN = 1, 1
 
 
 class Zone(asyncio.DatagramProtocol):
-    """`pods` are whose addresses it gives, at any time; `asked` counts the questions for them."""
+    """The name server. It answers with the addresses of `pods`; `asked` counts the queries."""
 
     def __init__(self, pods, ttl=1):
         self.pods, self.ttl = pods, ttl
@@ -24,18 +24,18 @@ class Zone(asyncio.DatagramProtocol):
 
     @property
     def source(self):
-        """Where a service has its pods from."""
+        """Returns the discovery setting of the service."""
         port = self.pods[0].address.rsplit(":", 1)[1]
         return f'discovery = {{ dns = "http://{NAME}:{port}" }}\nnameservers = ["{self.address}"]'
 
     def datagram_received(self, query, peer):
-        end = query.index(b"\0", 12) + 5  # behind the question's name, type and class
+        end = query.index(b"\0", 12) + 5  # after the question's name, type and class
         question = query[12:end]
         kind = int.from_bytes(question[-4:-2], "big")
         known = question[:-4].lower() == encoded(NAME)
         records = [self.record(pod) for pod in self.pods] if known and kind == A else []
         self.asked += bool(records)
-        # Authoritative, recursion as asked for; NXDOMAIN for any other name.
+        # Authoritative, with the recursion flag of the query; NXDOMAIN for other names.
         flags = 0x8480 | (query[2] & 1) << 8 | (0 if known else 3)
         counts = [flags, 1, len(records), 0, 0]
         head = query[:2] + b"".join(count.to_bytes(2, "big") for count in counts)
