@@ -7,10 +7,7 @@ use crate::{
         poll::PollSettings,
     },
     config::{Config, ServiceSettings},
-    domain::{
-        balance::pool::PoolSettings,
-        service_id::{ServiceId, ServiceIds},
-    },
+    domain::service_id::{ServiceId, ServiceIds},
     net::dns::DnsSource,
 };
 
@@ -28,7 +25,7 @@ pub fn lookups(ids: &mut ServiceIds, config: &Config) -> Vec<Lookup> {
     let mut lookups: Vec<Lookup> = Vec::new();
     for ServiceSettings { name, discovery, balancer, .. } in &config.services {
         let id = ids.get_or_issue(name);
-        let resolver = balancer.resolver_settings();
+        let resolver = balancer.resolver.clone();
         if let Some(name) = &balancer.replicas_name {
             let query = DnsSource::Host { name: name.clone(), port: 0 };
             let same = |lookup: &&mut Lookup| {
@@ -57,27 +54,16 @@ pub fn lookups(ids: &mut ServiceIds, config: &Config) -> Vec<Lookup> {
 
 fn service_rules(service: &ServiceSettings) -> ServiceRules {
     let balancer = &service.balancer;
-    let settings = PoolSettings {
-        strategy: balancer.strategy,
-        replicas: balancer.replicas,
-        stale_after: balancer.stale_after,
-        max_sessions: balancer.max_sessions,
-        max_sessions_per_pod: balancer.max_sessions_per_pod,
-        health: balancer.health,
-        grace: balancer.discovery_grace,
-        affinity_key: balancer.affinity_key().cloned(),
-        shares: service.shares.clone(),
-    };
     let polls = balancer.question.clone().map(|question| PollSettings {
         question,
         port: balancer.metric_port,
         interval: balancer.poll_interval,
         timeout: balancer.poll_timeout,
-        connect: balancer.connect_settings(),
+        connect: balancer.connect.clone(),
     });
     ServiceRules {
         service: service.name.clone(),
-        settings,
+        settings: balancer.pool.clone(),
         counts_replicas: balancer.replicas_name.is_some(),
         backends: service.discovery.is_none().then(|| service.backends.clone()),
         polls,

@@ -144,17 +144,17 @@ fn check_invariants(config: &Config) {
             let (DnsSource::Host { name, .. } | DnsSource::Srv(name)) = source;
             assert!(!name.as_str().is_empty());
             assert!(matches!(source, DnsSource::Host { .. }) || name.ip().is_none());
-            assert!(pod.transport == Transport::Tcp || balancer.tls.is_some());
+            assert!(pod.transport == Transport::Tcp || balancer.connect.tls.is_some());
         }
         for backend in backends.iter().filter(|backend| backend.transport != Transport::Unix) {
             let address = &backend.address;
             let (host, port) = address.rsplit_once(':').expect("host:port");
             assert!(!host.is_empty() && port.parse::<u16>().is_ok(), "{address}");
         }
-        assert!((1..=1000).contains(&balancer.replicas));
-        assert!(balancer.replicas == 1 || balancer.replicas_name.is_none());
-        assert!(balancer.discovery_ttl.min <= balancer.discovery_ttl.max);
-        assert!(balancer.stale_after >= 3 * balancer.poll_interval);
+        assert!((1..=1000).contains(&balancer.pool.replicas));
+        assert!(balancer.pool.replicas == 1 || balancer.replicas_name.is_none());
+        assert!(balancer.resolver.bounds.min <= balancer.resolver.bounds.max);
+        assert!(balancer.pool.stale_after >= 3 * balancer.poll_interval);
     }
     assert!(config.services.len() == 1 || !config.router.is_empty());
     assert!(config.server.workers >= 1);

@@ -14,8 +14,9 @@ use actix_http::{
 use ipnet::IpNet;
 use libfuzzer_sys::fuzz_target;
 use wsbalancer::{
+    config::HeaderChanges,
     domain::balance::lease::{Backend, Transport},
-    traffic::headers::forwarded::{ForwardingRules, HeaderChanges, PeerInfo},
+    traffic::headers::forwarded::{ForwardingRules, PeerInfo},
 };
 
 const TRUSTED: [&str; 2] = ["10.0.0.0/8", "fd00::/8"];

@@ -22,6 +22,16 @@ pub enum AffinitySettings {
     Address,
 }
 
+impl AffinitySettings {
+    /// Returns the key of affinity cookies, if they are used.
+    pub fn cookie_key(&self) -> Option<&Key> {
+        match self {
+            Self::Cookie(cookie) => Some(&cookie.key),
+            _ => None,
+        }
+    }
+}
+
 /// The affinity cookie (RFC 6265).
 #[derive(Clone, Debug)]
 pub struct CookieSettings {

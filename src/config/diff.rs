@@ -3,7 +3,6 @@
 use std::{collections::BTreeSet, fmt};
 
 use super::{
-    affinity::AffinitySettings,
     layers::{is_secret, redact_item},
     model::Config,
     services::ServiceSettings,
@@ -137,7 +136,7 @@ fn same_service<'a>(config: &'a Config, service: &ServiceSettings) -> Option<&'a
 }
 
 fn has_same_tls(one: &ServiceSettings, other: &ServiceSettings) -> bool {
-    match (&one.balancer.tls, &other.balancer.tls) {
+    match (&one.balancer.connect.tls, &other.balancer.connect.tls) {
         (Some(one), Some(other)) => one.is_equivalent(other),
         (one, other) => one.is_none() && other.is_none(),
     }
@@ -153,7 +152,7 @@ impl Config {
         for service in &mut self.services {
             let Some(known) = same_service(old, service) else { continue };
             if has_same_tls(known, service) {
-                service.balancer.tls = known.balancer.tls.clone();
+                service.balancer.connect.tls = known.balancer.connect.tls.clone();
             }
             let polls_differ = difference
                 .changes
@@ -162,13 +161,7 @@ impl Config {
             if !polls_differ {
                 service.balancer.question = known.balancer.question.clone();
             }
-            if let (AffinitySettings::Cookie(cookie), AffinitySettings::Cookie(known)) =
-                (&mut service.balancer.affinity, &known.balancer.affinity)
-                && !cookie.key_is_shared
-                && !known.key_is_shared
-            {
-                cookie.key = known.key.clone();
-            }
+            service.balancer.reuse_random_key(&known.balancer);
         }
     }
 }
@@ -257,7 +250,9 @@ mod tests {
     #[test]
     fn random_keys_and_queries_are_reused_unless_their_settings_change() {
         let old = config(BASE, &[]);
-        let key = |config: &Config| config.services[0].balancer.affinity_key().unwrap().tag("", "");
+        let key = |config: &Config| {
+            config.services[0].balancer.affinity.cookie_key().unwrap().tag("", "")
+        };
         let question = |config: &Config, at: usize| config.services[at].balancer.question.clone();
         let mut new = config(&(BASE.to_owned() + "[balancer]\nretries = 7\n"), &[]);
         assert_ne!(key(&old), key(&new), "a new random key");

@@ -36,7 +36,7 @@ pub use self::{
     file_watch::{FileChange, FileWatch},
     layers::{Layers, Problems, socket_names},
     model::{AdminSettings, Config, ServerSettings},
-    services::{BalancerSettings, ServiceSettings},
+    services::{BalancerSettings, HeaderChanges, ServiceSettings},
     token::Token,
 };
 

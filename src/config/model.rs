@@ -187,7 +187,7 @@ impl Config {
                      valid at other replicas or after a restart"
                 );
             }
-            if balancer.tls.as_ref().is_some_and(|tls| !tls.verifies) {
+            if balancer.connect.tls.as_ref().is_some_and(|tls| !tls.verifies) {
                 log::warn!(
                     "service {name}: tls_verify = false: the certificates of its pods are not verified"
                 );

@@ -1,6 +1,6 @@
 //! Settings of the services: their pods, and how pods are polled, chosen and connected to.
 
-use std::{collections::BTreeMap, net::SocketAddr, num::NonZeroU32, sync::Arc, time::Duration};
+use std::{num::NonZeroU32, time::Duration};
 
 use actix_http::header::{HeaderName, HeaderValue};
 
@@ -16,8 +16,8 @@ use super::{
 use crate::{
     domain::{
         balance::{
-            affinity::Key, health::HealthSettings, lease::Backend, rebalance::RebalanceSettings,
-            settings::Share, strategy::Strategy,
+            health::HealthSettings, lease::Backend, pool::PoolSettings,
+            rebalance::RebalanceSettings, strategy::Strategy,
         },
         dns::TtlBounds,
         report::query::Question,
@@ -27,8 +27,6 @@ use crate::{
     net::{
         connect::ConnectSettings,
         dns::{HostName, NameServers, ResolverSettings},
-        tcp::TcpSettings,
-        tls::ClientTls,
     },
     relay::{TunnelRules, close::CloseCode},
 };
@@ -49,8 +47,6 @@ pub struct ServiceSettings {
     pub name: String,
     /// The pods, in configured order; empty if they are discovered.
     pub backends: Vec<Backend>,
-    /// Weights and limits of the pods that have any, by address.
-    pub shares: BTreeMap<String, Share>,
     /// Where pods are looked up, if they are not listed.
     pub discovery: Option<DiscoverySettings>,
     /// `[balancer]`, with the overrides of the service's own table.
@@ -68,48 +64,30 @@ pub struct BalancerSettings {
     pub poll_interval: Duration,
     /// Time limit for a poll.
     pub poll_timeout: Duration,
-    /// Age at which a report is stale, at least three poll intervals.
-    pub stale_after: Duration,
-    /// Replicas of the balancer that share the pods, at least 1; 1 until they have been counted.
-    pub replicas: u32,
-    /// DNS name whose addresses are the replicas.
+    /// How pods are chosen. Its `replicas` is 1 until the addresses of `replicas_name` are known.
+    pub pool: PoolSettings,
+    /// DNS name whose addresses are the replicas of the balancer.
     pub replicas_name: Option<HostName>,
-    pub discovery_ttl: TtlBounds,
-    /// How long the counts of a pod are kept after it left DNS.
-    pub discovery_grace: Duration,
-    /// Name servers to query; empty for those of the system.
-    pub nameservers: Vec<SocketAddr>,
-    pub strategy: Strategy,
-    pub health: HealthSettings,
+    /// How pods and replicas are looked up.
+    pub resolver: ResolverSettings,
     /// `None` if sessions are not rebalanced.
     pub rebalance: Option<RebalanceSettings>,
     /// Further pods that are tried for one connection.
     pub retries: usize,
     /// Status codes of handshake answers after which the next pod is tried.
     pub retry_on: Vec<u16>,
-    /// Limit for the sessions of the service.
-    pub max_sessions: Option<NonZeroU32>,
-    /// Limit for the connections of a pod, by its estimate.
-    pub max_sessions_per_pod: Option<NonZeroU32>,
     /// How long a client can wait while every pod is full.
     pub queue_timeout: Duration,
     /// How many clients can wait.
     pub queue_limit: usize,
-    /// Whether pods receive the client's Host field.
-    pub pass_host_header: bool,
-    pub add_headers: Vec<(HeaderName, HeaderValue)>,
-    pub set_headers: Vec<(HeaderName, HeaderValue)>,
-    pub remove_headers: Vec<HeaderName>,
+    pub header_changes: HeaderChanges,
     /// Whether connections for plain HTTP are kept open.
     pub reuse_connections: bool,
     /// Origins that can open WebSockets; empty for all.
     pub allowed_origins: Vec<OriginPattern>,
     pub affinity: AffinitySettings,
-    /// `None` if no pod uses TLS.
-    pub tls: Option<Arc<ClientTls>>,
-    pub tcp: TcpSettings,
-    /// Time limit for connecting to a pod, TLS included.
-    pub connect_timeout: Duration,
+    /// How pods are connected to, for sessions and for polls.
+    pub connect: ConnectSettings,
     /// Time limit from the request to the head of the pod's answer.
     pub read_timeout: Duration,
     /// Time limit for a client's whole handshake.
@@ -126,28 +104,29 @@ pub struct BalancerSettings {
     pub closes_ejected: bool,
 }
 
+/// Changes to the header fields of requests to pods.
+#[derive(Clone, Debug, Default)]
+pub struct HeaderChanges {
+    /// Whether pods receive the client's Host field; otherwise their own address.
+    pub pass_host_header: bool,
+    /// Fields that are added after the others have been set.
+    pub add: Vec<(HeaderName, HeaderValue)>,
+    /// Fields that replace those of the client.
+    pub set: Vec<(HeaderName, HeaderValue)>,
+    /// Names of fields that pods do not receive.
+    pub remove: Vec<HeaderName>,
+}
+
 impl BalancerSettings {
-    /// Returns how pods are connected to, for sessions and for polls.
-    pub fn connect_settings(&self) -> ConnectSettings {
-        ConnectSettings { timeout: self.connect_timeout, tls: self.tls.clone(), tcp: self.tcp }
-    }
-
-    /// Returns how names are looked up. The search list of the system does not apply to configured
-    /// name servers.
-    pub fn resolver_settings(&self) -> ResolverSettings {
-        let servers = || NameServers { addresses: self.nameservers.clone(), ..Default::default() };
-        ResolverSettings {
-            servers: (!self.nameservers.is_empty()).then(servers),
-            timeout: self.connect_timeout,
-            bounds: self.discovery_ttl,
-        }
-    }
-
-    /// Returns the key of affinity cookies, if they are used.
-    pub fn affinity_key(&self) -> Option<&Key> {
-        match &self.affinity {
-            AffinitySettings::Cookie(cookie) => Some(&cookie.key),
-            _ => None,
+    /// Replaces the random key of affinity cookies by that of `old`, so that its cookies stay valid.
+    pub(super) fn reuse_random_key(&mut self, old: &Self) {
+        if let (AffinitySettings::Cookie(cookie), AffinitySettings::Cookie(known)) =
+            (&mut self.affinity, &old.affinity)
+            && !cookie.key_is_shared
+            && !known.key_is_shared
+        {
+            cookie.key = known.key.clone();
+            self.pool.affinity_key = Some(known.key.clone());
         }
     }
 }
@@ -168,10 +147,9 @@ pub(super) fn read_services(reader: &mut Reader) -> Vec<ServiceSettings> {
         _ => {}
     }
     if names.is_empty() {
-        let PodList { backends, shares } = listed;
-        let balancer = read_balancer(reader, &backends, None);
-        let name = DEFAULT_SERVICE.to_owned();
-        return vec![ServiceSettings { name, backends, shares, discovery: None, balancer }];
+        let balancer = read_balancer(reader, &listed, None);
+        let (name, backends) = (DEFAULT_SERVICE.to_owned(), listed.backends);
+        return vec![ServiceSettings { name, backends, discovery: None, balancer }];
     }
     names.into_iter().map(|name| read_service(reader, name)).collect()
 }
@@ -186,83 +164,106 @@ fn read_service(reader: &mut Reader, name: String) -> ServiceSettings {
     }
     // A table without keys is a known key, too.
     reader.optional(&format!("services.{name}"), |_| Ok(()));
-    let PodList { backends, shares } =
-        if reader.has(&key) { reader.pods(&key, &name) } else { PodList::default() };
+    let pods = if reader.has(&key) { reader.pods(&key, &name) } else { PodList::default() };
     let (discovery, is_discovered) = read_discovery(reader, &name);
-    if backends.is_empty() && !is_discovered {
+    if pods.backends.is_empty() && !is_discovered {
         let advice = "no pods are configured: set it to a list such as [\"http://pod:3001\"], or set \
                       discovery = { dns = \"http://name:3001\" }";
         reader.add_problem_in_table(&key, advice);
     }
     reader.set_service(Some(&name));
-    let balancer = read_balancer(reader, &backends, discovery.as_ref());
+    let balancer = read_balancer(reader, &pods, discovery.as_ref());
     reader.set_service(None);
-    ServiceSettings { name, backends, shares, discovery, balancer }
+    ServiceSettings { name, backends: pods.backends, discovery, balancer }
 }
 
 fn read_balancer(
     reader: &mut Reader,
-    backends: &[Backend],
+    pods: &PodList,
     discovery: Option<&DiscoverySettings>,
 ) -> BalancerSettings {
     let millis = Duration::from_millis;
     let (minute, hour) = (millis(60_000), millis(3_600_000));
-    let day = 24 * hour;
-    let poll_interval = reader.duration("balancer.poll_interval", millis(100)..=hour);
-    let cache_ttl = reader.duration("balancer.cache_ttl", millis(0)..=day);
     let handshake = millis(10)..=10 * minute;
-    let timeouts = read_session_timeouts(reader);
+    let affinity = read_affinity(reader);
+    let poll_interval = reader.duration("balancer.poll_interval", millis(100)..=hour);
     let (replicas, replicas_name) = match reader.value("balancer.replicas", Replicas::parse) {
         Replicas::Configured(replicas) => (replicas, None),
         Replicas::Counted(name) => (1, Some(name)),
     };
+    let connect = ConnectSettings {
+        timeout: reader.duration("balancer.connect_timeout", handshake.clone()),
+        tls: read_client_tls(reader, &pods.backends, discovery),
+        tcp: read_tcp(reader, "balancer"),
+    };
+    let timeouts = read_session_timeouts(reader);
     BalancerSettings {
         question: read_query(reader),
         metric_port: Some(reader.number("balancer.metric_port", 0..=65_535) as u16)
             .filter(|port| *port != 0),
         poll_interval,
         poll_timeout: reader.duration("balancer.poll_timeout", millis(10)..=minute),
-        stale_after: cache_ttl.max(3 * poll_interval),
-        replicas,
-        replicas_name,
-        discovery_ttl: read_ttl_bounds(reader),
-        discovery_grace: reader.duration("balancer.discovery_grace", millis(0)..=day),
-        nameservers: reader.list("balancer.nameservers", parse_name_server),
-        strategy: reader.choice("balancer.strategy", &STRATEGIES),
-        health: HealthSettings {
-            eject_after: reader.number("balancer.eject_after", 0..=1000) as u32,
-            eject_time: reader.duration("balancer.eject_time", millis(10)..=hour),
-            eject_time_max: reader.duration("balancer.eject_time_max", millis(10)..=day),
-            cold_time: reader.duration("balancer.cold_time", millis(0)..=hour),
+        pool: PoolSettings {
+            strategy: reader.choice("balancer.strategy", &STRATEGIES),
+            replicas,
+            stale_after: reader
+                .duration("balancer.cache_ttl", millis(0)..=24 * hour)
+                .max(3 * poll_interval),
+            max_sessions: reader.limit("balancer.max_sessions"),
+            max_sessions_per_pod: reader.limit("balancer.max_sessions_per_pod"),
+            health: read_health(reader),
+            grace: reader.duration("balancer.discovery_grace", millis(0)..=24 * hour),
+            affinity_key: affinity.cookie_key().cloned(),
+            shares: pods.shares.clone(),
         },
+        replicas_name,
+        resolver: read_resolver(reader, connect.timeout),
         rebalance: read_rebalance(reader),
         retries: reader.number("balancer.retries", 0..=100) as usize,
         retry_on: reader.list("balancer.retry_on", |text| {
             let status = text.parse().ok().filter(|status| (400..=599).contains(status));
             status.ok_or_else(|| "expected a status code from 400 to 599".to_owned())
         }),
-        max_sessions: reader.limit("balancer.max_sessions"),
-        max_sessions_per_pod: reader.limit("balancer.max_sessions_per_pod"),
         queue_timeout: reader.duration("balancer.queue_timeout", millis(0)..=10 * minute),
         queue_limit: reader.number("balancer.queue_limit", 0..=100_000) as usize,
-        pass_host_header: reader.boolean("balancer.pass_host_header"),
-        add_headers: reader.list("balancer.add_headers", parse_header_field),
-        set_headers: reader.list("balancer.set_headers", parse_header_field),
-        remove_headers: reader.list("balancer.remove_headers", parse_header_name),
+        header_changes: HeaderChanges {
+            pass_host_header: reader.boolean("balancer.pass_host_header"),
+            add: reader.list("balancer.add_headers", parse_header_field),
+            set: reader.list("balancer.set_headers", parse_header_field),
+            remove: reader.list("balancer.remove_headers", parse_header_name),
+        },
         reuse_connections: reader.boolean("balancer.reuse_connections"),
         allowed_origins: reader.list("balancer.allowed_origins", OriginPattern::parse),
-        affinity: read_affinity(reader),
-        tls: read_client_tls(reader, backends, discovery),
-        tcp: read_tcp(reader, "balancer"),
-        connect_timeout: reader.duration("balancer.connect_timeout", handshake.clone()),
+        affinity,
+        connect,
         read_timeout: reader.duration("balancer.read_timeout", handshake.clone()),
         handshake_timeout: reader.duration("balancer.handshake_timeout", handshake),
         tunnel: read_tunnel(reader, &timeouts),
         timeouts,
         close_code_drain: reader.close_code("balancer.close_code_drain"),
-        pod_drain_time: reader.duration("balancer.pod_drain_time", millis(0)..=day),
+        pod_drain_time: reader.duration("balancer.pod_drain_time", millis(0)..=24 * hour),
         closes_ejected: reader.choice("balancer.on_ejected", &[("leave", false), ("close", true)]),
     }
+}
+
+fn read_health(reader: &mut Reader) -> HealthSettings {
+    let (least, hour) = (Duration::from_millis(10), Duration::from_secs(3600));
+    HealthSettings {
+        eject_after: reader.number("balancer.eject_after", 0..=1000) as u32,
+        eject_time: reader.duration("balancer.eject_time", least..=hour),
+        eject_time_max: reader.duration("balancer.eject_time_max", least..=24 * hour),
+        cold_time: reader.duration("balancer.cold_time", Duration::ZERO..=hour),
+    }
+}
+
+/// Reads how names are looked up. The search list of the system does not apply to configured name
+/// servers.
+fn read_resolver(reader: &mut Reader, timeout: Duration) -> ResolverSettings {
+    let addresses = reader.list("balancer.nameservers", parse_name_server);
+    let bounds = read_ttl_bounds(reader);
+    let servers =
+        (!addresses.is_empty()).then(|| NameServers { addresses, ..NameServers::default() });
+    ResolverSettings { servers, timeout, bounds }
 }
 
 fn read_ttl_bounds(reader: &mut Reader) -> TtlBounds {

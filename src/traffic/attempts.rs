@@ -43,7 +43,7 @@ impl<'a> Attempts<'a> {
     /// # Errors
     /// No pod, no more tries: what the last one did, or why there is none.
     pub async fn next(&mut self) -> Result<SessionPermit, Refusal> {
-        if self.tried.len() > self.routed.service.retries {
+        if self.tried.len() > self.routed.service.settings.retries {
             return Err(self.give_up());
         }
         let queue = &self.routed.service.queue;

@@ -181,10 +181,10 @@ pub async fn open(
     service.check_origin(&request.headers)?;
     let ticket = admission.admit(routed.forwarded.client)?;
     // Waiting in the queue has a time-out of its own.
-    let deadline = service.handshake_timeout + service.queue.timeout();
+    let deadline = service.settings.handshake_timeout + service.queue.timeout();
     timeout(deadline, try_pods(&routed, request, Some(ticket)))
         .await
-        .map_err(|_| Refusal::Deadline(service.handshake_timeout))?
+        .map_err(|_| Refusal::Deadline(service.settings.handshake_timeout))?
 }
 
 /// Offers the handshake to the best pod, and to the next when one fails.
@@ -226,7 +226,7 @@ async fn try_pods(
             },
             Ok(Answer::Other(head, body)) => {
                 let status = head.status.as_u16();
-                if !routed.service.retry_on.contains(&status) {
+                if !routed.service.settings.retry_on.contains(&status) {
                     return Ok(rejection(head, body, backend));
                 }
                 unavailable = Some((head, body, backend.clone()));

@@ -56,13 +56,13 @@ impl<'a> RoutedRequest<'a> {
         let service = &traffic.services[id];
         let mut forwarded = traffic.settings.forwarding.apply(request, peer);
         let affinity_preference = AffinityPreference::of(
-            &service.affinity,
+            &service.settings.affinity,
             &service.name,
             &request.headers,
             forwarded.client,
         );
         forwarded.record_rewrite(rewrite, request.uri.path());
-        forwarded.change(&service.changes);
+        forwarded.change(&service.settings.header_changes);
         let target = request::target(&request.uri, rewrite);
         Ok(Self {
             traffic,
@@ -76,7 +76,7 @@ impl<'a> RoutedRequest<'a> {
 
     /// The fields of the request for `backend`.
     pub fn headers(&self, backend: &Backend) -> HeaderMap {
-        self.forwarded.headers(&self.service.changes, backend)
+        self.forwarded.headers(&self.service.settings.header_changes, backend)
     }
 
     /// The fields of the answer of `backend` as the client gets them.
@@ -93,9 +93,12 @@ impl<'a> RoutedRequest<'a> {
         }
         let Self { traffic, service, forwarded, affinity_preference, .. } = self;
         let counters = &traffic.counters;
-        if let Some(cookie) =
-            affinity_preference.cookie(&service.affinity, backend, forwarded.secure, counters)
-        {
+        if let Some(cookie) = affinity_preference.cookie(
+            &service.settings.affinity,
+            backend,
+            forwarded.secure,
+            counters,
+        ) {
             fields.append(header::SET_COOKIE, cookie);
         }
         fields

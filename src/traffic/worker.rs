@@ -72,14 +72,14 @@ impl UpstreamHandle {
     /// Creates the current thread's handle to the pods of `service`.
     pub fn new(service: &ServiceState) -> Self {
         Self {
-            connect: service.connect.clone(),
-            connector: UpstreamConnector::new(service.connect.clone(), service.read_timeout),
+            connect: service.settings.connect.clone(),
+            connector: UpstreamConnector::new(service.settings.connect.clone(), service.settings.read_timeout),
             idle: IdleConnections::default(),
         }
     }
 
     /// Returns whether this handle connects as the settings of `service` say.
     fn connects_as(&self, service: &ServiceState) -> bool {
-        self.connect == service.connect && self.connector.read_timeout == service.read_timeout
+        self.connect == service.settings.connect && self.connector.read_timeout == service.settings.read_timeout
     }
 }

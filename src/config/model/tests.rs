@@ -36,7 +36,7 @@ fn the_services_variable_is_enough() {
     let addresses: Vec<_> = service.backends.iter().map(|pod| pod.address.as_str()).collect();
     assert_eq!(addresses, ["127.0.0.1:3001", "127.0.0.1:3002"]);
     assert_eq!(config.server.listen.to_string(), "0.0.0.0:8080");
-    assert_eq!(service.balancer.stale_after, Duration::from_secs(30));
+    assert_eq!(service.balancer.pool.stale_after, Duration::from_secs(30));
     assert!(config.server.workers >= 1);
 }
 
@@ -90,7 +90,8 @@ fn pods_can_have_weights_and_limits() {
     let variables =
         [("WSBALANCER_SERVICES", "http://a:1 weight=2.5, http://b:1 max_connections=9,http://c:1")];
     let config = resolve(None, &variables).unwrap();
-    let ServiceSettings { backends, shares, .. } = &config.services[0];
+    let ServiceSettings { backends, balancer, .. } = &config.services[0];
+    let shares = &balancer.pool.shares;
     let urls: Vec<_> = backends.iter().map(|pod| pod.url.as_str()).collect();
     assert_eq!(urls, ["http://a:1", "http://b:1", "http://c:1"]);
     assert_eq!(shares["a:1"], Share { weight: 2.5, max_connections: None });
@@ -216,7 +217,7 @@ fn a_service_table_overrides_the_balancer_section() {
     assert_eq!(web.balancer.read_timeout, Duration::from_secs(7));
     let addresses: Vec<_> = chat.backends.iter().map(|pod| pod.address.as_str()).collect();
     assert_eq!(addresses, ["a:443", "/run/b.sock"]);
-    assert!(chat.balancer.tls.is_some() && web.balancer.tls.is_none());
+    assert!(chat.balancer.connect.tls.is_some() && web.balancer.connect.tls.is_none());
     assert!(
         matches!(&chat.balancer.affinity, AffinitySettings::Cookie(cookie) if cookie.key_is_shared)
     );
@@ -339,21 +340,20 @@ fn pods_can_be_discovered() {
         video.discovery.as_ref().map(|found| &found.source),
         Some(&DnsSource::Srv(HostName::parse("_ws._tcp.video").unwrap()))
     );
-    let named = |service: &ServiceSettings| format!("{:?}", service.balancer.tls);
+    let named = |service: &ServiceSettings| format!("{:?}", service.balancer.connect.tls);
     for (service, name) in [(chat, "chat-headless"), (video, "pod.video"), (voice, "voice")] {
         assert!(named(service).contains(&format!("(\"{name}\")")), "{}", named(service));
     }
     let counted = |service: &ServiceSettings| {
         let name = service.balancer.replicas_name.as_ref().map(|name| name.as_str().to_owned());
-        (service.balancer.replicas, name)
+        (service.balancer.pool.replicas, name)
     };
     assert_eq!(counted(chat), (1, Some("balancers.".to_owned())));
     assert_eq!(counted(video), (2, None));
     let servers: Vec<_> = ["10.0.0.2:53", "[::1]:5353"].map(|text| text.parse().unwrap()).into();
-    assert_eq!(chat.balancer.nameservers, servers);
-    assert_eq!(chat.balancer.resolver_settings().servers.unwrap().addresses, servers);
-    assert_eq!(video.balancer.resolver_settings().servers, None, "the system's name servers");
-    assert_eq!(chat.balancer.discovery_ttl.max, Duration::from_secs(5));
+    assert_eq!(chat.balancer.resolver.servers.clone().unwrap().addresses, servers);
+    assert_eq!(video.balancer.resolver.servers, None, "the system's name servers");
+    assert_eq!(chat.balancer.resolver.bounds.max, Duration::from_secs(5));
 }
 
 #[test]
@@ -446,7 +446,7 @@ fn header_fields_are_printed_without_their_values() {
     assert!(!printed.contains("s3cret"), "{printed}");
     let again = Layers::from_texts(Some(&printed), []).and_then(Config::resolve);
     assert!(
-        again.unwrap().services[0].balancer.set_headers.is_empty(),
+        again.unwrap().services[0].balancer.header_changes.set.is_empty(),
         "redacted values are comments"
     );
 

@@ -12,7 +12,10 @@ use actix_http::{
 use ipnet::IpNet;
 
 use super::{end_to_end, tokens};
-use crate::domain::{balance::lease::Backend, routing::route::Rewrite};
+use crate::{
+    config::HeaderChanges,
+    domain::{balance::lease::Backend, routing::route::Rewrite},
+};
 
 const FORWARDED: HeaderName = header::FORWARDED;
 const X_FORWARDED_FOR: HeaderName = header::X_FORWARDED_FOR;
@@ -68,19 +71,6 @@ impl PeerInfo {
 pub struct ForwardingRules {
     /// Peers that are.
     pub trusted_proxies: Vec<IpNet>,
-}
-
-/// How a service changes requests on their way to its pods.
-#[derive(Clone, Debug, Default)]
-pub struct HeaderChanges {
-    /// Whether pods see the client's `Host`, or else their own address.
-    pub pass_host_header: bool,
-    /// Fields added, after the others have been set.
-    pub add: Vec<(HeaderName, HeaderValue)>,
-    /// Fields that replace what the client sent.
-    pub set: Vec<(HeaderName, HeaderValue)>,
-    /// Fields that do not reach pods.
-    pub remove: Vec<HeaderName>,
 }
 
 /// A request's fields as every pod would get them, but for `Host`.

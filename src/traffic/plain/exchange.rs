@@ -139,7 +139,7 @@ impl Exchange {
         }
         let response = sender.try_send_request(request).boxed_local();
         let head_timeout = routed.upstream.connector.read_timeout;
-        let reuse = routed.service.reuse_connections.then(|| routed.upstream.idle.clone());
+        let reuse = routed.service.settings.reuse_connections.then(|| routed.upstream.idle.clone());
         Self { response, sender, permit, uploaded, head_timeout, reuse }
     }
 
