@@ -5,14 +5,13 @@
 //!
 //! - [`layers`] merges these layers and keeps the origin of each value.
 //! - `reader` and `parse` turn the values into types and collect all problems.
-//! - [`model`] reads the sections; `services`, `session`, `affinity`, `query`, `tls`, `routes` and
-//!   `discovery` read their parts.
+//! - [`model`] reads the sections; [`services`], `session`, `tls`, `routes` and `discovery` read their
+//!   parts.
 //! - [`diff`] finds what differs between two configurations, `file_watch` notices changed files,
 //!   and [`live`] holds the settings in use.
 //!
 //! Only this module reads the settings of the environment.
 
-mod affinity;
 pub mod diff;
 mod discovery;
 mod file_watch;
@@ -20,7 +19,6 @@ pub mod layers;
 pub mod live;
 pub mod model;
 mod parse;
-mod query;
 mod reader;
 mod routes;
 pub mod services;
@@ -31,12 +29,14 @@ mod token;
 use std::{net::SocketAddr, path::Path};
 
 pub use self::{
-    affinity::{AffinitySettings, CookieSettings, SecureAttribute},
     discovery::DiscoverySettings,
     file_watch::{FileChange, FileWatch},
     layers::{Layers, Problems, socket_names},
     model::{AdminSettings, Config, ServerSettings},
-    services::{BalancerSettings, HeaderChanges, ServiceSettings},
+    services::{
+        BalancerSettings, HeaderChanges, ServiceSettings,
+        affinity::{AffinitySettings, CookieSettings, SecureAttribute},
+    },
     token::Token,
 };
 

@@ -12,11 +12,10 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
-    affinity::AffinitySettings,
     layers::{Layers, Problems, Setting, holds_header_fields, is_secret, redact_item},
     reader::Reader,
     routes::read_routes,
-    services::{ServiceSettings, read_services},
+    services::{ServiceSettings, affinity::AffinitySettings, read_services},
     session::read_tcp,
     tls::{add_tls_file_problem, read_key_pair},
     token::Token,

@@ -73,13 +73,17 @@ impl UpstreamHandle {
     pub fn new(service: &ServiceState) -> Self {
         Self {
             connect: service.settings.connect.clone(),
-            connector: UpstreamConnector::new(service.settings.connect.clone(), service.settings.read_timeout),
+            connector: UpstreamConnector::new(
+                service.settings.connect.clone(),
+                service.settings.read_timeout,
+            ),
             idle: IdleConnections::default(),
         }
     }
 
     /// Returns whether this handle connects as the settings of `service` say.
     fn connects_as(&self, service: &ServiceState) -> bool {
-        self.connect == service.settings.connect && self.connector.read_timeout == service.settings.read_timeout
+        self.connect == service.settings.connect
+            && self.connector.read_timeout == service.settings.read_timeout
     }
 }

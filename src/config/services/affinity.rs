@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use actix_http::header::{HeaderName, HeaderValue};
 
-use super::{discovery::Replicas, parse::parse_header_name, reader::Reader};
-use crate::domain::balance::affinity::Key;
+use crate::{
+    config::{discovery::Replicas, parse::parse_header_name, reader::Reader},
+    domain::balance::affinity::Key,
+};
 
 /// Shortest accepted `cookie_key`, in characters: a shorter one could be guessed.
 const MIN_KEY_LEN: usize = 16;

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
-use super::{parse::parse_path, reader::Reader};
-use crate::domain::report::{
-    AgentReader, JsonReader, Pointer, PrometheusReader, SettingError, query::Question,
+use crate::{
+    config::{parse::parse_path, reader::Reader},
+    domain::report::{
+        AgentReader, JsonReader, Pointer, PrometheusReader, SettingError, query::Question,
+    },
 };
 
 /// Formats of a pod's metric route.

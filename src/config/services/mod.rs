@@ -1,14 +1,19 @@
 //! Settings of the services: their pods, and how pods are polled, chosen and connected to.
 
+pub mod affinity;
+mod query;
+
 use std::{num::NonZeroU32, time::Duration};
 
 use actix_http::header::{HeaderName, HeaderValue};
 
-use super::{
+use self::{
     affinity::{AffinitySettings, read_affinity},
+    query::read_query,
+};
+use super::{
     discovery::{DiscoverySettings, Replicas, parse_name_server, read_discovery},
     parse::{parse_header_field, parse_header_name},
-    query::read_query,
     reader::{PodList, Reader},
     session::{read_session_timeouts, read_tcp, read_tunnel},
     tls::read_client_tls,
