@@ -1,4 +1,4 @@
-"""Pods added, removed, and back again, within the grace period and behind it."""
+"""Pods that are added, removed, and added again, within the grace period and after it."""
 
 import hosts
 from evidence import fleet, scripted
@@ -25,7 +25,7 @@ async def show(server):
 
 
 async def show_added_and_removed(server, pods, service):
-    say("a pod is added, another removed, and removed ones end with their last session")
+    say("a pod is added, another is removed, and a removed pod stays until its last session ends")
     first, second, third = pods
     server.set(*a(NAME, first.name, second.name))
     async with balancing(service, hosts.QUICK) as balancer:
@@ -41,7 +41,7 @@ async def show_added_and_removed(server, pods, service):
         new = await fleet.come(balancer, 10, lanes=1)
         check(
             fleet.spread(new) == {third.name: 10},
-            f"the next 10 clients fill it: {fleet.spread(new)}",
+            f"the next 10 clients connect to the new pod: {fleet.spread(new)}",
         )
         for name, talk in talks.items():
             await talk.undisturbed(f"{name}, a pod was added")
@@ -49,14 +49,14 @@ async def show_added_and_removed(server, pods, service):
         server.set(*a(NAME, second.name, third.name))
         await hosts.known(balancer, pods[1:], f"{first.name} is removed")
         state = hosts.told(balancer).get(first.address)
-        check(state and state["state"] == "draining", f"it drains: {state}")
+        check(state and state["state"] == "draining", f"the removed pod drains: {state}")
         attempts = len(first.attempts)
         late = await fleet.come(balancer, 20, lanes=1)
-        unharmed(late, "behind the removal")
+        unharmed(late, "after the removal")
         hosts.even(late, pods[1:], "none of the next 20 clients goes there")
-        check(len(first.attempts) == attempts, "nor is it asked to take any")
+        check(len(first.attempts) == attempts, "no handshake is sent to it")
         valid(balancer, "while it drains")
-        check(first.sessions == 10, f"its {first.sessions} sessions live")
+        check(first.sessions == 10, f"its {first.sessions} sessions continue")
         for name, talk in talks.items():
             await talk.undisturbed(f"{name}, {first.name} was removed")
         old = [
@@ -64,15 +64,21 @@ async def show_added_and_removed(server, pods, service):
             for client in clients
             if client.pod == first.name and client is not talks[first.name].client
         ]
-        check(all([await client.talks() for client in old]), f"each of the other {len(old)} talks")
+        check(
+            all([await client.talks() for client in old]),
+            f"each of the other {len(old)} sessions echoes",
+        )
         for talk in talks.values():
             await talk.stop()
         for client in old:
             client.leave()
         left = await eventually(lambda: first.sessions == 0)
-        check(left, "they end when their clients leave")
+        check(left, "the sessions end when their clients leave")
         lines = [text for text in balancer.lines if f"{NAME}.test" in text]
-        check(any("3 pods" in text for text in lines), f"the log says how many there are: {lines}")
+        check(
+            any("3 pods" in text for text in lines),
+            f"the log states the number of addresses: {lines}",
+        )
 
 
 async def show_order(server, pods, service):
@@ -86,15 +92,16 @@ async def show_order(server, pods, service):
         asked = server.count("A")
         server.set(*a(NAME, third.name, first.name, second.name), *a(NAME, first.name))
         await eventually(lambda: server.count("A") > asked + 3)
-        check(len(balancer.lines) == said, f"the log is silent: {balancer.lines[said:]}")
+        check(len(balancer.lines) == said, f"nothing is logged: {balancer.lines[said:]}")
         hosts.even(clients + await fleet.come(balancer, 9, lanes=1), pods, "18 clients")
 
 
 async def show_return(server, pods, service):
-    """Counts are our own only, so that whether they were kept shows in where clients go."""
+    """Reports are off, so new sessions show whether the balancer kept its own counts."""
     say(
-        "a pod leaves with 10 live sessions and comes back; its own sessions are all that is "
-        "known of its load"
+        "a pod leaves with 10 live sessions and comes back; the balancer knows its load only "
+        "from its own "
+        "sessions"
     )
     stays, leaves = pods
     server.set(*a(NAME, stays.name, leaves.name))
@@ -109,13 +116,14 @@ async def show_return(server, pods, service):
         server.set(*a(NAME, stays.name, leaves.name))
         await hosts.known(balancer, pods, f"{leaves.name} is back")
         back = await fleet.come(balancer, 20, lanes=1)
-        # Were they lost, all 20 would go there.
+        # If the counts were lost, all 20 would connect to this pod.
         counts, kept = fleet.spread(back), {stays.name: 5, leaves.name: 15}
         check(
-            counts == kept, f"its counts are kept: to be level at 25 each, 20 clients go {counts}"
+            counts == kept,
+            f"its counts are kept: to reach 25 each, 20 clients are distributed as {counts}",
         )
         check(
-            all([await client.talks() for client in clients + more + back]), "every session talks"
+            all([await client.talks() for client in clients + more + back]), "every session echoes"
         )
 
 
@@ -127,7 +135,7 @@ class Unavailable(fleet.Pod):
 
 
 async def show_grace(server, healthy, grace):
-    """What is known of a pod without sessions is its health."""
+    """A pod without sessions: only its health is remembered."""
     say(
         f"an ejected pod leaves and comes back, discovery_grace = {grace}, eject_time = "
         f"{fleet.LONG}s"
@@ -155,7 +163,7 @@ async def show_grace(server, healthy, grace):
         unharmed(await fleet.come(balancer, 12, lanes=1), "12 clients")
         more = len(sick.attempts) - tried
         if grace == "0s":
-            check(more > 0, f"control: it has been forgotten, {more} more attempts")
+            check(more > 0, f"control: its ejection is forgotten, {more} more attempts")
         else:
             check(more == 0, f"it is still ejected, {more} more attempts")
     fleet.stop(sick)
@@ -163,7 +171,7 @@ async def show_grace(server, healthy, grace):
 
 async def show_forgotten(server, pods, service):
     say(
-        "a pod leaves without sessions, is forgotten behind discovery_grace = 300ms, and comes "
+        "a pod leaves without sessions, is forgotten after discovery_grace = 300ms, and comes "
         "back as a new one"
     )
     stays, leaves = pods

@@ -1,5 +1,5 @@
-"""Name servers that fail, deny, fall silent or are not there: what is known is kept, and it is
-said.
+"""Name servers that fail, deny, do not answer or do not run: the known pods are kept, and the
+failure is reported.
 """
 
 import urllib.request
@@ -36,7 +36,7 @@ async def show(server):
 
 
 async def troubled(balancer, said):
-    """Waits for a line of the log behind `said` on a look-up that failed."""
+    """Waits for log lines about a failed lookup, after line `said`."""
 
     def lines():
         return [text for text in balancer.lines[said:] if f"{NAME}.test" in text]
@@ -47,7 +47,7 @@ async def troubled(balancer, said):
 
 async def show_kept(server, pods, service, name, begin, end, seen):
     first, second = pods
-    say(f"{name}: the last good addresses are kept")
+    say(f"{name}: the last valid addresses are kept")
     server.set(*a(NAME, first.name))
     async with balancing(service, hosts.QUICK) as balancer:
         await hosts.known(balancer, [first])
@@ -57,13 +57,13 @@ async def show_kept(server, pods, service, name, begin, end, seen):
         begin()
         try:
             lines = await troubled(balancer, said)
-            check(bool(lines), f"the log says so: {lines[:1]}")
+            check(bool(lines), f"the log reports it: {lines[:1]}")
             if seen:
-                check(await eventually(seen), "look-ups have failed several times")
+                check(await eventually(seen), "several lookups have failed")
             (lookup,) = balancer.metrics()["lookups"]
             check(
                 lookup["known"] == 1 and lookup["error"] and lookup["failingForMs"] >= 0,
-                f"/balancer-metrics says so: {lookup}",
+                f"/balancer-metrics reports it: {lookup}",
             )
             check(hosts.taking(balancer) == {first.address}, f"kept: {hosts.states(balancer)}")
             more = await fleet.come(balancer, 10, lanes=1)
@@ -76,7 +76,7 @@ async def show_kept(server, pods, service, name, begin, end, seen):
         (lookup,) = balancer.metrics()["lookups"]
         check(
             lookup["known"] == 2 and "error" not in lookup,
-            f"/balancer-metrics is content: {lookup}",
+            f"/balancer-metrics reports no failure: {lookup}",
         )
         later = await fleet.come(balancer, 10, lanes=1)
         check(fleet.spread(later).get(second.name) == 10, f"10 clients: {fleet.spread(later)}")
@@ -85,12 +85,12 @@ async def show_kept(server, pods, service, name, begin, end, seen):
             f"         log: {lines + [text for text in balancer.lines[said:] if text not in lines]}"
         )
         told = [text for text in balancer.lines[said:] if f"{NAME}.test" in text]
-        check(len(told) <= 5, f"{len(told)} lines on it, not one per look-up")
+        check(len(told) <= 5, f"{len(told)} lines about it, not one per lookup")
         await talk.stop()
 
 
 async def show_denied_once(server, pods, service):
-    say("NXDOMAIN for one look-up only: nobody notices; discovery_min_ttl = discovery_max_ttl = 2s")
+    say("NXDOMAIN for one lookup only has no effect; discovery_min_ttl = discovery_max_ttl = 2s")
     server.set(*a(NAME, pods[0].name))
     seconds = (
         'poll_interval = "100ms"\ndiscovery_min_ttl = "2s"\ndiscovery_max_ttl = '
@@ -113,12 +113,12 @@ async def show_denied_once(server, pods, service):
         kept = all(one.get(pods[0].address) not in (None, "draining") for one in states)
         check(
             seen and kept,
-            f"denied {server.count('NXDOMAIN') - denied} times, and kept all the while",
+            f"denied {server.count('NXDOMAIN') - denied} times, and the pods are kept",
         )
 
 
 async def show_denied(server, pods, service, name, records):
-    say(f"{name}, again and again: there are no pods any more, live sessions go on")
+    say(f"{name}, repeatedly: there are no pods any more, live sessions continue")
     server.set(*a(NAME, *(pod.name for pod in pods)))
     async with balancing(service, hosts.QUICK) as balancer:
         await hosts.known(balancer, pods)
@@ -135,9 +135,9 @@ async def show_denied(server, pods, service, name, records):
             f"a new client: {refused.status} {refused.body.decode().strip()!r}",
         )
         await talk.undisturbed(f"during {name}")
-        check(all([await client.talks() for client in clients[1:]]), "so do all the others")
+        check(all([await client.talks() for client in clients[1:]]), "all other sessions echo, too")
         lines = [text for text in balancer.lines[said:] if f"{NAME}.test" in text]
-        check(bool(lines), f"the log says so: {lines}")
+        check(bool(lines), f"the log reports it: {lines}")
         server.set(*a(NAME, *(pod.name for pod in pods)))
         await hosts.known(balancer, pods, "the records are back")
         unharmed(await fleet.come(balancer, 10, lanes=1), "afterwards")
@@ -151,16 +151,16 @@ async def show_late_server(server, pods, service):
     server.set(*a(NAME, pods[0].name))
     async with balancing(service, hosts.QUICK) as balancer:
         with urllib.request.urlopen(f"http://{balancer.admin}/readyz", timeout=10) as answer:
-            check(answer.status == 200, "it is ready all the same")
+            check(answer.status == 200, "it is ready nevertheless")
         client = await arrive(balancer)
         check(client.status == 503, f"a client: {client.status} {client.body.decode().strip()!r}")
         lines = await troubled(balancer, 0)
-        check(bool(lines), f"the log says so: {lines[:1]}")
+        check(bool(lines), f"the log reports it: {lines[:1]}")
         server.start()
         await hosts.known(balancer, pods[:1], "the name server starts", 60)
         unharmed(await fleet.come(balancer, 5, lanes=1), "then")
     server.freeze()
-    say("  a balancer that starts and is stopped while the name server is silent")
+    say("  a balancer that starts and stops while the name server does not answer")
     async with balancing(service, hosts.QUICK) as balancer:
         client = await arrive(balancer)
         check(client.status == 503, f"a client: {client.status} {client.body.decode().strip()!r}")
@@ -172,14 +172,15 @@ async def show_misspelt(server, pods, service):
     server.set(*a("other", pods[0].name))
     async with balancing(service, hosts.QUICK) as balancer:
         lines = await troubled(balancer, 0)
-        check(bool(lines), f"the log names it: {lines[:1]}")
+        check(bool(lines), f"the log names the host: {lines[:1]}")
         client = await arrive(balancer)
         check(client.status == 503, f"a client: {client.status} {client.body.decode().strip()!r}")
 
 
 async def show_half(server):
     say(
-        "A records are found, AAAA records get SERVFAIL: what is not known is kept, the rest "
+        "A records are found, AAAA records get SERVFAIL: unknown addresses are kept, known ones "
+        "are "
         "followed"
     )
     relay = await zone.Relay(server).start()
@@ -197,10 +198,10 @@ async def show_half(server):
         await eventually(lambda: relay.failed > failed + 3)
         check(
             hosts.taking(balancer) == {other.address, six.address},
-            f"it stays so: {hosts.states(balancer)}",
+            f"nothing changes: {hosts.states(balancer)}",
         )
         lines = await troubled(balancer, said)
-        check(bool(lines), f"the log says so: {lines}")
+        check(bool(lines), f"the log reports it: {lines}")
         relay.failing = set()
         await hosts.known(balancer, [other], "AAAA records are told again: there are none")
     relay.transport.close()
@@ -211,7 +212,7 @@ async def show_second_server(server):
     pods = await hosts.start("127.0.0.2")
     server.set(*a(NAME, pods[0].name))
     target = f"{NAME}.test:{hosts.port_of(pods)}"
-    say("two name servers, nobody is at the first one")
+    say("two name servers, the first one does not run")
     service = hosts.service(server, target, before=[f"127.0.0.1:{zone.free_port()}"])
     async with balancing(service, hosts.QUICK) as balancer:
         await hosts.known(balancer, pods, "the second one is asked", 30)

@@ -1,4 +1,6 @@
-"""Pods at addresses of their own, what the metrics say of them, and sessions that never pause."""
+"""Pods at addresses of their own, what the metrics say about them, and sessions that send all the
+time.
+"""
 
 import asyncio
 import json
@@ -7,7 +9,7 @@ from evidence import fleet, scripted
 from evidence.checks import check
 from evidence.scripted import eventually
 
-# Look-ups follow each other quickly, and cold pods are taken for warm, so that counts are exact.
+# Lookups are frequent, and pods are never cold, so that counts are exact.
 QUICK = """
 poll_interval = "100ms"
 discovery_min_ttl = "100ms"
@@ -17,7 +19,7 @@ cold_time = "0s"
 
 
 async def start(*hosts, port=None):
-    """A pod at each host, all at one port."""
+    """Starts a pod at each host, all with the same port."""
     port = port or fleet.common_port(hosts)
     pods = []
     for host in hosts:
@@ -30,7 +32,9 @@ def port_of(pods):
 
 
 def service(server, target, kind="dns", before=()):
-    """A service whose pods are found by DNS, at this name server only, or at others `before` it."""
+    """Returns a service whose pods are found by DNS at this name server, after the ones in
+    `before`.
+    """
     servers = json.dumps([*before, server.address])
     return (
         f'[services.chat]\ndiscovery = {{ {kind} = "http://{target}" }}\nnameservers = {servers}\n'
@@ -38,7 +42,7 @@ def service(server, target, kind="dns", before=()):
 
 
 def told(balancer):
-    """What podMetrics says of each address."""
+    """Returns what podMetrics says of each address."""
     return {
         pod["address"]: pod for pods in balancer.metrics()["podMetrics"].values() for pod in pods
     }
@@ -49,7 +53,7 @@ def states(balancer):
 
 
 def taking(balancer):
-    """Addresses that new sessions may go to."""
+    """Returns the addresses that accept new sessions."""
     return {
         address
         for address, state in states(balancer).items()
@@ -58,22 +62,24 @@ def taking(balancer):
 
 
 async def known(balancer, pods, what="", timeout=scripted.DEADLINE):
-    """Waits until exactly these pods take new sessions."""
+    """Waits until exactly these pods accept new sessions."""
     wanted = {pod.address for pod in pods}
     found = await eventually(lambda: taking(balancer) == wanted, timeout)
     shown = sorted(pod.name for pod in pods) if len(pods) < 8 else f"{len(pods)} pods"
     return check(
-        found, f"{what or 'known'}: {shown}" + ("" if found else f" wanted, not {states(balancer)}")
+        found,
+        f"{what or 'known'}: {shown}"
+        + ("" if found else f" expected, instead of {states(balancer)}"),
     )
 
 
 async def gone(balancer, pod):
-    """Waits until a pod is not mentioned any more."""
+    """Waits until the metrics no longer list a pod."""
     return await eventually(lambda: pod.address not in states(balancer))
 
 
 def even(clients, pods, what):
-    """Checks that clients are on these pods only and evenly."""
+    """Checks that clients are distributed evenly over these pods only."""
     counts = fleet.spread(clients)
     right = (
         set(counts) == {pod.name for pod in pods}
@@ -85,7 +91,7 @@ def even(clients, pods, what):
 
 
 class Talk:
-    """A session that sends numbered messages without a pause and misses none of their echoes."""
+    """A session that sends numbered messages without a pause and checks every echo."""
 
     def __init__(self, client):
         self.client, self.count, self.wrong = client, 0, None
@@ -107,11 +113,11 @@ class Talk:
             self.wrong = f"{type(error).__name__} behind {self.count} messages"
 
     async def undisturbed(self, what):
-        """Checks it and goes on; it must get further from here."""
+        """Checks that the session continues without an error."""
         before = self.count
         await eventually(lambda: self.count > before + 2 or self.wrong)
         told = self.wrong or f"{self.count} messages so far"
-        return check(not self.wrong, f"{what}: its live session goes on, {told}")
+        return check(not self.wrong, f"{what}: its live session continues, {told}")
 
     async def stop(self):
         self.over = True

@@ -1,4 +1,4 @@
-"""Kinds of records: a hundred addresses, SRV with ports and priorities, A beside AAAA, aliases."""
+"""Record types: a hundred addresses, SRV with ports and priorities, A beside AAAA, aliases."""
 
 import asyncio
 
@@ -37,7 +37,7 @@ async def show_many(server):
         await hosts.known(balancer, pods)
         now = server.counts()
         grown = {kind: now.get(kind, 0) - before.get(kind, 0) for kind in ("udp4", "tcp4")}
-        check(grown["tcp4"] > 0, f"asked again over TCP: {grown} queries")
+        check(grown["tcp4"] > 0, f"the query is repeated over TCP: {grown} queries")
         clients = await fleet.come(balancer, 2 * MANY, lanes=4)
         unharmed(clients, f"{MANY} pods")
         hosts.even(clients, pods, f"{2 * MANY} clients")
@@ -47,7 +47,7 @@ async def show_many(server):
         more = await fleet.come(balancer, MANY, lanes=4)
         hosts.even(more, pods[: MANY // 2], f"{MANY} clients")
         talking = await asyncio.gather(*(client.talks() for client in clients))
-        check(all(talking), f"all {len(talking)} sessions from before talk")
+        check(all(talking), f"all {len(talking)} earlier sessions echo")
     fleet.stop(*pods)
 
 
@@ -70,9 +70,7 @@ async def show_families(server):
             await hosts.known(balancer, [left], f"{left.name} only")
             more = await fleet.come(balancer, 4, lanes=1)
             check(fleet.spread(more) == {left.name: 4}, f"4 clients: {fleet.spread(more)}")
-            check(
-                all([await one.talks() for one in clients]), f"sessions on {gone.name} talk as well"
-            )
+            check(all([await one.talks() for one in clients]), f"sessions on {gone.name} echo, too")
             server.set(*a(NAME, four.name, six.name))
             await hosts.known(balancer, pods, "both")
     fleet.stop(*pods)
@@ -90,13 +88,13 @@ async def show_alias(server):
         await hosts.known(balancer, pods[1:], "→ green")
         green = await fleet.come(balancer, 4, lanes=1)
         check(fleet.spread(green) == {pods[1].name: 4}, f"new sessions: {fleet.spread(green)}")
-        check(all([await one.talks() for one in blue]), "those on blue talk")
+        check(all([await one.talks() for one in blue]), "sessions on blue echo")
     fleet.stop(*pods)
 
 
 async def show_services(server):
-    say("SRV: ports of their own, and priorities")
-    # Two ports of one host, and a third at another host.
+    say("SRV: different ports, and priorities")
+    # Two ports on one host, and a third pod on another host.
     first, second, third = [
         await fleet.Pod(name).start(0, host)
         for name, host in (
@@ -126,7 +124,7 @@ async def show_services(server):
         await hosts.known(balancer, [third], "only the next priority is left")
         rest = await fleet.come(balancer, 4, lanes=1)
         check(fleet.spread(rest) == {"spare": 4}, f"4 clients: {fleet.spread(rest)}")
-        check(all([await one.talks() for one in clients + more]), "sessions on the others talk")
+        check(all([await one.talks() for one in clients + more]), "sessions on the other pods echo")
         srv(*both, spare)
         await hosts.known(balancer, [first, second], "the lowest priority is back")
         server.set(
@@ -137,7 +135,7 @@ async def show_services(server):
 
 
 async def settled(server, balancer):
-    """States a few look-ups later."""
+    """Returns the states after a few more lookups."""
     asked = server.count("SRV")
     await eventually(lambda: server.count("SRV") > asked + 4)
     return hosts.states(balancer)

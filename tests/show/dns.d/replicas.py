@@ -1,4 +1,6 @@
-"""`replicas = "dns:NAME"`: how many addresses a name has is how many balancers share the pods."""
+"""`replicas = "dns:NAME"`: the number of addresses of a name is the number of balancers that share
+the pods.
+"""
 
 from evidence import fleet
 from evidence.checks import check, say
@@ -10,7 +12,7 @@ NAME = "balancers"
 
 
 async def show(server):
-    """Without a report, own sessions stand for every replica's: the metrics show the factor."""
+    """Without a report, the estimate is the number of own sessions times the number of replicas."""
     say('replicas = "dns:balancers.test"; one pod without a metric route, 4 sessions')
     pod = await fleet.Pod("pod").start()
     settings = (
@@ -26,7 +28,11 @@ async def show(server):
                 lambda: fleet.entry(balancer, pod)["connections"] == 4 * wanted
             )
             now = fleet.entry(balancer, pod)
-            check(found, f"{what}: {now['connections']} connections by {now['own']} own sessions")
+            check(
+                found,
+                f"{what}: {now['connections']} connections estimated from {now['own']} own "
+                "sessions",
+            )
 
         await counted(3, "three addresses")
         server.set(*a(NAME, "10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5"))
@@ -37,14 +43,14 @@ async def show(server):
         await eventually(lambda: server.count("SERVFAIL") > failed + 3)
         await counted(5, "SERVFAIL: the last count is kept")
         lines = [text for text in balancer.lines[said:] if f"{NAME}.test" in text]
-        check(bool(lines), f"the log says so: {lines}")
+        check(bool(lines), f"the log reports it: {lines}")
         server.set(*a(NAME, "10.0.0.1", "fd00::1", "10.0.0.2", "fd00::2"))
         await counted(2, "two, each with an address of either kind")
         server.set()
         denied = server.count("NXDOMAIN")
         await eventually(lambda: server.count("NXDOMAIN") > denied + 6)
         await counted(1, "none: one at least, this one")
-        check(all([await client.talks() for client in clients]), "all the while sessions talk")
+        check(all([await client.talks() for client in clients]), "the sessions echo all the time")
     async with balancing([pod], 'metric_path = "none"\nreplicas = 1\n') as balancer:
         await fleet.come(balancer, 4, lanes=1)
         check(

@@ -1,4 +1,6 @@
-"""How often is asked: as records say, within discovery_min_ttl and discovery_max_ttl."""
+"""The interval of lookups: the TTL of the records, within discovery_min_ttl and
+discovery_max_ttl.
+"""
 
 import time
 
@@ -15,7 +17,7 @@ NAME = "pods"
 async def show(server):
     pods = await hosts.start("127.0.0.2", "127.0.0.3")
     service = hosts.service(server, f"{NAME}.test:{hosts.port_of(pods)}")
-    say("queries of type A at the name server, for 5 look-ups or 4 s")
+    say("queries of type A at the name server, for 5 lookups or 4 s")
     for ttl, least, most, expected, what in (
         (0, "1s", "30s", 1, "discovery_min_ttl holds"),
         (0, "100ms", "30s", 0.1, "control, a smaller one"),
@@ -37,16 +39,16 @@ async def show_rate(server, pods, service, ttl, least, most, expected, what):
         before, began = server.count("A"), time.monotonic()
         await eventually(lambda: server.count("A") >= before + 5, 4)
         asked, took = server.count("A") - before, time.monotonic() - began
-    # One more than fit, because the first is due at any moment; 20 % are for jitter.
+    # One more than fits, because the first may be due at any moment; 20 % are for jitter.
     fits = took / (0.8 * expected) + 1
     enough = asked >= min(1, int(took / (2 * expected)))
     check(
-        enough and asked <= fits, f"{what}: {asked} look-ups in {took:.1f} s, {expected:g} s apart"
+        enough and asked <= fits, f"{what}: {asked} lookups in {took:.1f} s, {expected:g} s apart"
     )
 
 
 async def show_shortened(server, pods, service):
-    """A TTL of the zone changes while the balancer runs."""
+    """The TTL of the zone changes while the balancer runs."""
     say(
         "the zone's TTL changes: 1 h, then 0; discovery_max_ttl = 1s, so the first change is "
         "seen in time"
@@ -61,4 +63,4 @@ async def show_shortened(server, pods, service):
         before, began = server.count("A"), time.monotonic()
         await eventually(lambda: server.count("A") >= before + 10)
         took = time.monotonic() - began
-        check(server.count("A") >= before + 10, f"then 10 look-ups take {took:.1f} s")
+        check(server.count("A") >= before + 10, f"then 10 lookups take {took:.1f} s")

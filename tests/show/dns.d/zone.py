@@ -1,4 +1,4 @@
-"""A name server with the zone `test.`, rewritten, stopped and silenced at will."""
+"""A name server with the zone `test.`, which can be changed, stopped and suspended."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,7 @@ import subprocess
 
 from evidence import install, programs
 
-# One worker of each kind, because the machine is shared; the module counts what is asked.
+# One worker of each kind, because the machine is shared. The module counts the queries.
 CONFIGURATION = """
 server:
     rundir: {folder}
@@ -40,7 +40,7 @@ template:
 zone:
   - domain: test
 """
-# The negative TTL (the last number) is longer than anybody here waits.
+# The negative TTL (the last number) is longer than any test waits.
 ZONE = """$ORIGIN test.
 @ 3600 SOA ns root {serial} 3600 3600 3600 3600
 @ 3600 NS ns
@@ -50,7 +50,7 @@ ns 3600 A 127.0.0.1
 
 
 def free_port():
-    """A port that is free for UDP and TCP."""
+    """Returns a port that is free for UDP and TCP."""
     while True:
         port = programs.free_port()
         with contextlib.suppress(OSError), socket.socket(type=socket.SOCK_DGRAM) as probe:
@@ -59,7 +59,7 @@ def free_port():
 
 
 class Server:
-    """Knot DNS in the foreground; `set` is the only thing that a zone's owner does."""
+    """Knot DNS in the foreground. `set` replaces the records of the zone."""
 
     def __init__(self, folder):
         self.folder, self.serial, self.program = folder, 0, None
@@ -88,7 +88,7 @@ class Server:
         self.program = None
 
     def freeze(self):
-        """Silence: queries reach its socket, and no answer ever comes."""
+        """Suspends the server: queries reach its socket and are never answered."""
         self.program.process.send_signal(signal.SIGSTOP)
 
     def thaw(self):
@@ -110,17 +110,19 @@ class Server:
         (self.folder / "test.zone").write_text(ZONE.format(serial=self.serial, records=lines))
 
     def set(self, *records):
-        """The zone's records from now on, relative to `test.`; also for a server that is down."""
+        """Replaces the records, given relative to `test.`; also while the server is down."""
         self.write(*records)
         if self.program:
             self.control("zone-reload", "test")
 
     def fail(self):
-        """A zone that the server is to serve and has not: SERVFAIL."""
+        """Makes the server answer SERVFAIL, because the zone file is missing."""
         self.control("zone-purge", "test")
 
     def counts(self):
-        """Queries by protocol (udp4, tcp4), by type (A, AAAA, SRV), and answers by code."""
+        """Returns the number of queries by protocol (udp4, tcp4), by type (A, AAAA, SRV), and of
+        answers by code.
+        """
         found = re.findall(r"mod-stats\.[\w-]+\[([\w-]+)\] = (\d+)", self.control("stats"))
         return {name: int(count) for name, count in found}
 
@@ -129,9 +131,7 @@ class Server:
 
 
 class Relay(asyncio.DatagramProtocol):
-    """Between the balancer and a server: of the kinds in `failing`, queries get SERVFAIL instead of
-    an answer.
-    """
+    """A relay between the balancer and a server. Queries of the types in `failing` get SERVFAIL."""
 
     KINDS = {"A": 1, "AAAA": 28}
 
@@ -145,7 +145,8 @@ class Relay(asyncio.DatagramProtocol):
         return self
 
     def datagram_received(self, query, client):
-        # A header of 12 bytes, the labels of the name, an empty one, and the kind (RFC 1035 §4.1).
+        # A header of 12 bytes, the labels of the name, an empty label, and the type (RFC 1035
+        # §4.1).
         end = query.index(b"\0", 12)
         kind = int.from_bytes(query[end + 1 : end + 3], "big")
         if kind in {self.KINDS[name] for name in self.failing}:
@@ -167,5 +168,5 @@ class Relay(asyncio.DatagramProtocol):
 
 
 def a(name, *hosts, ttl=0):
-    """Address records of a name, A or AAAA as the host is written."""
+    """Returns address records of a name: A or AAAA, depending on the host."""
     return [f"{name} {ttl} {'AAAA' if ':' in host else 'A'} {host}" for host in hosts]

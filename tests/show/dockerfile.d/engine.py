@@ -1,8 +1,7 @@
-"""As much of Docker's API as Traefik's docker provider asks for: containers, their labels,
-addresses.
+"""The part of Docker's API that Traefik's docker provider uses: containers, labels, addresses.
 
-There is no engine where the tests run. This stand-in lets the real Traefik read the labels of
-docker/compose.yml as it would read them from Docker.
+There is no Docker engine where the tests run. With this stand-in the real Traefik reads the labels
+of docker/compose.yml as it would from Docker.
 """
 
 import json
@@ -11,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Engine:
-    """`containers` maps a name to its labels and address."""
+    """The API server. `containers` maps a name to its labels and address."""
 
     def __init__(self, containers):
         inspected = {name: _inspected(name, **facts) for name, facts in containers.items()}
@@ -23,7 +22,7 @@ class Engine:
                 if parts[-1] == "events":
                     self.send_response(200)
                     self.end_headers()
-                    stopped.wait()  # nothing ever happens to these containers
+                    stopped.wait()  # no events: these containers do not change
                 elif parts[-2:] == ["containers", "json"]:
                     self.answer([{"Id": name, "Names": [f"/{name}"]} for name in inspected])
                 elif parts[-1] == "json" and parts[-2] in inspected:

@@ -1,4 +1,4 @@
-"""Reads a Dockerfile and a .dockerignore, as far as ours use them; what they use beyond is an
+"""Parses the subset of Dockerfile and .dockerignore that this project uses. Anything else is an
 error.
 """
 
@@ -23,13 +23,13 @@ class Stage:
         return rest
 
     def pairs(self, instruction):
-        """The `key=value` pairs of all ENV or LABEL lines."""
+        """Returns the `key=value` pairs of all ENV or LABEL lines."""
         return dict(
             pair.split("=", 1) for rest in self.all(instruction) for pair in shlex.split(rest)
         )
 
     def argv(self, instruction):
-        """The exec form (a JSON list) of ENTRYPOINT, CMD or HEALTHCHECK."""
+        """Returns the exec form (a JSON list) of ENTRYPOINT, CMD or HEALTHCHECK."""
         return json.loads(re.search(r"\[.*\]", self.one(instruction)).group())
 
 
@@ -50,7 +50,7 @@ def stages(dockerfile):
 
 
 class Context:
-    """The folder that `docker build` is given, less what .dockerignore keeps out."""
+    """The folder passed to `docker build`, without the files that .dockerignore excludes."""
 
     def __init__(self, root):
         self.root = root
@@ -60,7 +60,9 @@ class Context:
             raise ValueError("`**` in .dockerignore is not understood here")
 
     def has(self, path):
-        """The last rule that names the path or a folder above it decides."""
+        """Returns whether the context has this path. The last rule that names the path or a parent
+        folder decides.
+        """
         path = PurePosixPath("/", path)
         names = [path, *path.parents[:-1]]
         kept = True
@@ -70,7 +72,7 @@ class Context:
         return kept
 
     def copy(self, sources, target, into_folder):
-        """COPY: a folder's contents, or files; times are kept, as Docker keeps them."""
+        """Performs a COPY of a folder's contents or of files. Times are kept, as Docker does."""
         for source in sources:
             here = self.root / source
             files = (

@@ -1,5 +1,5 @@
-"""One pod of four is taken out: by an operator, by its own report, by failing. Whose sessions move,
-and when.
+"""One of four pods is taken out of service by an operator, by its own report, or by failing: its
+sessions are closed evenly over the configured time, and no others.
 """
 
 import asyncio
@@ -23,10 +23,10 @@ from evidence.sessions import (
 )
 
 PODS = 4
-EVEN = 0.2  # how far each second may be off
+EVEN = 0.2  # tolerance for the closes of each second
 POLLED = 'poll_interval = "100ms"\ncold_time = "0s"\n'
 REASON = "an operator drains it"
-QUIET = 1  # seconds in which nothing must happen: that cannot be waited for in any other way
+QUIET = 1  # seconds in which nothing may happen
 
 
 async def show(short):
@@ -41,7 +41,9 @@ async def show(short):
 
 @contextlib.asynccontextmanager
 async def four(count, settings=""):
-    """Four pods and a balancer; the clients of the first pod, and those of the others."""
+    """Starts four pods and a balancer. Yields the clients of the first pod and those of the
+    others.
+    """
     pods = await sessions.start(PODS)
     async with fleet.balancing(pods, f"{POLLED}{settings}") as balancer:
         await eventually(lambda: all("reported" in one for one in balancer.metrics()["services"]))
@@ -54,24 +56,26 @@ async def four(count, settings=""):
 
 
 async def operate(balancer, pod, what):
-    """An operator's call about a pod, and a check of the answer; the pod as the metrics show it
-    then.
+    """Sends an operator's request about a pod and checks the answer. Returns the pod's entry in the
+    metrics.
     """
     status, told = await admin(balancer, "POST", f"/api/backends/{pod.address}/{what}")
     state = [(one["address"], one["state"], one.get("reason")) for one in told]
     say(f"         POST /api/backends/{pod.address}/{what}: {status} {state}")
     draining = what.startswith("drain")
     wanted = state == [(pod.address, "draining", REASON)] if draining else state[0][1] != "draining"
-    check(status == 200 and wanted, f"the pod is {state[0][1]}, and the answer says so of no other")
+    check(
+        status == 200 and wanted, f"the pod is {state[0][1]}, and the answer contains no other pod"
+    )
     shown = fleet.entry(balancer, pod)
     check(
         (shown["state"], shown.get("reason")) == state[0][1:],
-        f"/balancer-metrics says the same: {shown['state']}, {shown.get('reason')!r}",
+        f"/balancer-metrics shows the same: {shown['state']}, {shown.get('reason')!r}",
     )
 
 
 async def visit(balancer, pod, count=20):
-    """Newcomers; how many of them got to this pod."""
+    """Connects new clients. Returns how many of them reached this pod."""
     return sum(client.pod == pod.name for client in await come(balancer, count))
 
 
@@ -82,22 +86,22 @@ async def nobody_new(balancer, pod):
 
 async def somebody_new(balancer, pod):
     got = await visit(balancer, pod)
-    check(got > 0, f"{got} of them on the pod, which is back")
+    check(got > 0, f"{got} of them on the pod, which is in use again")
 
 
 async def moved_evenly(its, others, pod, seconds):
-    """Waits until all sessions of the pod have been moved; checks that it is those, and when."""
+    """Waits until all sessions of the pod have been closed, and checks when they were."""
     await all_ended(its, seconds + sessions.LATE)
     all_told(its, MOVED, "clients of the pod")
     told = collections.Counter(pod.closes)
-    check(told == {(sessions.AWAY, MOVED[1]): len(its)}, f"the pod gets {dict(told)}")
+    check(told == {(sessions.AWAY, MOVED[1]): len(its)}, f"the pod receives {dict(told)}")
     worst = unevenness(its, seconds)
     check(worst <= EVEN, f"closes per second stay within ±{EVEN:.0%} of even")
     await stay(others, "of the other pods")
 
 
 async def stay(clients, whose):
-    """Checks that nobody has told these anything, and that they echo."""
+    """Checks that these clients received no Close and that their sessions echo."""
     check(
         untouched(clients) and await all_talk(clients),
         f"all {len(clients)} {whose} stay and echo: "
@@ -108,7 +112,7 @@ async def stay(clients, whose):
 async def show_drain(count, seconds):
     say(
         f"{count} sessions on {PODS} pods, an operator drains one of them over {seconds} s, and "
-        "takes it back then"
+        "puts it back afterwards"
     )
     async with four(count) as (balancer, pods, its, others):
         pod = pods[0]
@@ -116,7 +120,7 @@ async def show_drain(count, seconds):
         by_pod = collections.Counter(one["address"] for one in listed)
         check(
             by_pod == {one.address: one.sessions() for one in pods},
-            f"GET /api/sessions lists as many: {status}",
+            f"GET /api/sessions lists the same number: {status}",
         )
         await operate(balancer, pod, f"drain?over={seconds}s")
         await nobody_new(balancer, pod)
@@ -143,7 +147,7 @@ async def show_no_time(count):
 
 
 async def show_undrain(count, seconds):
-    say(f"an operator drains a pod over {2 * seconds} s, and takes it back after the first closes")
+    say(f"an operator drains a pod over {2 * seconds} s, and puts it back after the first closes")
     async with four(count) as (balancer, pods, its, others):
         await operate(balancer, pods[0], f"drain?over={2 * seconds}s")
         await eventually(lambda: sum(client.ended.done() for client in its) >= 5, sessions.LATE)
@@ -154,8 +158,8 @@ async def show_undrain(count, seconds):
 
 
 async def ends_there(balancer, its, seconds):
-    """Checks that a move does not go on that would have taken so long."""
-    # Who is asked last knows when sessions are closed, so no Close is decided on afterwards.
+    """Checks that moving has stopped, although it would have taken much longer."""
+    # The last request stops the moving, so no Close is decided on afterwards.
     await admin(balancer, "GET", "/api/sessions")
     talk = await asyncio.gather(*(client.talks() for client in its))
     left = [client for client, talks in zip(its, talk) if talks]
@@ -163,14 +167,14 @@ async def ends_there(balancer, its, seconds):
     more = QUIET / seconds * len(its)
     check(
         left,
-        f"{len(its) - len(left)} of {len(its)} have been moved, {more:.0f} more would have been "
+        f"{len(its) - len(left)} of {len(its)} have been moved; {more:.0f} more would have been "
         f"in {QUIET} s",
     )
     await stay(left, "clients of the pod")
 
 
 async def show_report(count, seconds):
-    say(f"a pod reports draining: true, pod_drain_time = {seconds}s; then false")
+    say(f"a pod reports draining: true, pod_drain_time = {seconds}s; and later false")
     async with four(count, f'pod_drain_time = "{seconds}s"') as (balancer, pods, its, others):
         await report(balancer, pods[0])
         await moved_evenly(its, others, pods[0], seconds)
@@ -194,7 +198,7 @@ async def show_report(count, seconds):
 async def report(balancer, pod):
     pod.told = {"draining": True}
     shown = await fleet.shown(balancer, pod, "draining")
-    check(shown["state"] == "draining", f"it is {shown['state']}, {shown.get('reason')!r}")
+    check(shown["state"] == "draining", f"the pod is {shown['state']}, {shown.get('reason')!r}")
 
 
 async def take_back(balancer, pod):
@@ -205,19 +209,21 @@ async def take_back(balancer, pod):
 
 async def show_ejected(on_ejected):
     say(
-        "a pod refuses connections and so fails its polls, its sessions go on; on_ejected = "
+        "a pod refuses connections and so fails its polls, its sessions continue; on_ejected = "
         f'"{on_ejected}"'
     )
     async with four(40, f'on_ejected = "{on_ejected}"') as (balancer, pods, its, others):
         pods[0].refuse()
         shown = await fleet.shown(balancer, pods[0], "ejected")
-        check(shown["state"] == "ejected", f"it is {shown['state']}, {shown.get('reason')!r}")
+        check(shown["state"] == "ejected", f"the pod is {shown['state']}, {shown.get('reason')!r}")
         if on_ejected == "close":
             await all_ended(its)
             all_told(its, MOVED, "its clients")
             back = await enter(balancer.address)
             balancer.clients.append(back)
-            check(back.pod not in (None, pods[0].name), f"one that comes back is at {back.pod}")
+            check(
+                back.pod not in (None, pods[0].name), f"a client that reconnects is at {back.pod}"
+            )
             await stay(others, "of the other pods")
         else:
             await asyncio.sleep(QUIET)

@@ -1,5 +1,5 @@
-"""What else operators may call: one session closed, a service drained; what is refused, and to
-whom.
+"""Further operator requests: closing one session, draining a service; which requests are refused,
+and for whom.
 """
 
 import asyncio
@@ -21,9 +21,9 @@ from evidence.sessions import (
 )
 
 CLOSED = (RESTART, "closed by an operator")
-SOURCE = "127.0.0.9"  # of the one client that is closed
+SOURCE = "127.0.0.9"  # address of the one client that is closed
 TOKEN = "an-operators-t0ken"
-OUTSIDE = "192.0.2.1"  # RFC 5737: nobody's
+OUTSIDE = "192.0.2.1"  # reserved for documentation (RFC 5737)
 NOBODY = 'services = ["http://127.0.0.1:1"]'
 
 
@@ -50,21 +50,21 @@ async def show_one(count):
         await all_ended([chosen])
         all_told([chosen], CLOSED, "its client")
         closes = [close for pod in pods for close in pod.closes]
-        check(closes == [(sessions.AWAY, CLOSED[1])], f"the pods get {closes}")
+        check(closes == [(sessions.AWAY, CLOSED[1])], f"the pods receive {closes}")
         check(
             untouched(others) and await sessions.all_talk(others),
             f"the other {count} stay and echo",
         )
         await sessions.counted(balancer)
         status, told = await admin(balancer, "DELETE", path)
-        check(status == 404, f"a second time: {status} {told}")
+        check(status == 404, f"the second time: {status} {told}")
     fleet.stop(*pods)
 
 
 async def show_service():
     say(
         "two services of two pods and 40 sessions each; one is drained over its pod_drain_time = "
-        "1s, and taken back"
+        "1s, and undrained"
     )
     pods = await sessions.start(4)
     urls = [f'["{pods[at].url}", "{pods[at + 1].url}"]' for at in (0, 2)]
@@ -87,14 +87,14 @@ async def show_service():
         wait = refused.answer and refused.answer.get("retry-after")
         check(
             refused.status == 503 and wait,
-            f"a new client of it gets {refused.status} with Retry-After: {wait}",
+            f"a new client of the service gets {refused.status} with Retry-After: {wait}",
         )
         await come(balancer, 1)
         await all_ended(chat)
         all_told(chat, MOVED, "clients of the service")
         check(
             untouched(video) and await sessions.all_talk(video),
-            f"all {len(video)} of the other stay and echo",
+            f"all {len(video)} clients of the other service stay and echo",
         )
         status, _ = await admin(balancer, "POST", "/api/services/chat/undrain")
         check(status == 200, f"undrain: {status}")
@@ -103,7 +103,7 @@ async def show_service():
 
 
 async def show_errors():
-    say("what is not there, and what cannot be")
+    say("requests for unknown objects, and invalid requests")
     pods = await sessions.start(1)
     async with fleet.balancing(pods) as balancer:
         [client] = await come(balancer, 1)
@@ -125,7 +125,7 @@ async def show_errors():
         status, *_ = await call(balancer.address, "POST", drain)
         check(
             status == 200,
-            f"on the traffic listener it is a request like any other, for a pod: {status}",
+            f"on the traffic listener it is forwarded to a pod as any other request: {status}",
         )
         state = fleet.entry(balancer, pods[0])["state"]
         check(
@@ -146,9 +146,12 @@ async def show_token():
 
 
 async def show_access(balancer, pod, clients, token):
-    """Each call that changes something, by whom it is not for; then by whom it is."""
+    """Sends each request that changes something, first without access and then with it."""
     _, listed = await admin(balancer, "GET", "/api/sessions")
-    check(len(listed) == len(clients), f"GET /api/sessions needs no token, it lists {len(listed)}")
+    check(
+        len(listed) == len(clients),
+        f"GET /api/sessions needs no token, and lists {len(listed)} sessions",
+    )
     calls = [
         ("POST", f"/api/backends/{pod.address}/drain?over=1s"),
         ("POST", "/api/services/default/drain?over=1s"),
@@ -163,11 +166,11 @@ async def show_access(balancer, pod, clients, token):
     ]
     for fields in wrong if token else [["Origin: https://elsewhere.example"]]:
         answers = {(await admin(balancer, *one, *fields, body=b"info"))[0] for one in calls}
-        check(answers == {401 if token else 403}, f"every other call with {fields}: {answers}")
+        check(answers == {401 if token else 403}, f"every other request with {fields}: {answers}")
     state = fleet.entry(balancer, pod)["state"]
     check(
         state != "draining" and untouched(clients) and await sessions.all_talk(clients),
-        f"nothing has come of them: the pod is {state}, all sessions echo",
+        f"they had no effect: the pod is {state}, all sessions echo",
     )
     right = [f"Authorization: Bearer {token}"] if token else []
     answers = {(await admin(balancer, *one, *right, body=b"info"))[0] for one in reversed(calls)}
@@ -176,7 +179,7 @@ async def show_access(balancer, pod, clients, token):
 
 
 async def show_outside():
-    say(f"calls from {OUTSIDE}, which is no loopback address")
+    say(f"requests from {OUTSIDE}, which is not a loopback address")
     for token, fields, wanted in [
         ("", [], 403),
         (TOKEN, [], 401),
@@ -185,7 +188,7 @@ async def show_outside():
         with ThreadPoolExecutor(1) as thread:
             told = await asyncio.get_running_loop().run_in_executor(thread, outside, token, fields)
         if told is None:
-            check(not os.environ.get("CI"), "skipped: needs the right to make network namespaces")
+            check(not os.environ.get("CI"), "skipped: needs the right to create network namespaces")
         else:
             check(
                 told == (200, wanted),
@@ -194,8 +197,8 @@ async def show_outside():
 
 
 def outside(token, fields):
-    """What looking and changing are answered, in a network that this thread makes and never leaves;
-    None without.
+    """Returns the answers to a reading and a changing request from a network namespace of this
+    thread, or None if namespaces are not allowed.
     """
     if not network.leave_host():
         return None

@@ -1,4 +1,4 @@
-"""Two replicas, one of which ends, and clients that come back: nobody is closed or refused
+"""Two replicas, one of which stops, and clients that reconnect: no client is closed or refused
 twice.
 """
 
@@ -16,8 +16,8 @@ LOOK_EVERY = 0.25
 
 
 class Router:
-    """Sends clients to the replicas by turns, to those that are ready if it `looks`, as a proxy's
-    health check does.
+    """Chooses a replica for each client in turn. If it `looks`, only among those whose readiness
+    probe succeeds, as a proxy does.
     """
 
     def __init__(self, replicas, looks):
@@ -41,19 +41,27 @@ class Router:
 async def show(short):
     count, seconds = (1000, 4) if short else (5000, 20)
     say(
-        f"{count} clients that come back at once, two replicas, SIGTERM to one: drain_delay = "
+        f"{count} clients that reconnect at once, two replicas, SIGTERM to one: drain_delay = "
         f"{DELAY}s,"
-        f" drain_time = {seconds}s; who routes asks /readyz every {LOOK_EVERY} s"
+        f" drain_time = {seconds}s; the router requests /readyz every {LOOK_EVERY} s"
     )
     failures = await one_ends(count, seconds, True)
-    check(max(failures) == 1, f"nobody fails twice, by the number of failures: {dict(failures)}")
-    say("control: who routes does not ask")
+    check(
+        max(failures) == 1,
+        f"no client fails twice; clients by number of failures: {dict(failures)}",
+    )
+    say("control: the router does not request /readyz")
     failures = await one_ends(count // 5, 2, False)
-    check(max(failures) > 1, f"some fail twice, by the number of failures: {dict(failures)}")
+    check(
+        max(failures) > 1,
+        f"some clients fail twice; clients by number of failures: {dict(failures)}",
+    )
 
 
 async def one_ends(count, seconds, looks):
-    """How many clients failed how often; checks everything else when they should not fail twice."""
+    """Returns the number of clients by number of failures. If the router looks, checks everything
+    else, too.
+    """
     pods = await sessions.start(shutdown.PODS)
     drain = {
         "DRAIN_DELAY": f"{DELAY}s",
@@ -71,8 +79,8 @@ async def one_ends(count, seconds, looks):
             lambda: sum(one.metrics()["ownSessions"] for one in router.replicas) == count
         )
         held = leaving.metrics()["ownSessions"]
-        say(f"         the replica that ends has {held} of them")
-        shutdown.tell(leaving)
+        say(f"         the replica that stops has {held} of them")
+        shutdown.send_signal(leaving)
         await shutdown.ends_well(leaving, held, lambda cut: cut == 0) if looks else await gone(
             leaving
         )
@@ -95,7 +103,7 @@ async def look_at(regulars, staying, held):
     kinds = collections.Counter(failure for regular in regulars for failure in regular.failures)
     check(
         dict(kinds) == {"Close {} {!r}".format(*sessions.SHUTDOWN): held},
-        f"what they have seen: {dict(kinds)}, one for each session of the replica that ended",
+        f"failures: {dict(kinds)}, one for each session of the replica that stopped",
     )
     check(await sessions.all_talk([regular.client for regular in regulars]), "every session echoes")
     await eventually(lambda: staying.metrics()["ownSessions"] == len(regulars))

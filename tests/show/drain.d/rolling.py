@@ -1,5 +1,5 @@
-"""Two replicas behind HAProxy, restarted one after the other under clients that never stop
-talking.
+"""Two replicas behind HAProxy are restarted one after the other, while clients exchange messages
+all the time.
 """
 
 import asyncio
@@ -14,18 +14,16 @@ from evidence.checks import check, say
 from evidence.scripted import eventually
 from evidence.sessions import NORMAL, SHUTDOWN, TEXT, Regular, all_inside, gather_regulars
 
-PERIOD = 1  # seconds from one message of a client to its next
-THINKS = 0.4  # seconds that a pod takes for an echo
-CHECK_EVERY, FALL = 0.2, 3  # of HAProxy; three failures are its own default
+PERIOD = 1  # seconds between two messages of a client
+THINKS = 0.4  # seconds that a pod waits before it echoes
+CHECK_EVERY, FALL = 0.2, 3  # of HAProxy; three failures are its default
 DELAY = 5  # seconds of drain_delay: several times what HAProxy needs to notice
-OLD = (
-    5  # seconds that a message may have been unanswered when the Close comes: no pod takes so long
-)
-QUIET = 1  # seconds of talk before, between and after the restarts
+OLD = 5  # seconds after which a message must have been echoed; pods are faster
+QUIET = 1  # seconds of messages before, between and after the restarts
 SEED = 6
-UNHEARD = "crossed the Close on their way to the pod"
+UNHEARD = "crossed the Close on the way to the pod"
 UNSEEN = "answered by the pod, the echo crossed the Close"
-# Addresses of their own, so that no outgoing connection has their port while they are down.
+# Separate addresses, so that no outgoing connection uses their ports while they are down.
 HOSTS = {"a": "127.0.0.2", "b": "127.0.0.3"}
 
 
@@ -33,25 +31,25 @@ async def show(short):
     count, seconds = (300, 2) if short else (1000, 5)
     say(
         f"{count} clients, a message every {PERIOD} s each, echoed after {THINKS} s; HAProxy in "
-        "TCP mode, by turns;"
+        "TCP mode, round robin;"
     )
     say(
-        f"  it asks two replicas for /readyz every {CHECK_EVERY} s, {FALL} failures take one out;"
+        f"  it requests /readyz of two replicas every {CHECK_EVERY} s, {FALL} failures remove one;"
         f" drain_delay = {DELAY}s, drain_time = {seconds}s, seed {SEED}"
     )
     async with chain(seconds) as (replicas, haproxy, pods):
         async with talking(count, haproxy) as talkers:
             for replica in replicas:
                 await restart(replica, replicas, haproxy, talkers)
-        check(not unexplained(talkers), f"zero unexplained{first_of(unexplained(talkers))}")
+        check(not unexplained(talkers), f"no unexplained event{first_of(unexplained(talkers))}")
         account(talkers, pods)
         closes = collections.Counter(len(talker.failures) for talker in talkers)
         check(
             max(closes) <= len(replicas),
-            f"nobody is closed more than once by each replica: {dict(closes)}",
+            f"no client is closed more than once by each replica: {dict(closes)}",
         )
     await control(
-        "drain_delay = 0s, drain_time = 1s: HAProxy does not hear of it in time",
+        "drain_delay = 0s, drain_time = 1s: HAProxy does not notice in time",
         count // 3,
         1,
         signal.SIGTERM,
@@ -68,13 +66,13 @@ async def control(what, count, seconds, sig, **server):
             replicas[0].balancer.process.send_signal(sig)
             await asyncio.to_thread(replicas[0].balancer.process.wait, shutdown.EXIT)
         found = unexplained(talkers)
-        check(found, f"{len(found)} unexplained{first_of(found)}")
+        check(found, f"{len(found)} unexplained events{first_of(found)}")
         kinds = collections.Counter(failure for talker in talkers for failure in talker.failures)
-        say(f"         what they have seen: {dict(kinds)}")
+        say(f"         failures of clients: {dict(kinds)}")
 
 
 class Replica:
-    """A balancer that keeps its addresses when it is started again."""
+    """A balancer that keeps its addresses when it is restarted."""
 
     def __init__(self, name, pods, **server):
         self.name, self.pods, self.server = name, pods, server
@@ -89,8 +87,8 @@ class Replica:
 
 
 class Haproxy(programs.Program):
-    """By turns to the replicas that say they are ready; its health checks ask their admin
-    listeners.
+    """HAProxy with round robin over the replicas whose readiness probes on the admin listeners
+    succeed.
     """
 
     def __init__(self, replicas):
@@ -127,7 +125,7 @@ listen traffic
 
 @contextlib.asynccontextmanager
 async def chain(seconds, **server):
-    """Two replicas behind HAProxy, before pods that take their time."""
+    """Starts two replicas behind HAProxy, and pods that wait before they echo."""
     pods = await sessions.start(shutdown.PODS, thinks=THINKS)
     drain = {
         "DRAIN_DELAY": f"{DELAY}s",
@@ -141,7 +139,7 @@ async def chain(seconds, **server):
     yield replicas, haproxy, pods
     haproxy.stop()
     for replica in replicas:
-        replica.balancer.stop(signal.SIGKILL)  # a drain would take its time
+        replica.balancer.stop(signal.SIGKILL)  # a drain would take too long
         check(
             "panic" not in replica.balancer.output, f"no panic in the log of replica {replica.name}"
         )
@@ -156,7 +154,7 @@ async def listens(haproxy):
 
 @contextlib.asynccontextmanager
 async def talking(count, haproxy):
-    """Clients that talk meanwhile; at the end each has all echoes that are still to come, and
+    """Runs clients that exchange messages. At the end each waits for its remaining echoes and
     leaves.
     """
     seeded = random.Random(SEED)
@@ -164,12 +162,12 @@ async def talking(count, haproxy):
     tasks = await gather_regulars(talkers)
     await asyncio.sleep(QUIET)
     yield talkers
-    check(await all_inside(talkers), "in the end all have a session")
+    check(await all_inside(talkers), "at the end all clients have a session")
     await asyncio.sleep(QUIET)
     for talker in talkers:
         talker.leaving = True
     await asyncio.wait(tasks, timeout=sessions.LATE)
-    check(all(task.done() for task in tasks), "all have left with a Close")
+    check(all(task.done() for task in tasks), "all sessions end with a Close")
 
 
 async def restart(replica, replicas, haproxy, talkers):
@@ -182,22 +180,22 @@ async def restart(replica, replicas, haproxy, talkers):
     await eventually(lambda: sessions_at_all() == len(talkers), sessions.LATE)
     held = old.metrics()["ownSessions"]
     say(f"  replica {replica.name} with {held} sessions gets SIGTERM")
-    shutdown.tell(old)
+    shutdown.send_signal(old)
     await haproxy.finds(replica, "DOWN")
-    check(old.metrics()["ownSessions"] == held, "it has not closed anybody yet")
+    check(old.metrics()["ownSessions"] == held, "it has not closed any session yet")
     await shutdown.ends_well(old, held, lambda cut: cut == 0)
-    check(await all_inside(talkers), "its clients have a session at the other one")
+    check(await all_inside(talkers), "its clients have a session on the other replica")
     await asyncio.sleep(QUIET)
     replica.start()
     await haproxy.finds(replica, "UP")
 
 
 class Talk:
-    """One session's messages, which count up from 0, and what has come back."""
+    """The numbered messages of one session, and the echoes received so far."""
 
     def __init__(self, name, client):
         self.name, self.client = name, client
-        self.sent = []  # when each was sent
+        self.sent = []  # time of each message
         self.echoed = 0
         self.disorder = []
         client.hear = self.hear
@@ -223,7 +221,9 @@ class Talk:
 
 
 class Talker(Regular):
-    """Comes back after each Close and talks on; `phase` says when within the period."""
+    """A client that reconnects after each Close and continues. `phase` is its moment within the
+    period.
+    """
 
     def __init__(self, number, address, phase):
         super().__init__(lambda: address)
@@ -246,7 +246,7 @@ class Talker(Regular):
         await asyncio.wait([self.client.ended], timeout=seconds)
 
     def unexplained(self):
-        """Whatever does not follow from an announced Close."""
+        """Returns everything that does not follow from an announced Close."""
         found = [
             failure for failure in self.failures if failure != "Close {} {!r}".format(*SHUTDOWN)
         ]
@@ -276,7 +276,7 @@ def first_of(found):
 
 
 def account(talkers, pods):
-    """Prints what became of every message."""
+    """Prints the fate of every message."""
     talks = [talk for talker in talkers for talk in talker.talks]
     heard, said = (set().union(*(getattr(pod, name) for pod in pods)) for name in ("heard", "said"))
     lost = [(talk, number) for talk in talks for number in talk.lost()]
@@ -294,15 +294,15 @@ def account(talkers, pods):
     say(f"    the Close came {min(ages):.2f} to {max(ages):.2f} s after they were sent")
     check(
         len(heard) == sent - where[UNHEARD] and len(said) == echoed + where[UNSEEN],
-        f"the pods count the same: they heard {len(heard)} and answered {len(said)}",
+        f"the pods count the same: they received {len(heard)} and answered {len(said)}",
     )
-    check(lost, "there were messages on their way when sessions were closed")
+    check(lost, "there were messages under way when sessions were closed")
 
 
 def fate(message, heard, said):
-    """How far a message got whose echo did not arrive."""
+    """Returns how far a message without an echo got."""
     if message not in heard:
         return UNHEARD
     if message not in said:
-        return "at the pod, which was told of the end before its answer"
+        return "received by the pod, which was closed before it answered"
     return UNSEEN

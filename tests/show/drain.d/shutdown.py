@@ -1,4 +1,6 @@
-"""One balancer that is told to end: who is still served, who is closed when, and what it says."""
+"""One balancer that stops: which clients are still served, when sessions are closed, and what it
+reports.
+"""
 
 import asyncio
 import contextlib
@@ -11,9 +13,9 @@ from evidence.scripted import eventually
 from evidence.sessions import SHUTDOWN, all_ended, all_told, come, enter, ready, unevenness
 
 PODS = 4
-DELAY = 5  # seconds of drain_delay, in which a late client must find its way in
-EVEN = 0.2  # how far each second may be off
-EXIT = 60  # seconds that a process has to end once it has nothing to do
+DELAY = 5  # seconds of drain_delay, long enough for a late client to connect
+EVEN = 0.2  # tolerance for the closes of each second
+EXIT = 60  # seconds in which a process must exit after its last session
 
 
 async def show(short):
@@ -25,14 +27,16 @@ async def show(short):
     await show_second_signal()
 
 
-def tell(balancer, sig=signal.SIGTERM):
-    """Sends the signal; when."""
+def send_signal(balancer, sig=signal.SIGTERM):
+    """Sends the signal. Returns the time."""
     balancer.process.send_signal(sig)
     return time.monotonic()
 
 
 async def ends_well(balancer, opened, cut):
-    """Checks the exit code and what the last line says; the sessions that were cut."""
+    """Checks the exit code and the last line of the log. Returns the number of sessions that were
+    cut.
+    """
     code = await asyncio.to_thread(balancer.process.wait, EXIT)
     line = r"stopped: (\d+) sessions were open, (\d+) were cut"
     found = await asyncio.to_thread(programs.Program.expect, balancer, line)
@@ -54,20 +58,20 @@ async def show_spread(count, seconds):
     )
     async with fleet.balancing(pods, **drain) as balancer:
         clients = await come(balancer, count)
-        began = tell(balancer)
+        began = send_signal(balancer)
         clients += await show_delay(balancer, began)
         await show_refusals(balancer)
         await all_ended(clients, seconds + sessions.LATE)
         first = min((client.closed_at for client in clients if client.close), default=began) - began
         check(
             first >= DELAY,
-            f"nobody is closed before drain_delay is over, the first after {first:.2f} s",
+            f"no session is closed before drain_delay is over, the first after {first:.2f} s",
         )
         all_told(clients, SHUTDOWN, "clients")
         told = [close for pod in pods for close in pod.closes]
         check(
             told == [(sessions.AWAY, SHUTDOWN[1])] * len(clients),
-            f"pods: {len(told)} sessions get { ({*told}) }",
+            f"pods: {len(told)} sessions receive { ({*told}) }",
         )
         worst = unevenness(clients, seconds)
         check(worst <= EVEN, f"closes per second stay within ±{EVEN:.0%} of even")
@@ -76,20 +80,20 @@ async def show_spread(count, seconds):
 
 
 async def show_delay(balancer, began):
-    """While it waits for whoever routes to it: the one client that still comes."""
+    """During drain_delay a new client is still served."""
     await sessions.until(lambda: says(balancer, 503))
     say(
-        f"         /readyz says {await ready(balancer)} {time.monotonic() - began:.3f} s after "
+        f"         /readyz answers {await ready(balancer)} {time.monotonic() - began:.3f} s after "
         "the signal"
     )
     late = await enter(balancer.address)
     check(
         late.status == 101 and await late.talks(),
-        f"a client that comes then is served: {late.status}, and an echo",
+        f"a new client is served: {late.status}, and an echo",
     )
     status, *_ = await sessions.call(balancer.address, "GET", "/")
     check(status == 200, f"and so is a plain request: {status}")
-    check(sessions.untouched(balancer.clients), "nobody has been closed so far")
+    check(sessions.untouched(balancer.clients), "no session has been closed so far")
     return [late]
 
 
@@ -98,13 +102,13 @@ async def says(balancer, status):
 
 
 async def show_refusals(balancer):
-    """Once the delay is over."""
+    """After drain_delay new requests are refused."""
     await eventually(lambda: not sessions.untouched(balancer.clients), DELAY + sessions.LATE)
     refused = await enter(balancer.address)
     wait = refused.answer and refused.answer.get("retry-after")
     check(
         refused.status == 503 and str(wait).isdigit(),
-        f"once they are closed, a new client gets {refused.status} with Retry-After: {wait}",
+        f"after the first closes, a new client gets {refused.status} with Retry-After: {wait}",
     )
     status, head, _ = await sessions.call(balancer.address, "GET", "/")
     wait = head and head.get("retry-after")
@@ -122,7 +126,7 @@ async def show_at_once(count):
         pods, **settings(DRAIN_TIME="0s", SHUTDOWN_TIMEOUT="30s")
     ) as balancer:
         clients = await come(balancer, count)
-        tell(balancer)
+        send_signal(balancer)
         await all_ended(clients)
         all_told(clients, SHUTDOWN, "clients")
         worst = unevenness(clients, 5)
@@ -137,19 +141,19 @@ async def show_killed(count):
     balancer = scripted.Configured(fleet.static(pods))
     balancer.clients = []
     clients = await come(balancer, count)
-    tell(balancer, signal.SIGKILL)
+    send_signal(balancer, signal.SIGKILL)
     await all_ended(clients)
     check(
         not any(client.close for client in clients),
-        f"nobody sees a Close: {sessions.ends(clients)}",
+        f"no client receives a Close: {sessions.ends(clients)}",
     )
     fleet.stop(*pods)
 
 
 @contextlib.asynccontextmanager
 async def few(count, mute=0, **server):
-    """A balancer with so many clients, `mute` others that answer no Close, and time for all of
-    them.
+    """Starts a balancer with `count` clients and `mute` others that answer no Close. close_timeout
+    is long.
     """
     pods = await sessions.start(PODS)
     drain = settings(**server)
@@ -167,7 +171,7 @@ async def show_stragglers():
         "shutdown_timeout = 2s"
     )
     async with few(17, 3, DRAIN_TIME="1s", SHUTDOWN_TIMEOUT="2s") as balancer:
-        tell(balancer, signal.SIGINT)
+        send_signal(balancer, signal.SIGINT)
         await all_ended(balancer.clients[:17])
         all_told(balancer.clients[:17], SHUTDOWN, "the others")
         await ends_well(balancer, 20, lambda cut: cut == 3)
@@ -176,17 +180,17 @@ async def show_stragglers():
 async def show_second_signal():
     say("40 sessions, a second SIGTERM within drain_delay = 1h")
     async with few(40, DRAIN_DELAY="1h") as balancer:
-        tell(balancer)
+        send_signal(balancer)
         await sessions.until(lambda: says(balancer, 503))
-        check(sessions.untouched(balancer.clients), "/readyz says 503, nobody is closed")
+        check(sessions.untouched(balancer.clients), "/readyz answers 503, no session is closed")
         await show_hurry(balancer, lambda cut: cut == 40)
         check(
             not any(client.close for client in balancer.clients),
-            f"clients see {sessions.ends(balancer.clients)}",
+            f"clients receive {sessions.ends(balancer.clients)}",
         )
     say("40 sessions, a second SIGTERM after the first closes of drain_time = 20s")
     async with few(40, DRAIN_TIME="20s", SHUTDOWN_TIMEOUT="30s") as balancer:
-        tell(balancer)
+        send_signal(balancer)
         await eventually(
             lambda: sum(client.ended.done() for client in balancer.clients) >= 3, sessions.LATE
         )
@@ -194,13 +198,13 @@ async def show_second_signal():
         without = sum(not client.close for client in balancer.clients)
         check(
             without <= cut,
-            f"{without} of the clients see no Close: {sessions.ends(balancer.clients)}",
+            f"{without} of the clients receive no Close: {sessions.ends(balancer.clients)}",
         )
 
 
 async def show_hurry(balancer, cut):
-    began = tell(balancer)
+    began = send_signal(balancer)
     count = await ends_well(balancer, 40, cut)
-    say(f"         it ends {time.monotonic() - began:.2f} s after the second signal")
+    say(f"         it exits {time.monotonic() - began:.2f} s after the second signal")
     await all_ended(balancer.clients)
     return count

@@ -1,4 +1,6 @@
-"""How an ejection ends: probes that become rarer, a pod that heals, and pods that all fail."""
+"""The end of an ejection: probes with growing intervals, a pod that recovers, and pods that all
+fail.
+"""
 
 import asyncio
 import itertools
@@ -10,15 +12,15 @@ from evidence.checks import check, say
 from evidence.fleet import balancing, entry, errors, unharmed
 from evidence.scripted import eventually
 
-RATE = 50  # clients a second: a probe is at most so much later than it could be
-QUIET = 0.25  # seconds that end a round of attempts; the shortest ejection is 0.4 s
+RATE = 50  # clients per second: a probe waits for the next client
+QUIET = 0.25  # seconds without an attempt end a round; the shortest ejection is 0.4 s
 ROUNDS = 6
-GROWING = (1.2, 3.3)  # a doubling, each of the two moved by up to 20 %, and the pace of the clients
+GROWING = (1.2, 3.3)  # doubling, with a jitter of 20 % on both, and the pace of the clients
 HEALTHY = 9
 FAIR = 1 / (HEALTHY + 1)
-HELD = 200  # what healthy pods report beside their sessions: more than clients come
+HELD = 200  # added to the reports of healthy pods: more than the number of clients
 COLD_RATE = 60
-MEASURED = 150  # arrivals behind its return: 2.5 s of a cold time of 5 s
+MEASURED = 150  # arrivals after its return: 2.5 s of a cold time of 5 s
 
 
 async def show():
@@ -30,7 +32,7 @@ async def show():
     await show_doubling(healthy, "500ms", is_control=True)
     fleet.stop(*healthy)
     say(
-        f"a pod that heals, beside {HEALTHY} that report {HELD} each; {COLD_RATE} clients/s, "
+        f"a pod that recovers, beside {HEALTHY} that report {HELD} each; {COLD_RATE} clients/s, "
         f"fair share {FAIR:.0%}"
     )
     await show_healed("5s")
@@ -39,16 +41,14 @@ async def show():
 
 
 async def known(balancer):
-    """Waits until every pod has reported, so that the failing one, which reports 0, is everyone's
-    first choice.
+    """Waits until every pod has reported. Then the failing one, which reports 0, is the first
+    choice of every client.
     """
     await eventually(lambda: all("reported" in one for one in balancer.metrics()["services"]))
 
 
 def rounds(times, quiet=QUIET):
-    """Attempts as (first, last, count), where those with less than `quiet` between them are one
-    round.
-    """
+    """Groups attempts as (first, last, count). Attempts less than `quiet` apart are one round."""
     found = []
     for moment in times:
         if found and moment - found[-1][1] < quiet:
@@ -59,7 +59,9 @@ def rounds(times, quiet=QUIET):
 
 
 async def visit(balancer, pod):
-    """Clients at a pace, which leave again, until the pod has seen its rounds of attempts."""
+    """Connects and disconnects clients at a steady pace until the pod has had this number of
+    rounds.
+    """
     clients = []
     while len(rounds(pod.attempts)) < ROUNDS and len(clients) < 60 * RATE:
         began = time.monotonic()
@@ -85,14 +87,14 @@ async def show_doubling(healthy, longest, is_control=False):
         f"         attempts per round {[count for _, _, count in found]}, of {len(clients)} clients"
     )
     say(f"         seconds between rounds {[round(gap, 2) for gap in gaps]}")
-    say(f"         each by the one before {[round(one, 2) for one in ratios]}")
+    say(f"         each divided by the one before {[round(one, 2) for one in ratios]}")
     grows = len(ratios) >= 3 and all(GROWING[0] <= one <= GROWING[1] for one in ratios[:3])
     grows = grows and len(found) == ROUNDS
     check(
         grows != is_control,
         f"{name}: the time {'does not double' if is_control else 'doubles up to it'}",
     )
-    check(found[0][2] == 3, f"{name}: the first time it takes {found[0][2]} failures in a row")
+    check(found[0][2] == 3, f"{name}: the first ejection takes {found[0][2]} failures in a row")
     check(all(count == 1 for *_, count in found[1:]), f"{name}: then one probe at a time")
     fleet.stop(pod)
 
@@ -106,8 +108,10 @@ async def show_healed(cold, is_control=False):
     name = f"{'control, ' if is_control else ''}cold_time = {cold}"
     async with balancing([pod, *healthy], settings) as balancer:
         await known(balancer)
-        # At the pace at which it goes on, because that is what shares are shares of.
-        unharmed(await fleet.paced(balancer, 3 * COLD_RATE, COLD_RATE), f"{name}, before it heals")
+        # At the same pace as afterwards, because shares are relative to it.
+        unharmed(
+            await fleet.paced(balancer, 3 * COLD_RATE, COLD_RATE), f"{name}, before it recovers"
+        )
         tried = len(pod.attempts)
         pod.ill = False
         began = []
@@ -115,7 +119,8 @@ async def show_healed(cold, is_control=False):
             began += await fleet.paced(balancer, 2, COLD_RATE)
         check(
             pod.sessions > 0,
-            f"{name}: it is used again, attempts since it has healed: {len(pod.attempts) - tried}",
+            f"{name}: it is used again, attempts since it has recovered: "
+            f"{len(pod.attempts) - tried}",
         )
         state = entry(balancer, pod)["state"]
         clients = await fleet.paced(balancer, MEASURED, COLD_RATE)
@@ -123,15 +128,15 @@ async def show_healed(cold, is_control=False):
         share = sum(client.pod == pod.name for client in clients) / MEASURED
         told = f"{share:.0%} of the next {MEASURED}, {share / FAIR:.1f} times its fair share"
         if is_control:
-            check(share > 5 * FAIR, f"{name}: it is {state} and takes {told}")
+            check(share > 5 * FAIR, f"{name}: it is {state} and gets {told}")
         else:
             check(state == "cold", f"{name}: it is {state}")
-            check(FAIR / 2 <= share <= 3.8 * FAIR, f"{name}: it takes {told}, about 3 at most")
+            check(FAIR / 2 <= share <= 3.8 * FAIR, f"{name}: it gets {told}, about 3 at most")
     fleet.stop(pod, *healthy)
 
 
 async def show_all_failed():
-    """More pods than a client is offered to, so that the one that heals is not found by trying
+    """More pods than a handshake has attempts, so that the recovered one is not found by trying
     all.
     """
     say("six pods that all answer 503: eject_after = 3, eject_time = 600s, retries = 2")
@@ -150,16 +155,16 @@ async def show_all_failed():
         before = [len(pod.attempts) for pod in pods]
         await fleet.come(balancer, 40, lanes=4)
         more = sum(len(pod.attempts) for pod in pods) - sum(before)
-        check(more == 120, f"they are tried all the same: {more} attempts for 40 clients")
+        check(more == 120, f"they are tried nevertheless: {more} attempts for 40 clients")
         said = [text for text in balancer.lines if "all pods are ejected" in text]
-        check(bool(said), f"the log says so: {said[:1]}")
+        check(bool(said), f"the log reports it: {said[:1]}")
         check(len(said) == 1, f"once, not for every client: {len(said)} time(s) so far")
 
         pods[1].ill = False
         found = []
         while not found or (errors(found[-1:]) and len(found) < 50):
             found.append(await fleet.arrive(balancer))
-        check(not errors(found[-1:]), f"one of them heals: client {len(found)} is served")
+        check(not errors(found[-1:]), f"one of them recovers: client {len(found)} is served")
         later = await fleet.come(balancer, 60, lanes=4)
         unharmed(later, "then, long before the ejections end")
         state = await eventually(

@@ -1,4 +1,6 @@
-"""Pods that answer 101 and die: nothing can hide that from a client, so few may come to see it."""
+"""Pods that answer 101 and then end the session. A client must notice that, so it may happen to few
+clients only.
+"""
 
 import asyncio
 
@@ -13,14 +15,13 @@ ARRIVALS = 1000
 RATE = 150
 EJECT_AFTER = 3
 MOMENT = 0.005
-QUIET = (
-    0.7  # arrivals at a pod that are further apart have an ejection between them, 0.8 s at least
-)
+# Seconds: arrivals at a pod that are further apart have an ejection between them (0.8 s or more).
+QUIET = 0.7
 POLLED = 'poll_interval = "200ms"\n'
 
 
 class Dying(fleet.Pod):
-    """One whose sessions die within milliseconds; it reports 0 and finds nothing wrong with it."""
+    """A pod whose sessions end within milliseconds. It reports 0 sessions and no error."""
 
     def __init__(self, name, end):
         super().__init__(name)
@@ -55,7 +56,7 @@ async def turns_away(connection):
 
 
 class Watch:
-    """What clients see after their 101: who was ended, by which pod, and how."""
+    """Records what clients see after their 101: which pod ended their session, and how."""
 
     def __init__(self):
         self.ended = []
@@ -85,7 +86,7 @@ class Watch:
 
 
 async def arrivals(balancer, count, watch, rate=RATE):
-    """As fleet.paced, with every session watched from its beginning."""
+    """Like `fleet.paced`, but watches every session from its start."""
     clients = []
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -106,10 +107,11 @@ async def arrivals(balancer, count, watch, rate=RATE):
 
 async def show():
     say(
-        f"a pod that answers 101, reports 0 and dies after {1000 * MOMENT:.0f} ms, beside "
+        f"a pod that answers 101, reports 0 and ends the session after {1000 * MOMENT:.0f} ms, "
+        "beside "
         f"{HEALTHY} healthy ones"
     )
-    say(f"  {ARRIVALS} clients that stay, {RATE}/s, eject_after = {EJECT_AFTER}")
+    say(f"  {ARRIVALS} clients, {RATE}/s, eject_after = {EJECT_AFTER}")
     healthy = [await fleet.Pod(f"healthy-{number}").start() for number in range(HEALTHY)]
     for end in (ends, resets, closes):
         guarded = await show_one(healthy, end, EJECT_AFTER)
@@ -117,7 +119,7 @@ async def show():
             unguarded = await show_one(healthy, end, 0)
             check(
                 unguarded >= 3 * guarded,
-                f"control, eject_after = 0: {unguarded} see it, not {guarded}",
+                f"control, eject_after = 0: {unguarded} clients are affected instead of {guarded}",
             )
     await show_storm(healthy)
     await show_turned_away(healthy)
@@ -143,12 +145,12 @@ async def show_one(healthy, end, eject_after):
         seen = len(pod.attempts)
         kinds = sorted({how for who, how in watch.ended if who == pod.name})
         others = [how for who, how in watch.ended if who != pod.name]
-        check(not others, f"{name}: nobody's session on a healthy pod ends: {others[:3]}")
-        say(f"         {seen} of {ARRIVALS} clients ({seen / ARRIVALS:.1%}) see {kinds}")
+        check(not others, f"{name}: no session on a healthy pod ends: {others[:3]}")
+        say(f"         {seen} of {ARRIVALS} clients ({seen / ARRIVALS:.1%}) receive {kinds}")
         say(f"         {seen_early} of them are among the first {len(early)}")
         if eject_after:
             under_way = seen_early - eject_after
-            say(f"         {under_way} more than eject_after were under way")
+            say(f"         {under_way} more than eject_after were in progress")
             check(
                 seen <= 0.02 * ARRIVALS,
                 f"{name}: {seen / ARRIVALS:.1%} of the arrivals, at most 2 %",
@@ -165,7 +167,9 @@ async def show_one(healthy, end, eject_after):
 
 
 async def show_storm(healthy):
-    """Those under way when the first of them die have been placed already."""
+    """Clients whose handshakes are in progress when the first sessions end have already been
+    assigned.
+    """
     say("the same pod, 300 clients at once, then 300 more")
     pod = await Dying("dying", ends).start()
     watch = Watch()
@@ -175,20 +179,20 @@ async def show_storm(healthy):
         await watch.over(pod)
         seen = len(pod.attempts)
         say(
-            f"         {seen} see it, eject_after is {EJECT_AFTER}, the fair share "
+            f"         {seen} are affected, eject_after is {EJECT_AFTER}, the fair share "
             f"{300 / (HEALTHY + 1):g}"
         )
         unharmed(await arrivals(balancer, 300, watch), "before the 101")
-        check(len(pod.attempts) == seen, f"{len(pod.attempts) - seen} of the next 300 see it")
+        check(len(pod.attempts) == seen, f"{len(pod.attempts) - seen} of the next 300 are affected")
         watch.stop()
     fleet.stop(pod)
 
 
 async def show_turned_away(healthy):
-    """An application's own code may be the client's fault: no reason to eject, nor to send
-    everybody there.
+    """An application's own close code may be the client's fault: no reason to eject the pod, or to
+    prefer it.
     """
-    say(f"a pod that ends every session by Close 4401, {ARRIVALS // 2} clients")
+    say(f"a pod that ends every session with Close 4401, {ARRIVALS // 2} clients")
     pod = await Dying("turning away", turns_away).start()
     watch = Watch()
     async with balancing([pod, *healthy], POLLED) as balancer:
@@ -206,7 +210,7 @@ async def show_turned_away(healthy):
 
 
 async def show_back(healthy):
-    """Behind its ejection it is tried again, by as few clients."""
+    """After its ejection the pod is tried again with few clients."""
     say("the same pod, eject_time = 1s, 60 clients/s")
     pod = await Dying("dying", ends).start()
     watch = Watch()
@@ -214,11 +218,11 @@ async def show_back(healthy):
         await eventually(lambda: all("reported" in one for one in balancer.metrics()["services"]))
         while len(rounds(pod.attempts, QUIET)) < 3 and len(balancer.clients) < 2000:
             await arrivals(balancer, 10, watch, 60)
-        # The third has just begun.
+        # The third ejection has just begun.
         counts = [count for *_, count in rounds(pod.attempts, QUIET)][:2]
         check(
             len(counts) == 2 and max(counts) <= 2 * EJECT_AFTER,
-            f"{counts} see it before each of two ejections",
+            f"{counts} clients are affected before each of two ejections",
         )
         state = await eventually(
             lambda: (now := entry(balancer, pod))["state"] == "ejected" and now
@@ -229,9 +233,10 @@ async def show_back(healthy):
 
 
 async def show_leaving(healthy):
-    """Clients that leave early are no fault of the pod."""
+    """Clients that disconnect early are not the pod's fault."""
     say(
-        "300 clients that come and leave at once, eject_after = 3: with a Close, without, with a "
+        "300 clients that connect and disconnect at once, eject_after = 3: with a Close, "
+        "without, with a "
         "reset"
     )
     async with balancing(healthy[:3], POLLED) as balancer:
@@ -252,5 +257,5 @@ async def show_leaving(healthy):
         states = [one["state"] for one in balancer.metrics()["services"]]
         check(
             "ejected" not in states and "eject" not in balancer.output,
-            f"no pod is ejected for it: {states}",
+            f"no pod is ejected: {states}",
         )

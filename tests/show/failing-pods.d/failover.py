@@ -1,7 +1,7 @@
 """Each way to fail before the 101, beside two healthy pods.
 
-Pods have no metric route here, so that the failing one always looks emptiest: only what clients'
-handshakes teach can keep the balancer from offering every client to it.
+Pods have no metric route here, so the failing one always seems to have the fewest sessions. Only
+failed handshakes can stop the balancer from choosing it for every client.
 """
 
 import asyncio
@@ -13,10 +13,10 @@ from evidence.fleet import arrive, balancing, entry, errors, latencies, line, un
 
 CLIENTS = 200
 WARM_UP = (
-    60  # behind them the failing pod looks emptiest even with a handshake of each lane under way
+    60  # sessions after which the failing pod seems emptiest even with a handshake in every lane
 )
 LANES = 2  # few, so that clients wait for the balancer and not for each other
-WAITING = 16  # where most of the time is a time-out
+WAITING = 16  # for cases that mostly wait for a time-out
 EJECT_AFTER = 3
 SETTINGS = 'metric_path = "none"\nread_timeout = "500ms"\nconnect_timeout = "500ms"\n'
 KINDS = (
@@ -31,11 +31,11 @@ KINDS = (
 
 
 async def attempts(balancer, pod):
-    """How often handshakes were tried at a pod; by the log, where the pod cannot know."""
+    """Returns the number of handshakes tried at a pod; from the log, if the pod cannot know it."""
     if not isinstance(pod, kinds.Refused):
         return len(pod.attempts)
     counts = []
-    # What the balancer has written may still be on its way: read until no more comes.
+    # The balancer's output may still be on the way: read until no more comes.
     while len(counts) < 3 or len({*counts[-3:]}) > 1:
         counts.append(sum(f"{pod.address} cannot be reached" in text for text in balancer.lines))
         await asyncio.sleep(0.05)
@@ -74,28 +74,28 @@ async def show_direct(healthy):
 
 
 async def show_ejected(pod, healthy):
-    """One client after the other until it is out, then all the others."""
+    """Connects one client after the other until the pod is ejected, then all the others."""
     settings = f'{SETTINGS}eject_after = {EJECT_AFTER}\neject_time = "{fleet.LONG}s"\n'
     async with balancing([pod, *healthy], settings) as balancer:
         first = []
         while entry(balancer, pod)["state"] != "ejected" and len(first) < 100:
             first.append(await arrive(balancer))
         tried = await attempts(balancer, pod)
-        unharmed(first, "one after the other until it is ejected")
+        unharmed(first, "one client after the other until it is ejected")
         check(tried == EJECT_AFTER, f"ejected after {tried} attempts, eject_after = {EJECT_AFTER}")
         told = entry(balancer, pod)
         say(f"         {told}")
-        check(told.get("reason"), f"/balancer-metrics has its reason: {told.get('reason')}")
+        check(told.get("reason"), f"/balancer-metrics shows the reason: {told.get('reason')}")
         left = told.get("ejectedForMs", -1)
         check(
             0 < left <= 1200 * fleet.LONG,
             f"and the time left, {left} ms of {fleet.LONG} s and up to 20 %",
         )
-        check(bool(said := logged(balancer, pod)), f"the log has it: {said}")
+        check(bool(said := logged(balancer, pod)), f"the log reports it: {said}")
         rest = await fleet.come(balancer, CLIENTS)
         unharmed(rest, "afterwards")
         more = await attempts(balancer, pod) - tried
-        check(more == 0, f"attempts at it meanwhile: {more}")
+        check(more == 0, f"attempts in the meantime: {more}")
         counts = fleet.spread(first + rest)
         check(
             max(counts.values()) - min(counts.values()) <= 1 and len(counts) == 2,
@@ -104,7 +104,7 @@ async def show_ejected(pod, healthy):
 
 
 def logged(balancer, pod):
-    """The log's line on its ejection."""
+    """Returns the log line about its ejection."""
     return next((text for text in balancer.lines if pod.address in text and "eject" in text), None)
 
 
@@ -117,7 +117,7 @@ async def show_never_ejected(pod, healthy):
         tried = await attempts(balancer, pod) - before
         check(
             tried == CLIENTS,
-            f"control, eject_after = 0: each of them is offered to it: {tried} attempts",
+            f"control, eject_after = 0: each client is sent to it first: {tried} attempts",
         )
         state = entry(balancer, pod)["state"]
         check(
@@ -134,26 +134,26 @@ async def show_no_retries(pod, healthy):
         statuses = sorted({client.status for client in wrong})
         check(
             len(wrong) >= WARM_UP // 3,
-            f"control, retries = 0: {len(wrong)} of {len(clients)} see {statuses}",
+            f"control, retries = 0: {len(wrong)} of {len(clients)} receive {statuses}",
         )
         say(f"         {wrong[-1].body.decode(errors='replace').strip() if wrong else ''}")
 
 
 async def show_storm(healthy):
-    """All at once: what is under way when the first of them fails cannot be told any more."""
+    """Connects all clients at once, so the number of attempts before the ejection is not exact."""
     pod = await kinds.Silent("failing").start()
     settings = f'{SETTINGS}eject_after = {EJECT_AFTER}\neject_time = "{fleet.LONG}s"\n'
     say(f"{CLIENTS} clients at once, a pod that {pod.__doc__}")
     async with balancing([pod, *healthy], settings) as balancer:
         clients = await fleet.come(balancer, CLIENTS, CLIENTS)
-        unharmed(clients, "a storm")
-        say(f"         {len(pod.attempts)} were offered to it before it was ejected")
+        unharmed(clients, "clients at once")
+        say(f"         {len(pod.attempts)} were sent to it before it was ejected")
         check(entry(balancer, pod)["state"] == "ejected", "it is ejected")
     fleet.stop(pod)
 
 
 async def show_deadline():
-    """The time for a handshake is one for all tries."""
+    """All attempts of a handshake share one deadline."""
     pods = [await kinds.Silent(f"silent-{number}").start() for number in range(3)]
     say(
         "three pods that never answer, read_timeout = 500ms, handshake_timeout = 1200ms, retries "
@@ -166,5 +166,5 @@ async def show_deadline():
         check(client.status == 504, f"{client.status} after {client.took:.2f} s: {told}")
         tried = sorted(len(pod.attempts) for pod in pods)
         check(tried == [1, 1, 1], f"each was tried once: {tried}")
-        say(f"         without the common deadline it would have taken {3 * 0.5} s")
+        say(f"         without the shared deadline it would have taken {3 * 0.5} s")
     fleet.stop(*pods)

@@ -1,4 +1,4 @@
-"""What a pod may report, in three formats: each steers where sessions go."""
+"""Reports in three formats: each controls where sessions go."""
 
 import json
 
@@ -26,7 +26,7 @@ async def pods_of(*names, kind=fleet.Pod):
 
 
 async def known(balancer, pods, **wanted):
-    """Waits until the metrics have `wanted` of the first pod. A weight of 1 is not mentioned."""
+    """Waits until the metrics have `wanted` for the first pod. A weight of 1 is not shown."""
 
     def right():
         told = {"weight": 1, **entry(balancer, pods[0])}
@@ -62,7 +62,7 @@ async def show_weights():
 
 
 class Nested(fleet.Pod):
-    """Reports deep inside, with lures where other settings would look."""
+    """Reports deep inside a JSON document, with other values where other settings would look."""
 
     weight = 1
 
@@ -85,7 +85,7 @@ class Nested(fleet.Pod):
 
 
 class Scraped(fleet.Pod):
-    """Reports as exporters do: help, types, other labels, other metrics, a histogram."""
+    """Reports like Prometheus exporters: help, types, other labels, other metrics, a histogram."""
 
     async def metric(self, connection, _):
         count = float(self.others + self.sessions)
@@ -112,7 +112,7 @@ async def show_steering(name, kind, settings):
         await known(balancer, pods, reported=20)
         await known(balancer, pods[1:], reported=0)
         counts = fleet.spread(await fleet.come(balancer, 20, lanes=1))
-        check(counts == {"pod-2": 20}, f"one reports 20 of others: 20 clients go {counts}")
+        check(counts == {"pod-2": 20}, f"one pod reports 20 more sessions: 20 clients go {counts}")
         counts = fleet.spread(await fleet.come(balancer, 20, lanes=1))
         check(counts == {"pod-1": 10, "pod-2": 10}, f"and the next 20 go {counts}")
         if kind is not Nested:
@@ -121,13 +121,13 @@ async def show_steering(name, kind, settings):
         pods[0].told = {"draining": True}
         await shown(balancer, pods[0], "draining")
         counts = fleet.spread(await fleet.come(balancer, 10, lanes=1))
-        check(counts == {"pod-2": 10}, f"it reports that it leaves: 10 clients go {counts}")
+        check(counts == {"pod-2": 10}, f"it reports draining: 10 clients go {counts}")
         pods[0].told = {"maxConnections": 35}
         await known(balancer, pods, maxConnections=35)
         counts = fleet.spread(await fleet.come(balancer, 20, lanes=1))
         check(
             counts.get("pod-1") == 5,
-            f"it reports room for 35, and holds 30: 20 clients go {counts}",
+            f"it reports a maximum of 35, and has 30: 20 clients go {counts}",
         )
     pods[0].told, pods[0].others, pods[0].weight = {}, 0, 3
     async with balancing(pods, POLLED + settings) as balancer:
@@ -138,7 +138,7 @@ async def show_steering(name, kind, settings):
 
 
 async def show_unreadable():
-    say("reports that are none: what is asked for is not in them")
+    say("reports that lack the configured value")
     (pod,) = pods = await pods_of("pod-1")
     for settings, what in (
         ('metric_count = "/stats/nothing"\n', "/stats/nothing"),
@@ -154,19 +154,19 @@ async def show_unreadable():
             check(right, f"{settings.strip()!r}: {told['state']}, no count")
             check(bool(error) and what in error, f"its reason: {error!r}")
             client = await fleet.arrive(balancer)
-            check(client.status == 101, "a client is served all the same")
+            check(client.status == 101, "a client is served nevertheless")
     fleet.stop(*pods)
 
 
 class Agent:
-    """A pod at an address of its own, and beside it one that answers as HAProxy's agent-check is
-    answered.
+    """A pod at its own address, and beside it a server that answers like an agent of HAProxy's
+    agent-check.
     """
 
     def __init__(self, host, port, agent_port):
         self.host, self.port, self.agent_port = host, port, agent_port
         self.line = "up"
-        self.stays = False  # whether the connection stays open behind the line
+        self.stays = False  # whether the connection stays open after the line
         self.asked = 0
 
     async def start(self):
@@ -194,7 +194,7 @@ async def show_agent():
     settings = f'{POLLED}metric_format = "agent"\nmetric_port = {agent_port}\ncold_time = "0s"\n'
 
     async def told(line, wanted):
-        """Gives the first agent a line; waits until the metrics show what it means."""
+        """Makes the first agent send a line, and waits until the metrics show its meaning."""
         first.line = line
         found = await eventually(lambda: wanted(entry(balancer, first)))
         check(found, f"{line!r}: {entry(balancer, first)}")
@@ -210,7 +210,7 @@ async def show_agent():
 
     for stays in (False, True):
         first.stays = second.stays = stays
-        say(f"  the connection {'stays open' if stays else 'ends'} behind the line")
+        say(f"  the connection {'stays open' if stays else 'ends'} after the line")
         async with balancing(agents, settings) as balancer:
             await told("up", lambda one: one["state"] == "up")
             counts = await go()
@@ -224,7 +224,7 @@ async def show_agent():
             await told("drain", lambda one: one["state"] == "draining")
             counts = await go()
             check(counts == (0, 30), f"30 clients go {counts}")
-            # As in HAProxy, an agent's "up" and "ready" end what "down" and "drain" began.
+            # As in HAProxy, "up" and "ready" of an agent end the effects of "down" and "drain".
             await told("up ready 100% maxconn:1000", lambda one: one["state"] == "up")
             counts = await go()
             check(counts == (15, 15), f"30 clients go {counts}")
@@ -236,5 +236,5 @@ async def show_agent():
             check(counts == (15, 15), f"30 clients go {counts}")
             await told("what?", lambda one: one["state"] == "unknown")
             say(f"         an unreadable line: {(await go())}")
-            say(f"         the agents were asked {[agent.asked for agent in agents]} times")
+            say(f"         the agents were polled {[agent.asked for agent in agents]} times")
     fleet.stop(*agents)

@@ -1,4 +1,4 @@
-"""Pods that fail in one way each; `ill` is whether they do."""
+"""Pods that fail in one way each, while `ill` is set."""
 
 import socket
 import time
@@ -11,7 +11,7 @@ WRONG_ACCEPT = "Sec-WebSocket-Accept: AAAAAAAAAAAAAAAAAAAAAAAAAAA="
 
 
 class Failing(Pod):
-    """One whose metric route works. `waits`: what ends its handshakes is a time-out."""
+    """A pod whose metric route works. `waits`: its handshakes end with a time-out."""
 
     ill = True
     waits = False
@@ -87,7 +87,7 @@ class Refused:
 
 
 class Unreached(Refused):
-    """takes no connections: its backlog is full, and the kernel drops what comes"""
+    """does not accept connections: its backlog is full, and the kernel drops new ones"""
 
     name = "unreached"
     waits = True

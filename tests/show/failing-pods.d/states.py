@@ -1,6 +1,4 @@
-"""Every state of a pod in /balancer-metrics, beside what it means for clients; the checks of
-health.
-"""
+"""Every state of a pod in /balancer-metrics with its meaning for clients, and the health checks."""
 
 import kinds
 from evidence import fleet, metrics_reader, scripted
@@ -17,7 +15,7 @@ def tell(told):
 
 
 def why(balancer, pod):
-    """What is said of a pod that is not simply up: of its state, or of its last poll."""
+    """Returns the reason shown for a pod's state, or for its failed poll."""
     return entry(balancer, pod).get("reason") or balancer.metrics()["podMetrics"][pod.url][0].get(
         "error"
     )
@@ -34,7 +32,7 @@ async def show():
 
 
 async def show_reader():
-    say("a reader of the plugin's format, made from the example in docs/operations.md")
+    say("a strict reader of the documented format, derived from the example in docs/operations.md")
     pods = [await fleet.Pod(f"pod-{number}").start() for number in (1, 2)]
     async with balancing(pods, POLLED) as balancer:
         await fleet.come(balancer, 4, lanes=1)
@@ -43,21 +41,21 @@ async def show_reader():
         for what, text in metrics_reader.spoiled(metrics_reader.text(balancer)):
             try:
                 metrics_reader.read(text)
-                check(False, f"control: it must refuse {what}")
+                check(False, f"control: it must reject {what}")
             except (metrics_reader.Wrong, ValueError) as error:
-                check(True, f"control: it refuses {what}: {error}")
+                check(True, f"control: it rejects {what}: {error}")
     fleet.stop(*pods)
 
 
 async def show_unreachable():
-    say("a pod that nobody listens at, found by its polls alone")
+    say("a pod that refuses connections, found by its polls alone")
     healthy = await fleet.Pod("healthy").start()
     pod = await kinds.Refused().start()
     async with balancing([pod, healthy], f'{POLLED}eject_time = "{fleet.LONG}s"\n') as balancer:
         told = await shown(balancer, pod, "ejected")
         tell(told)
-        check(told["state"] == "ejected", "it is ejected before any client has come")
-        check("refused" in str(told.get("reason")), f"with its reason: {told.get('reason')}")
+        check(told["state"] == "ejected", "it is ejected before any client has connected")
+        check("refused" in str(told.get("reason")), f"with the reason: {told.get('reason')}")
         left = told.get("ejectedForMs", -1)
         check(0 < left <= 1200 * fleet.LONG, f"and the time left: {left} ms")
         clients = await fleet.come(balancer, 20)
@@ -70,7 +68,8 @@ async def show_unreachable():
 
 async def show_stale():
     say(
-        "a pod whose metric route falls silent, handshakes still work; cache_ttl = 0s, so stale "
+        "a pod whose metric route no longer answers, while handshakes still work; cache_ttl = "
+        "0s, so stale "
         "after three polls"
     )
     pods = [await fleet.Pod(f"pod-{number}").start() for number in (1, 2)]
@@ -96,7 +95,7 @@ async def show_stale():
                 check("500ms" in str(why(balancer, silent)), f"its reason: {why(balancer, silent)}")
                 check(
                     told["connections"] == 0,
-                    f"its 70 are no longer believed: {told['connections']}",
+                    f"its reported 70 are no longer used: {told['connections']}",
                 )
                 counts = fleet.spread(await fleet.come(balancer, 20, lanes=1))
                 check(counts == {"pod-1": 10, "pod-2": 10}, f"own counts decide: {counts}")
@@ -114,7 +113,7 @@ async def show_unknown():
         await eventually(lambda: "500" in str(why(balancer, pods[0])))
         told = entry(balancer, pods[0])
         tell(told)
-        check("reported" not in told, f"it is {told['state']}, and no count is made up")
+        check("reported" not in told, f"it is {told['state']}, and no count is invented")
         check("500" in str(why(balancer, pods[0])), f"its reason: {why(balancer, pods[0])}")
         clients = await fleet.come(balancer, 20, lanes=1)
         unharmed(clients, "a metric route that answers 500")
@@ -142,7 +141,7 @@ async def show_draining():
         live = [client for client in before if client.pod == draining.name]
         check(
             len(live) == 5 and all([await client.talks() for client in live]),
-            f"its {len(live)} old ones live",
+            f"its {len(live)} old sessions continue",
         )
         valid(balancer, "a draining pod")
         other.told = {"draining": True}
@@ -151,17 +150,18 @@ async def show_draining():
         say(f"         all drain: {refused.status} {refused.body.decode().strip()!r}")
         check(refused.status == 503, "when all of them drain, new clients get 503")
         check(
-            all([await client.talks() for client in before + clients]), "and the old sessions live"
+            all([await client.talks() for client in before + clients]),
+            "and the old sessions continue",
         )
         draining.told = {"draining": False}
         await eventually(lambda: entry(balancer, draining)["state"] != "draining")
         back = await fleet.come(balancer, 10, lanes=1)
         check(
             fleet.spread(back) == {draining.name: 10},
-            f"draining: false takes it back: {fleet.spread(back)}",
+            f"draining: false puts it back in use: {fleet.spread(back)}",
         )
     fleet.stop(*pods)
-    say("  control: draining is text, which is no report")
+    say("  control: draining is a text, which is invalid")
     pods = [await fleet.Pod(f"pod-{number}").start() for number in (1, 2)]
     async with balancing(pods, POLLED) as balancer:
         pods[0].told = {"draining": "true"}
@@ -180,7 +180,7 @@ async def show_full():
     async with balancing(pods, POLLED) as balancer:
         await eventually(lambda: all("maxConnections" in entry(balancer, pod) for pod in pods))
         clients = await fleet.come(balancer, 8, lanes=1)
-        unharmed(clients, "up to the last place")
+        unharmed(clients, "up to the limit")
         check(
             fleet.spread(clients) == {"pod-1": 3, "pod-2": 5},
             f"each is filled: {fleet.spread(clients)}",
@@ -199,7 +199,7 @@ async def show_full():
         again = await arrive(balancer)
         check(
             (again.status, again.pod) == (101, "pod-1"),
-            f"one leaves, one comes in: {again.status} at {again.pod}",
+            f"one session ends, one new client is accepted: {again.status} at {again.pod}",
         )
     for pod in pods:
         pod.told = {}
@@ -209,7 +209,7 @@ async def show_full():
 
 
 class Checked(fleet.Pod):
-    """One with a route of health instead of a metric route: 204 or what `status` says."""
+    """A pod with a health route instead of a metric route: it answers 204, or `status`."""
 
     async def metric(self, connection, head):
         status = 404 if head.target != "/health" else 204 if self.status == 200 else self.status
@@ -229,17 +229,20 @@ async def show_health():
         tell(told)
         check(
             told["state"] == "ejected" and "500" in str(told.get("reason")),
-            "500 ejects it before any client comes",
+            "500 ejects it before any client connects",
         )
         clients = await fleet.come(balancer, 10, lanes=1)
         check(
             fleet.spread(clients) == {"pod-2": 10},
-            f"nobody is offered to it: {fleet.spread(clients)}",
+            f"no client is sent to it: {fleet.spread(clients)}",
         )
         sick.status = 200
         await eventually(lambda: entry(balancer, sick)["state"] != "ejected")
         back = await fleet.come(balancer, 10, lanes=1)
-        check(fleet.spread(back).get("pod-1", 0) > 0, f"204 brings it back: {fleet.spread(back)}")
+        check(
+            fleet.spread(back).get("pod-1", 0) > 0,
+            f"204 makes it available again: {fleet.spread(back)}",
+        )
         valid(balancer, "a service without a metric route")
     sick.status = 500
     async with balancing(pods, without) as balancer:
@@ -252,7 +255,7 @@ async def show_health():
         tell(told)
         check(
             told["state"] == "ejected" and "refused" in str(told.get("reason")),
-            "health_tcp ejects one that refuses",
+            "health_tcp ejects a pod that refuses connections",
         )
-        check(entry(balancer, healthy)["state"] != "ejected", "and the other is not")
+        check(entry(balancer, healthy)["state"] != "ejected", "and the other pod is not ejected")
     fleet.stop(dead, *pods)
