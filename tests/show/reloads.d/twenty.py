@@ -605,7 +605,7 @@ STEPS = [
         r"balancer\.idle_timeout",
         check_idle_timeout,
     ),
-    Step("nothing is changed", None, "POST", "unchanged", says="the settings are the same"),
+    Step("nothing is changed", None, "POST", "unchanged", says="settings unchanged"),
     Step(
         "max_message_size is set, idle_timeout = 1h",
         "written",
