@@ -18,7 +18,7 @@
 //! # One connection's way
 //!
 //! 1. [`traffic::listener`] runs on every worker. It reads a PROXY header and does the TLS handshake
-//!    where these are configured. `traffic::first_request` reads the first request head; a request
+//!    where these are configured. `traffic::request_reader` reads every request head; a request
 //!    that is not a handshake continues in `traffic::plain`.
 //! 2. `traffic::handshake` checks the request (RFC 6455 §4.2.1). `traffic::routing` finds its service,
 //!    [`traffic::headers::forwarded`] builds the header fields for the pod, `traffic::headers::cookie`

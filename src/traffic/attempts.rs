@@ -1,4 +1,4 @@
-//! One client's way from pod to pod until one takes it.
+//! The attempts to find a pod for one client: pick a pod, wait in the queue, try the next pod.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::{
     },
 };
 
-/// The pods that a client has been offered to.
+/// The pods that have been tried for one client.
 pub struct Attempts<'a> {
     routed: &'a RoutedRequest<'a>,
     purpose: Purpose,
@@ -28,23 +28,23 @@ pub struct Attempts<'a> {
 }
 
 impl<'a> Attempts<'a> {
-    /// None yet, for a session. `ticket` is the client's place in the balancer.
+    /// Starts the attempts for a session. `ticket` is the session's admission.
     pub fn for_session(routed: &'a RoutedRequest<'a>, ticket: Option<Ticket>) -> Self {
         Self { routed, purpose: Purpose::Session, ticket, tried: Vec::new(), last: None }
     }
 
-    /// None yet, for a plain request.
+    /// Starts the attempts for a plain request.
     pub fn for_request(routed: &'a RoutedRequest<'a>) -> Self {
         Self { routed, purpose: Purpose::Request, ticket: None, tried: Vec::new(), last: None }
     }
 
-    /// A place on the next best pod.
+    /// Reserves a place on the best pod that has not been tried.
     ///
     /// # Errors
-    /// No pod, no more tries: what the last one did, or why there is none.
-    pub async fn next(&mut self) -> Result<SessionPermit, Refusal> {
+    /// No pod is left: why the last one failed, or why there is none.
+    pub async fn next_pod(&mut self) -> Result<SessionPermit, Refusal> {
         if self.tried.len() > self.routed.service.settings.retries {
-            return Err(self.give_up());
+            return Err(self.take_refusal());
         }
         let queue = &self.routed.service.queue;
         let is_session = self.purpose == Purpose::Session;
@@ -53,15 +53,15 @@ impl<'a> Attempts<'a> {
         let lease = match picked {
             Ok(lease) => lease,
             Err(NoBackend::AllFull) if self.last.is_none() => {
-                let look = async || match self.pick().await {
+                let try_pick = async || match self.pick().await {
                     Ok(Err(NoBackend::AllFull)) => None,
-                    settled => Some(settled),
+                    picked => Some(picked),
                 };
                 tokio::select! {
-                    // Places that the drain frees are for nobody here.
+                    // Places that the shutdown frees are not given to waiting clients.
                     biased;
                     () = self.routed.traffic.lifecycle.wait_for_draining() => return Err(Refusal::ShuttingDown),
-                    found = queue.wait(look) => found.map_err(Refusal::Queue)???,
+                    found = queue.wait(try_pick) => found.map_err(Refusal::Queue)???,
                 }
             }
             Err(none) => return Err(self.last.take().unwrap_or(Refusal::NoBackend(none))),
@@ -84,21 +84,21 @@ impl<'a> Attempts<'a> {
         send_retrying(&traffic.metrics, pick).await.map_err(|_| Refusal::Internal)
     }
 
-    /// The pod of `permit` did not take the client.
-    pub fn failed(&mut self, permit: SessionPermit, error: &UpstreamError) {
+    /// Records that the pod of `permit` failed, and releases it.
+    pub fn record_failure(&mut self, permit: SessionPermit, error: &UpstreamError) {
         let SessionPermit { lease, ticket, queue_waker } = permit;
         let backend = lease.backend().clone();
         self.ticket = ticket;
         let (address, reason) = (backend.address.clone(), error.to_string());
-        log::warn!("{address} {reason}");
+        log::warn!("pod {address} failed: {reason}");
         lease.failed(reason.clone());
         drop(queue_waker);
         self.tried.push(backend);
-        self.last = Some(Refusal::Pod { address, reason, timed_out: error.timed_out() });
+        self.last = Some(Refusal::Pod { address, reason, is_timeout: error.is_timeout() });
     }
 
-    /// What the last pod did: it must not be tried again elsewhere.
-    pub fn give_up(&mut self) -> Refusal {
+    /// Returns why the last pod failed.
+    pub fn take_refusal(&mut self) -> Refusal {
         self.last.take().unwrap_or(Refusal::Internal)
     }
 }

@@ -1,10 +1,11 @@
-//! A client whose request head has been read, before it is known what becomes of it.
+//! Answers the last request of a client connection: a 101, a pod's answer to the handshake, or a
+//! refusal.
 
 use std::{io, time::Duration};
 
 use actix_codec::{Framed, FramedParts};
 use actix_http::{
-    ConnectionType, Response,
+    ConnectionType, Response, ServiceConfig,
     body::BodySize,
     h1::{Codec, Message},
 };
@@ -15,51 +16,46 @@ use tokio::{
     time::timeout,
 };
 
-use super::{headers::forwarded::PeerInfo, refusal::Refusal, upstream::Body};
+use super::{headers::forwarded::PeerInfo, refusal::Refusal, upstream::PodBody};
 use crate::{
-    net::{ClientStream, rewind::Rewind, write_timeout::WriteTimeout},
+    net::{ClientStream, write_timeout::WriteTimeout},
     relay::TunnelPeer,
 };
 
-/// How long a client may take nothing of an answer: nobody else looks after a connection that is no
-/// session yet.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Time that the client can take before it reads more of an answer. The timeouts of sessions do not
+/// apply yet.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a refused client may take to read its answer and hang up.
+/// Time that a refused client can take to read its answer and close the connection.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// Bytes that a client may send before its handshake is answered; further ones wait in its socket.
+/// Bytes that are read from a client before its handshake is answered. Further bytes stay in its socket.
 const MAX_EARLY: usize = 64 * 1024;
 
-type Connection = Framed<WriteTimeout<Rewind<ClientStream>>, Codec>;
+type Connection = Framed<WriteTimeout<ClientStream>, Codec>;
 
-/// The client's side of a handshake.
+/// The client's side of a connection whose last request head has been read.
 pub struct HandshakeClient {
-    io: WriteTimeout<Rewind<ClientStream>>,
+    io: WriteTimeout<ClientStream>,
     codec: Codec,
-    /// What it has sent behind its request.
+    /// What the client has sent behind its request.
     early: BytesMut,
-    /// Where it came from.
     pub peer: PeerInfo,
 }
 
 impl HandshakeClient {
-    /// Takes a client over once everything that was written to it has been flushed.
-    ///
-    /// # Errors
-    /// It is gone.
-    pub async fn new(
-        framed: Framed<Rewind<ClientStream>, Codec>,
-        peer: PeerInfo,
-    ) -> io::Result<Self> {
-        let mut framed = framed.into_map_io(|io| WriteTimeout::new(io, PATIENCE));
-        flush(&mut framed).await?;
-        let FramedParts { io, codec, read_buf, .. } = framed.into_parts();
-        Ok(Self { io, codec, early: read_buf, peer })
+    /// Creates the client of the handshake that `codec` has decoded.
+    pub fn new(io: ClientStream, codec: Codec, early: BytesMut, peer: PeerInfo) -> Self {
+        Self { io: WriteTimeout::new(io, WRITE_TIMEOUT), codec, early, peer }
     }
 
-    /// Resolves when the client closes its connection; until then what it sends is kept.
-    pub async fn left(&mut self) {
+    /// Creates the client of a request that cannot be read: its answer depends on no request.
+    pub fn without_request(io: ClientStream, early: BytesMut, peer: PeerInfo) -> Self {
+        Self::new(io, Codec::new(ServiceConfig::default()), early, peer)
+    }
+
+    /// Waits until the client closes its connection. What it sends until then is kept.
+    pub async fn wait_until_closed(&mut self) {
         while self.early.len() < MAX_EARLY {
             match self.io.read_buf(&mut self.early).await {
                 Ok(0) | Err(_) => return,
@@ -69,37 +65,35 @@ impl HandshakeClient {
         std::future::pending().await
     }
 
-    /// Says 101 with the fields of `response` and becomes one end of a tunnel.
+    /// Sends `response` as a 101 and returns the client's end of the tunnel.
     ///
     /// # Errors
-    /// The client is gone.
-    pub async fn switch(self, mut response: Response<()>) -> io::Result<TunnelPeer> {
+    /// The client disconnected.
+    pub async fn switch_protocols(self, mut response: Response<()>) -> io::Result<TunnelPeer> {
         response.head_mut().set_connection_type(ConnectionType::Upgrade);
         let mut framed = self.into_framed();
         framed.send(Message::Item((response, BodySize::None))).await?;
-        let FramedParts { io, mut read_buf, .. } = framed.into_parts();
-        let (io, unread) = io.into_inner().into_parts();
-        read_buf.unsplit(unread);
-        Ok(TunnelPeer::new(io, read_buf))
+        let FramedParts { io, read_buf, .. } = framed.into_parts();
+        Ok(TunnelPeer::new(io.into_inner(), read_buf))
     }
 
-    /// Relays an answer that is not a 101, whole, then closes.
+    /// Sends a pod's answer that is not a 101, with its body, then closes the connection.
     ///
     /// # Errors
-    /// The client is gone, or the pod broke off: then the client is cut off too.
-    pub async fn answer(
+    /// The client disconnected, or the pod's connection broke: then the client's is cut too.
+    pub async fn send_response(
         self,
         mut response: Response<()>,
         size: BodySize,
-        mut body: Body,
+        mut body: PodBody,
     ) -> io::Result<()> {
-        // A codec that has not seen the request as an upgrade: in chunks, a body that is cut short
-        // can be told from a whole one (RFC 9112 §8).
+        // A codec that has not seen the upgrade writes a body of unknown length in chunks, so that the
+        // client notices when it is cut short (RFC 9112 §8).
         let mut framed = self.into_framed().replace_codec(Codec::default());
         response.head_mut().set_connection_type(ConnectionType::Close);
         framed.feed(Message::Item((response, size))).await?;
         loop {
-            // What is there leaves together with the head: some clients read no further.
+            // What is there is sent together with the head: some clients read no further.
             let next = match body.next().now_or_never() {
                 Some(next) => next,
                 None => {
@@ -111,28 +105,32 @@ impl HandshakeClient {
             match chunk {
                 Ok(chunk) => framed.feed(Message::Chunk(Some(chunk))).await?,
                 Err(error) => {
-                    // Cutting the client off is the only way left to say that this is not all.
+                    // Only a cut connection still tells the client that the body is incomplete.
                     flush(&mut framed).await?;
                     return Err(io::Error::other(error));
                 }
             }
         }
         framed.send(Message::Chunk(None)).await?;
-        hang_up(framed).await
+        close_gracefully(framed).await
     }
 
-    /// Says why there is no tunnel, then closes.
+    /// Sends the answer of `refusal`, then closes the connection. The answer to a request with the
+    /// HEAD method has no body.
     ///
     /// # Errors
-    /// The client is gone.
-    pub async fn refuse(self, refusal: &Refusal) -> io::Result<()> {
+    /// The client disconnected.
+    pub async fn refuse(self, refusal: &Refusal, is_head_method: bool) -> io::Result<()> {
         let mut framed = self.into_framed();
-        let (mut response, body) = (refusal.head(), refusal.body());
+        let (mut response, body) = (refusal.response(), refusal.body());
         response.head_mut().set_connection_type(ConnectionType::Close);
         let size = BodySize::Sized(body.len() as u64);
         framed.feed(Message::Item((response, size))).await?;
-        framed.send(Message::Chunk(Some(body.into()))).await?;
-        hang_up(framed).await
+        if !is_head_method {
+            framed.feed(Message::Chunk(Some(body.into()))).await?;
+        }
+        flush(&mut framed).await?;
+        close_gracefully(framed).await
     }
 
     fn into_framed(self) -> Connection {
@@ -144,8 +142,9 @@ async fn flush(framed: &mut Connection) -> io::Result<()> {
     SinkExt::<Message<(Response<()>, BodySize)>>::flush(framed).await
 }
 
-/// Closes so that the answer arrives: a reset for unread bytes would overtake it (RFC 9112 §9.6).
-async fn hang_up(framed: Connection) -> io::Result<()> {
+/// Closes the connection without losing the answer: a reset because of unread bytes would overtake it
+/// (RFC 9112 §9.6).
+async fn close_gracefully(framed: Connection) -> io::Result<()> {
     let mut io = framed.into_parts().io;
     io.shutdown().await?;
     let mut unread = [0; 1024];
@@ -162,21 +161,17 @@ mod tests {
 
     use super::*;
 
-    /// One that has asked for something, over a pipe that holds 64 bytes.
-    async fn client(io: tokio::io::DuplexStream) -> HandshakeClient {
-        let io: ClientStream = Box::new(io);
-        let framed = Framed::new(Rewind::new(BytesMut::new(), io), Codec::default());
-        HandshakeClient::new(framed, PeerInfo { address: [127, 0, 0, 1].into(), tls: false })
-            .await
-            .unwrap()
+    fn client(io: tokio::io::DuplexStream) -> HandshakeClient {
+        let peer = PeerInfo { address: [127, 0, 0, 1].into(), tls: false };
+        HandshakeClient::without_request(Box::new(io), BytesMut::new(), peer)
     }
 
     #[actix_rt::test]
-    async fn who_takes_nothing_of_an_answer_is_given_up() {
+    async fn a_client_that_does_not_read_its_answer_is_disconnected() {
         tokio::time::pause();
         let (_silent, io) = duplex(64);
         let body = stream::repeat_with(|| Ok(Bytes::from_static(&[b'x'; 1 << 16])));
-        let answered = client(io).await.answer(
+        let answered = client(io).send_response(
             Response::ok().drop_body(),
             BodySize::Stream,
             body.boxed_local(),
@@ -184,12 +179,12 @@ mod tests {
         let error = answered.await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         let (_silent, io) = duplex(64);
-        let error = client(io).await.refuse(&Refusal::ShuttingDown).await.unwrap_err();
+        let error = client(io).refuse(&Refusal::ShuttingDown, false).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 
     #[actix_rt::test]
-    async fn who_takes_an_answer_slowly_gets_it_whole() {
+    async fn a_client_that_reads_slowly_gets_the_whole_answer() {
         tokio::time::pause();
         let (mut slow, io) = duplex(64);
         let body = stream::iter([Ok(Bytes::from_static(&[b'x'; 4096]))]).boxed_local();
@@ -197,14 +192,14 @@ mod tests {
         let reading = async {
             let (mut all, mut piece) = (Vec::new(), [0; 64]);
             loop {
-                tokio::time::sleep(PATIENCE / 2).await;
+                tokio::time::sleep(WRITE_TIMEOUT / 2).await;
                 match slow.read(&mut piece).await.unwrap() {
                     0 => return all,
                     n => all.extend_from_slice(&piece[..n]),
                 }
             }
         };
-        let answering = client(io).await.answer(Response::ok().drop_body(), size, body);
+        let answering = client(io).send_response(Response::ok().drop_body(), size, body);
         let (answered, all) = tokio::join!(answering, reading);
         answered.unwrap();
         assert!(all.ends_with(&[b'x'; 4096]), "{}", all.escape_ascii());

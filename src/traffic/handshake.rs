@@ -1,8 +1,8 @@
-//! From a client's request to its tunnel: check, pick, dial, answer, join.
+//! A WebSocket handshake: check the request, choose a pod, shake hands with it, answer the client,
+//! start the session.
 
 use std::{
     io,
-    net::IpAddr,
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
@@ -21,7 +21,7 @@ use super::{
     refusal::Refusal,
     routing::RoutedRequest,
     state::TrafficState,
-    upstream::{Answer, Body, UpstreamError},
+    upstream::{PodAnswer, PodBody, UpstreamError},
     worker::WorkerState,
 };
 use crate::{
@@ -33,12 +33,12 @@ use crate::{
     relay::TunnelPeer,
 };
 
-/// Takes a client over after its request head and either starts its session or refuses it.
+/// Serves the handshake of `client`: starts a session, or sends the pod's answer or a refusal.
 ///
-/// When this returns, everything of the HTTP side is gone: a session holds its sockets alone.
+/// Nothing of HTTP is left when this returns: a session holds its two sockets alone.
 ///
 /// # Errors
-/// The client vanished before it had its answer.
+/// The client disconnected before it had its answer.
 pub async fn serve(
     state: &WorkerState,
     request: &RequestHead,
@@ -47,56 +47,36 @@ pub async fn serve(
     let traffic = &state.traffic;
     let peer = client.peer;
     let address = traffic.settings.forwarding.client(&request.headers, peer.address);
-    let opened = tokio::select! {
-        opened = open(state, request, peer) => opened,
-        () = client.left() => {
-            log::debug!("{address} left during its handshake");
+    let outcome = tokio::select! {
+        outcome = open(state, request, peer) => outcome,
+        () = client.wait_until_closed() => {
+            log::debug!("client {address} disconnected during its handshake");
             return Ok(());
         }
     };
-    match opened {
-        Ok(HandshakeOutcome::Tunnel { answer, pod, permit, rules }) => {
-            let client = client.switch(answer).await?;
-            EstablishedSession { client, pod, permit, rules }.start(state, address);
+    match outcome {
+        Ok(HandshakeOutcome::Accepted { answer, pod, permit, rules }) => {
+            let client = client.switch_protocols(answer).await?;
+            let info = SessionInfo::new(address, permit.lease.backend().clone(), rules.close_code);
+            traffic.counters.sessions_opened.fetch_add(1, Relaxed);
+            let observers = (traffic.registry.clone(), traffic.counters.clone());
+            SessionActor::start(client, pod, info, permit, observers, &rules);
             Ok(())
         }
-        Ok(HandshakeOutcome::Rejection { mut answer, body }) => {
+        Ok(HandshakeOutcome::Rejected { mut answer, body }) => {
             let length = answer.headers_mut().remove(header::CONTENT_LENGTH).next();
             let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
-            client.answer(answer, length.map_or(BodySize::Stream, BodySize::Sized), body).await
+            let size = length.map_or(BodySize::Stream, BodySize::Sized);
+            client.send_response(answer, size, body).await
         }
         Err(refusal) => {
             traffic.refused(&refusal, address);
-            client.refuse(&refusal).await
+            client.refuse(&refusal, request.method == Method::HEAD).await
         }
     }
 }
 
-/// Both sides have shaken hands.
-pub struct EstablishedSession {
-    /// The client's end of the tunnel.
-    pub client: TunnelPeer,
-    /// The pod's end.
-    pub pod: TunnelPeer,
-    /// What the session occupies.
-    pub permit: SessionPermit,
-    /// What holds for it.
-    pub rules: Arc<SessionRules>,
-}
-
-impl EstablishedSession {
-    /// Starts the session of the client at `address`.
-    pub fn start(self, state: &WorkerState, address: IpAddr) {
-        let Self { client, pod, permit, rules } = self;
-        let traffic = &state.traffic;
-        let info = SessionInfo::new(address, permit.lease.backend().clone(), rules.close_code);
-        traffic.counters.sessions_opened.fetch_add(1, Relaxed);
-        let told = (traffic.registry.clone(), traffic.counters.clone());
-        SessionActor::start(client, pod, info, permit, told, &rules);
-    }
-}
-
-/// RFC 6455 §4.2.1, and what no handshake may carry.
+/// Checks what RFC 6455 §4.2.1 asks of a handshake, and that it has no body.
 fn check(request: &RequestHead) -> Result<(), Refusal> {
     let headers = &request.headers;
     if request.method != Method::GET {
@@ -106,13 +86,13 @@ fn check(request: &RequestHead) -> Result<(), Refusal> {
         return Err(Refusal::HttpVersion(format!("{:?}", request.version)));
     }
     request::check(request)?;
-    if !has_token(headers, header::UPGRADE, "websocket") {
+    if !request::is_handshake(request) {
         return Err(Refusal::Upgrade(shown(headers, header::UPGRADE)));
     }
     if !has_token(headers, header::CONNECTION, "upgrade") {
         return Err(Refusal::Connection(shown(headers, header::CONNECTION)));
     }
-    // A body behind an upgrade is read as frames by one side and as a request by the other.
+    // One side would read a body as frames, the other as a request.
     for (name, text) in [
         (header::CONTENT_LENGTH, "Content-Length"),
         (header::TRANSFER_ENCODING, "Transfer-Encoding"),
@@ -132,7 +112,8 @@ fn check(request: &RequestHead) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// 16 bytes in base64: 22 characters and two of padding. Two fields show as a list and fail too.
+/// Whether `key` is 16 bytes in base64: 22 characters and two of padding. Two header fields arrive
+/// here as a list, which is refused too.
 fn is_nonce(key: &str) -> bool {
     key.strip_suffix("==").is_some_and(|digits| {
         digits.len() == 22
@@ -140,33 +121,29 @@ fn is_nonce(key: &str) -> bool {
     })
 }
 
-/// What the pods made of a handshake.
-pub enum HandshakeOutcome {
-    /// One said 101.
-    Tunnel {
+/// The answer to a handshake that at least one pod has answered.
+enum HandshakeOutcome {
+    /// A pod sent a 101.
+    Accepted {
         /// The pod's answer, as the client gets it.
         answer: Response<()>,
-        /// Its end of the tunnel.
         pod: TunnelPeer,
-        /// What the session occupies.
         permit: SessionPermit,
-        /// What holds for it.
         rules: Arc<SessionRules>,
     },
-    /// One said something else, which is the client's to hear.
-    Rejection {
+    /// A pod sent another status, which the client gets.
+    Rejected {
         /// The pod's answer, as the client gets it.
         answer: Response<()>,
-        /// The rest of it.
-        body: Body,
+        body: PodBody,
     },
 }
 
-/// Checks the handshake, finds its service, lets the client in, and finds it a pod.
+/// Checks the handshake, finds its service, admits the client, and offers it to the pods.
 ///
 /// # Errors
-/// Why there is no tunnel, where no pod has its own words for it.
-pub async fn open(
+/// The handshake is refused, or no pod has answered it.
+async fn open(
     state: &WorkerState,
     request: &RequestHead,
     peer: PeerInfo,
@@ -180,14 +157,14 @@ pub async fn open(
     let service = routed.service;
     service.check_origin(&request.headers)?;
     let ticket = admission.admit(routed.forwarded.client)?;
-    // Waiting in the queue has a time-out of its own.
+    // The queue has its own timeout.
     let deadline = service.settings.handshake_timeout + service.queue.timeout();
     timeout(deadline, try_pods(&routed, request, Some(ticket)))
         .await
         .map_err(|_| Refusal::Deadline(service.settings.handshake_timeout))?
 }
 
-/// Offers the handshake to the best pod, and to the next when one fails.
+/// Offers the handshake to the best pod, and to the next one when a pod fails.
 async fn try_pods(
     routed: &RoutedRequest<'_>,
     request: &RequestHead,
@@ -196,14 +173,15 @@ async fn try_pods(
     let target: Uri =
         routed.target.parse().map_err(|_| Refusal::Target(request.uri.to_string()))?;
     let mut attempts = Attempts::for_session(routed, ticket);
-    let rejection = |head: ResponseHead, body, backend: &Arc<Backend>| {
-        HandshakeOutcome::Rejection { answer: routed.answer(&head, backend), body }
+    let rejection = |head: ResponseHead, body, backend: &Arc<Backend>| HandshakeOutcome::Rejected {
+        answer: routed.answer(&head, backend),
+        body,
     };
     let mut unavailable = None;
     loop {
-        let permit = match attempts.next().await {
+        let permit = match attempts.next_pod().await {
             Ok(permit) => permit,
-            // A pod's own words say more than ours.
+            // The answer of a pod says more than a refusal.
             Err(refusal) => match unavailable {
                 Some((head, body, backend)) => return Ok(rejection(head, body, &backend)),
                 None => return Err(refusal),
@@ -216,41 +194,41 @@ async fn try_pods(
         head.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
         head.set_connection_type(ConnectionType::Upgrade);
         let error = match routed.upstream.connector.send_handshake(backend, head).await {
-            Ok(Answer::Switched(head, pod)) => match accept(request, &head) {
+            Ok(PodAnswer::Switched(head, pod)) => match check_answer(request, &head) {
                 Ok(()) => {
                     let answer = routed.switching(&head, backend);
                     let rules = routed.service.rules.clone();
-                    return Ok(HandshakeOutcome::Tunnel { answer, pod, permit, rules });
+                    return Ok(HandshakeOutcome::Accepted { answer, pod, permit, rules });
                 }
-                Err(broken) => UpstreamError::Broken(broken),
+                Err(broken) => UpstreamError::Failed(broken),
             },
-            Ok(Answer::Other(head, body)) => {
+            Ok(PodAnswer::Other(head, body)) => {
                 let status = head.status.as_u16();
                 if !routed.service.settings.retry_on.contains(&status) {
                     return Ok(rejection(head, body, backend));
                 }
                 unavailable = Some((head, body, backend.clone()));
-                UpstreamError::Broken(format!("answered {status}"))
+                UpstreamError::Failed(format!("answered {status}"))
             }
             Err(error) => error,
         };
-        attempts.failed(permit, &error);
+        attempts.record_failure(permit, &error);
     }
 }
 
-/// Whether a 101 answers what was asked (RFC 6455 §4.1): the key, and nothing that the client did
-/// not offer.
-fn accept(request: &RequestHead, answer: &ResponseHead) -> Result<(), String> {
+/// Checks a pod's 101 (RFC 6455 §4.1): it must prove the client's key and choose only what the client
+/// has offered.
+fn check_answer(request: &RequestHead, answer: &ResponseHead) -> Result<(), String> {
     let key = request.headers.get(header::SEC_WEBSOCKET_KEY).map_or(&[][..], |key| key.as_bytes());
     let mut accepts = answer.headers.get_all(header::SEC_WEBSOCKET_ACCEPT);
     let accept = accepts.next();
     if accept.is_none_or(|accept| accept.as_bytes() != hash_key(key)) || accepts.next().is_some() {
-        return Err("sent a wrong Sec-WebSocket-Accept".to_owned());
+        return Err("101 with a wrong Sec-WebSocket-Accept".to_owned());
     }
     if !has_token(&answer.headers, header::UPGRADE, "websocket")
         || !has_token(&answer.headers, header::CONNECTION, "upgrade")
     {
-        return Err("sent a 101 without Upgrade: websocket and Connection: Upgrade".to_owned());
+        return Err("101 without Upgrade: websocket and Connection: Upgrade".to_owned());
     }
     let not_offered = |name: HeaderName| {
         let offered: Vec<&str> = tokens(&request.headers, name.clone()).map(first_word).collect();
@@ -258,13 +236,17 @@ fn accept(request: &RequestHead, answer: &ResponseHead) -> Result<(), String> {
         chosen.find(|chosen| !offered.contains(chosen)).map(str::to_owned)
     };
     if tokens(&answer.headers, header::SEC_WEBSOCKET_PROTOCOL).count() > 1 {
-        return Err("chose more than one subprotocol".to_owned());
+        return Err("101 with more than one Sec-WebSocket-Protocol".to_owned());
     }
     if let Some(subprotocol) = not_offered(header::SEC_WEBSOCKET_PROTOCOL) {
-        return Err(format!("chose the subprotocol {subprotocol:?}, which was not offered"));
+        return Err(format!(
+            "101 with Sec-WebSocket-Protocol {subprotocol:?}, which the client did not offer"
+        ));
     }
     if let Some(extension) = not_offered(header::SEC_WEBSOCKET_EXTENSIONS) {
-        return Err(format!("chose the extension {extension:?}, which was not offered"));
+        return Err(format!(
+            "101 with Sec-WebSocket-Extensions {extension:?}, which the client did not offer"
+        ));
     }
     Ok(())
 }
@@ -298,7 +280,7 @@ mod tests {
     ];
 
     #[test]
-    fn a_handshake_as_browsers_send_it_passes() {
+    fn the_handshake_of_a_browser_is_accepted() {
         assert!(check(&request(&GOOD)).is_ok());
     }
 
@@ -324,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_a_second_key_and_another_method_are_refused() {
+    fn bodies_second_keys_and_other_methods_are_refused() {
         let with = |field| request(&[&GOOD[..], &[field]].concat());
         assert!(matches!(check(&with(("content-length", "5"))), Err(Refusal::Body(..))));
         assert!(matches!(check(&with(("transfer-encoding", "chunked"))), Err(Refusal::Body(..))));
@@ -335,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pods_answer_must_fit_what_was_asked() {
+    fn a_101_must_match_the_request() {
         let mut asked = request(&GOOD);
         let offer = HeaderValue::from_static("permessage-deflate; client_max_window_bits, x-a");
         asked.headers.insert(header::SEC_WEBSOCKET_EXTENSIONS, offer);
@@ -346,7 +328,7 @@ mod tests {
                 let value = HeaderValue::from_static(value);
                 answer.headers.append(HeaderName::from_static(name), value);
             }
-            accept(&asked, &answer)
+            check_answer(&asked, &answer)
         };
         // The example of RFC 6455 §1.3.
         let good = [

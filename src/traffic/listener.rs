@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::{
-    first_request,
+    connection,
     headers::forwarded::PeerInfo,
     lifecycle::UnansweredConnection,
     refusal::{BAD_PROXY_HEADER, BAD_TLS},
@@ -117,5 +117,5 @@ pub async fn serve(
         };
         peer.tls = true;
     }
-    first_request::serve(&worker, &state, io, peer, unanswered).await
+    connection::serve(&worker, &state, io, peer, unanswered).await
 }

@@ -2,7 +2,7 @@
 
 mod attempts;
 mod client;
-mod first_request;
+mod connection;
 mod handshake;
 pub mod headers;
 pub mod lifecycle;
@@ -10,6 +10,7 @@ pub mod listener;
 mod plain;
 mod queue;
 pub mod refusal;
+mod request_reader;
 mod routing;
 mod service;
 pub mod state;

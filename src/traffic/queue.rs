@@ -1,4 +1,4 @@
-//! Where clients wait while every pod is full: first come, first served, for a while.
+//! The queue in which clients wait while every pod is full: first in, first out, for a limited time.
 
 use std::{
     sync::{
@@ -14,85 +14,88 @@ use tokio::{
     time::timeout,
 };
 
-/// How often the first in the queue looks again by itself: a pod may have room because others'
-/// connections on it ended, which only its next report tells.
-const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// How often the first client in the queue checks for a free place without being woken: a pod can also
+/// have room because connections of other balancers ended, which only its next report shows.
+const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// The queue of one process.
+/// The queue of one service in this process.
 #[derive(Debug)]
 pub struct Queue {
     timeout: Duration,
     limit: usize,
-    line: Arc<Waiters>,
+    waiters: Arc<Waiters>,
 }
 
-/// Those who wait, whatever the rules are.
+/// The waiting clients. They keep their places when timeout and limit change.
 #[derive(Debug, Default)]
 struct Waiters {
-    waiting: AtomicUsize,
-    /// Held by the first; tokio's mutex is fair, so the others stand in line for it.
+    count: AtomicUsize,
+    /// Held by the first client. tokio's mutex is fair, so the others wait for it in their order.
     turn: Mutex<()>,
     freed: Arc<Notify>,
 }
 
-/// Why waiting was in vain.
+/// Why a client got no place.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum QueueError {
-    /// As many wait as may.
-    #[error("as many clients wait for a place as may")]
-    QueueFull,
-    /// The time was up, or there is none.
-    #[error("there was no place in time")]
-    TimedOut,
+    #[error("no queue is configured (queue_timeout = 0s)")]
+    NoQueue,
+    #[error("queue is full (queue_limit = {0})")]
+    QueueFull(usize),
+    #[error("no pod had room within {0:?} (queue_timeout)")]
+    TimedOut(Duration),
 }
 
 impl Queue {
-    /// A queue for at most `limit` clients, each for at most `timeout`; zero means that nobody
-    /// waits.
+    /// Creates a queue for at most `limit` clients, each for at most `timeout`. With a timeout of
+    /// zero there is no queue.
     pub fn new(timeout: Duration, limit: usize) -> Self {
-        Self { timeout, limit, line: Arc::default() }
+        Self { timeout, limit, waiters: Arc::default() }
     }
 
-    /// The same queue by other rules; those who wait keep their places.
-    pub fn with(&self, timeout: Duration, limit: usize) -> Self {
-        Self { timeout, limit, line: self.line.clone() }
+    /// Returns the same queue with another timeout and limit. Waiting clients keep their places.
+    pub fn with_limits(&self, timeout: Duration, limit: usize) -> Self {
+        Self { timeout, limit, waiters: self.waiters.clone() }
     }
 
-    /// How long a client may wait.
+    /// Returns how long a client can wait.
     pub fn timeout(&self) -> Duration {
         self.timeout
     }
 
-    /// Whether anyone waits, whom newcomers must not overtake.
+    /// Returns whether no client is waiting. New clients must not overtake waiting ones.
     pub fn is_empty(&self) -> bool {
-        self.line.waiting.load(Relaxed) == 0
+        self.waiters.count.load(Relaxed) == 0
     }
 
-    /// To be told when a place is free; `None` where nobody ever waits.
+    /// Returns what to notify when a place becomes free; `None` when there is no queue.
     pub fn waker(&self) -> Option<Arc<Notify>> {
-        (!self.timeout.is_zero()).then(|| self.line.freed.clone())
+        (!self.timeout.is_zero()).then(|| self.waiters.freed.clone())
     }
 
-    /// Waits in line, then calls `look` whenever there may be room until it finds some.
+    /// Waits for its turn, then calls `try_pick` whenever there may be room, until it returns a place.
     ///
     /// # Errors
-    /// [`NoTurn`] when there is no place in the queue or the time is up.
-    pub async fn wait<T>(&self, mut look: impl AsyncFnMut() -> Option<T>) -> Result<T, QueueError> {
+    /// [`QueueError`]: there is no place in the queue, or no pod had room in time.
+    pub async fn wait<T>(
+        &self,
+        mut try_pick: impl AsyncFnMut() -> Option<T>,
+    ) -> Result<T, QueueError> {
         if self.timeout.is_zero() {
-            return Err(QueueError::TimedOut);
+            return Err(QueueError::NoQueue);
         }
-        let _place = WaitingClient::take(self).ok_or(QueueError::QueueFull)?;
-        let found = async {
-            let _turn = self.line.turn.lock().await;
+        let _client = WaitingClient::add(self).ok_or(QueueError::QueueFull(self.limit))?;
+        let picked = async {
+            let _turn = self.waiters.turn.lock().await;
             loop {
-                let freed = self.line.freed.notified();
-                if let Some(found) = look().await {
-                    return found;
+                let freed = self.waiters.freed.notified();
+                if let Some(picked) = try_pick().await {
+                    return picked;
                 }
-                let _ = timeout(LOOK_AGAIN, freed).await;
+                let _ = timeout(CHECK_INTERVAL, freed).await;
             }
         };
-        timeout(self.timeout, found).await.map_err(|_| QueueError::TimedOut)
+        timeout(self.timeout, picked).await.map_err(|_| QueueError::TimedOut(self.timeout))
     }
 }
 
@@ -100,16 +103,16 @@ impl Queue {
 struct WaitingClient<'a>(&'a Waiters);
 
 impl<'a> WaitingClient<'a> {
-    fn take(queue: &'a Queue) -> Option<Self> {
-        let admit = |waiting| (waiting < queue.limit).then_some(waiting + 1);
-        queue.line.waiting.fetch_update(Relaxed, Relaxed, admit).ok()?;
-        Some(Self(&queue.line))
+    fn add(queue: &'a Queue) -> Option<Self> {
+        let admit = |count| (count < queue.limit).then_some(count + 1);
+        queue.waiters.count.fetch_update(Relaxed, Relaxed, admit).ok()?;
+        Some(Self(&queue.waiters))
     }
 }
 
 impl Drop for WaitingClient<'_> {
     fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Relaxed);
+        self.0.count.fetch_sub(1, Relaxed);
     }
 }
 
@@ -122,34 +125,35 @@ mod tests {
     use super::*;
 
     #[actix_rt::test]
-    async fn first_come_first_served() {
+    async fn clients_get_places_in_their_order() {
         let queue = Queue::new(Duration::from_secs(30), 2);
         let room = Cell::new(0);
-        let take = async || (room.get() > 0).then(|| room.set(room.get() - 1));
-        let mut first = Box::pin(queue.wait(take));
-        let mut second = Box::pin(queue.wait(take));
+        let try_pick = async || (room.get() > 0).then(|| room.set(room.get() - 1));
+        let mut first = Box::pin(queue.wait(try_pick));
+        let mut second = Box::pin(queue.wait(try_pick));
         assert!((&mut first).now_or_never().is_none() && (&mut second).now_or_never().is_none());
-        assert_eq!(queue.wait(take).now_or_never(), Some(Err(QueueError::QueueFull)));
+        assert_eq!(queue.wait(try_pick).now_or_never(), Some(Err(QueueError::QueueFull(2))));
 
         room.set(1);
         queue.waker().unwrap().notify_one();
         assert!((&mut second).now_or_never().is_none(), "not its turn");
         assert_eq!(first.await, Ok(()));
-        let renewed = queue.with(Duration::from_secs(60), 1);
-        assert!(!renewed.is_empty(), "other rules, the same line");
-        assert_eq!(renewed.wait(take).now_or_never(), Some(Err(QueueError::QueueFull)));
+        let renewed = queue.with_limits(Duration::from_secs(60), 1);
+        assert!(!renewed.is_empty(), "waiting clients keep their places");
+        assert_eq!(renewed.wait(try_pick).now_or_never(), Some(Err(QueueError::QueueFull(1))));
         room.set(1);
         assert_eq!(second.await, Ok(()));
         assert!(queue.is_empty());
     }
 
     #[actix_rt::test]
-    async fn time_is_up_for_those_who_wait_too_long() {
-        let queue = Queue::new(Duration::from_millis(20), 2);
-        assert_eq!(queue.wait(async || None::<()>).await, Err(QueueError::TimedOut));
+    async fn the_queue_has_a_timeout() {
+        let limit = Duration::from_millis(20);
+        let queue = Queue::new(limit, 2);
+        assert_eq!(queue.wait(async || None::<()>).await, Err(QueueError::TimedOut(limit)));
         assert!(queue.is_empty());
-        let nobody_waits = Queue::new(Duration::ZERO, 2);
-        assert!(nobody_waits.waker().is_none());
-        assert_eq!(nobody_waits.wait(async || Some(())).await, Err(QueueError::TimedOut));
+        let no_queue = Queue::new(Duration::ZERO, 2);
+        assert!(no_queue.waker().is_none());
+        assert_eq!(no_queue.wait(async || Some(())).await, Err(QueueError::NoQueue));
     }
 }

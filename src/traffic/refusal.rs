@@ -1,4 +1,4 @@
-//! Why a client gets no tunnel: the one table from reason to status, header fields and log level.
+//! Refused requests: the one table from reason to status, text, header fields, counter and log level.
 
 use std::time::Duration;
 
@@ -12,16 +12,16 @@ use thiserror::Error;
 use super::queue::QueueError;
 use crate::domain::{balance::pool::NoBackend, session::admission::LimitReached};
 
-/// Every handshake that breaks RFC 6455 is counted under one name.
+/// Counter name of every handshake that breaks RFC 6455.
 const BAD_HANDSHAKE: &str = "bad_handshake";
 
-/// A connection from a peer that must send a PROXY protocol header began with something else.
+/// Counter name of connections without the PROXY protocol header that their peer must send.
 pub const BAD_PROXY_HEADER: &str = "bad_proxy_header";
 
-/// A connection on which TLS failed.
+/// Counter name of connections whose TLS handshake failed.
 pub const BAD_TLS: &str = "bad_tls";
 
-/// The names that refusals are counted under.
+/// All counter names.
 pub const REASONS: [&str; 19] = [
     BAD_HANDSHAKE,
     BAD_PROXY_HEADER,
@@ -44,92 +44,81 @@ pub const REASONS: [&str; 19] = [
     "slow_head",
 ];
 
-/// Seconds that refused clients are asked to wait, at random so that they do not come back as one.
+/// Seconds for `Retry-After`, chosen at random so that refused clients do not all return at once.
 const RETRY_AFTER: std::ops::RangeInclusive<u32> = 1..=5;
 
-/// A reason, named by blame: the client's request, us, or the pods.
+/// Why a request is refused. Each text names the header or setting and its value, and what to change.
 #[derive(Debug, Error)]
 pub enum Refusal {
-    /// Client: not GET (RFC 6455 §4.2.1).
+    // The client's fault.
+    /// RFC 6455 §4.2.1.
     #[error("method {0} cannot open a WebSocket: use GET")]
     Method(String),
-    /// Client: HTTP/1.0 has no upgrade.
     #[error("{0} cannot open a WebSocket: use HTTP/1.1")]
     HttpVersion(String),
-    /// Client: no `Upgrade: websocket`.
-    #[error("this is a WebSocket service: the Upgrade header must be \"websocket\", not {0:?}")]
+    #[error("header Upgrade must be \"websocket\", received {0:?}")]
     Upgrade(String),
-    /// Client: no `Connection: Upgrade`.
-    #[error("the Connection header must name \"Upgrade\", not {0:?}")]
+    #[error("header Connection must contain \"Upgrade\", received {0:?}")]
     Connection(String),
-    /// Client: `Sec-WebSocket-Version` is not 13.
-    #[error("the Sec-WebSocket-Version header must be \"13\", not {0:?}")]
+    #[error("header Sec-WebSocket-Version must be \"13\", received {0:?}")]
     WebSocketVersion(String),
-    /// Client: `Sec-WebSocket-Key` is not one nonce of 16 bytes in base64.
-    #[error("the Sec-WebSocket-Key header must be 16 bytes in base64, not {0:?}")]
+    #[error("header Sec-WebSocket-Key must be 16 bytes in base64, once, received {0:?}")]
     Key(String),
-    /// Client: a handshake has no body.
-    #[error("the {0} header has no place in a WebSocket handshake, here with {1:?}")]
+    #[error("a WebSocket handshake must have no body: remove header {0}, received {1:?}")]
     Body(&'static str, String),
-    /// Client: not one `Host` (RFC 9112 §3.2).
-    #[error("the Host header must be one name or address, with or without a port, not {0:?}")]
+    /// RFC 9112 §3.2.
+    #[error(
+        "header Host must be one host name or IP address with an optional port, received {0:?}"
+    )]
     Host(String),
-    /// Client: a target that is neither a path nor a URL (RFC 9112 §3.2).
-    #[error("the request's target must be a path or an absolute URL, not {0:?}")]
+    /// RFC 9112 §3.2.
+    #[error("request target must be a path or an absolute http URL, received {0:?}")]
     Target(String),
-    /// Client: a path with segments that others may resolve.
-    #[error("the request's path must not have segments of dots: {0:?}")]
+    /// RFC 9110 §8.6.
+    #[error("header Content-Length must be one number of bytes, received {0:?}")]
+    ContentLength(String),
+    /// Servers resolve such paths in different ways, so routes could be bypassed.
+    #[error("request path must not contain \".\" or \"..\" segments, received {0:?}")]
     DotSegments(String),
-    /// Client: nobody's request.
-    #[error("no route leads to {0:?}")]
+    #[error("no route matches {0:?}: check the host and the path")]
     NoRoute(String),
-    /// Client: a page that may not.
-    #[error("pages of the origin {0:?} may not open WebSockets here")]
+    #[error("header Origin {0:?} is not in allowed_origins of this service")]
     Origin(String),
-    /// Client: a head that breaks the syntax (RFC 9112).
-    #[error("the request cannot be read: {0}")]
+    /// RFC 9112.
+    #[error("malformed request: {0}")]
     Malformed(String),
-    /// Client: the body ends before it should, or breaks its framing (RFC 9112 §7).
-    #[error("the request's body is not framed as its Content-Length or Transfer-Encoding says")]
+    /// RFC 9112 §7.
+    #[error("request body does not match its Content-Length or Transfer-Encoding")]
     BrokenBody,
-    /// Client: the head is not there in time.
-    #[error("the request's header fields did not come within {0:?}")]
+    #[error("request head was not complete within {0:?} (request_timeout)")]
     SlowHead(Duration),
-    /// Client: the head is too large.
-    #[error("the request's head is larger than this balancer takes: {0}")]
+    #[error("request head is too large: {0}")]
     LargeHead(String),
-    /// Limits of ours.
+
+    // Limits of this balancer.
     #[error("{0}: try again later")]
     Limit(#[from] LimitReached),
-    /// Limits of the service, with nothing gained by waiting.
     #[error("every pod is full: {0}")]
     Queue(QueueError),
-    /// Us: going down.
-    #[error("this balancer is shutting down: try again")]
+
+    // Faults of this balancer.
+    #[error("balancer is shutting down: try again")]
     ShuttingDown,
-    /// Us: a control actor is gone.
-    #[error("the balancer cannot choose a pod")]
+    #[error("internal error: control actor unavailable")]
     Internal,
-    /// Pods: none to offer.
+
+    // The pods' faults.
     #[error("no pod available: {0}")]
     NoBackend(#[from] NoBackend),
-    /// Pods: the last one tried could not be reached or broke the protocol.
-    #[error("{address}: {reason}")]
-    Pod {
-        /// The pod.
-        address: String,
-        /// What it did.
-        reason: String,
-        /// It was too slow, rather than wrong.
-        timed_out: bool,
-    },
-    /// Pods: none answered before the handshake's own deadline.
-    #[error("no pod answered within {0:?}")]
+    /// The pod that was tried last could not be reached, or its answer does not count.
+    #[error("pod {address} failed: {reason}")]
+    Pod { address: String, reason: String, is_timeout: bool },
+    #[error("no pod answered within {0:?} (handshake_timeout)")]
     Deadline(Duration),
 }
 
 impl Refusal {
-    /// The status that the client gets, and the name that the reason is counted under.
+    /// Returns the status for the client and the counter name.
     fn kind(&self) -> (StatusCode, &'static str) {
         match self {
             Self::Method(_) => (StatusCode::METHOD_NOT_ALLOWED, BAD_HANDSHAKE),
@@ -143,6 +132,7 @@ impl Refusal {
             | Self::Target(_)
             | Self::DotSegments(_)
             | Self::Malformed(_)
+            | Self::ContentLength(_)
             | Self::BrokenBody => (StatusCode::BAD_REQUEST, "bad_request"),
             Self::NoRoute(_) => (StatusCode::NOT_FOUND, "no_route"),
             Self::Origin(_) => (StatusCode::FORBIDDEN, "origin"),
@@ -154,31 +144,35 @@ impl Refusal {
             Self::Limit(LimitReached::SessionsPerAddress) => {
                 (StatusCode::TOO_MANY_REQUESTS, "max_sessions_per_address")
             }
-            Self::Queue(QueueError::QueueFull) => (StatusCode::SERVICE_UNAVAILABLE, "queue_full"),
-            Self::Queue(QueueError::TimedOut) => (StatusCode::SERVICE_UNAVAILABLE, "pods_full"),
+            Self::Queue(QueueError::QueueFull(_)) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "queue_full")
+            }
+            Self::Queue(QueueError::NoQueue | QueueError::TimedOut(_)) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "pods_full")
+            }
             Self::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
             Self::NoBackend(NoBackend::ServiceFull) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "service_full")
             }
             Self::NoBackend(_) => (StatusCode::SERVICE_UNAVAILABLE, "no_backend"),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
-            Self::Pod { timed_out: false, .. } => (StatusCode::BAD_GATEWAY, "pod_failed"),
-            Self::Pod { timed_out: true, .. } => (StatusCode::GATEWAY_TIMEOUT, "pod_timed_out"),
+            Self::Pod { is_timeout: false, .. } => (StatusCode::BAD_GATEWAY, "pod_failed"),
+            Self::Pod { is_timeout: true, .. } => (StatusCode::GATEWAY_TIMEOUT, "pod_timed_out"),
             Self::Deadline(_) => (StatusCode::GATEWAY_TIMEOUT, "handshake_timed_out"),
         }
     }
 
-    /// The status that the client gets.
+    /// Returns the status for the client.
     pub fn status(&self) -> StatusCode {
         self.kind().0
     }
 
-    /// The name that the reason is counted under: one of [`REASONS`].
+    /// Returns the counter name, one of [`REASONS`].
     pub fn reason(&self) -> &'static str {
         self.kind().1
     }
 
-    /// How loudly it is logged: clients' mistakes are everyday life, missing pods are not.
+    /// Returns the log level: clients make mistakes all the time, missing pods need an operator.
     pub fn level(&self) -> Level {
         match self {
             Self::Internal => Level::Error,
@@ -189,7 +183,7 @@ impl Refusal {
         }
     }
 
-    /// The header fields that its status calls for.
+    /// Returns the header fields that the status needs.
     fn fields(&self) -> Vec<(HeaderName, HeaderValue)> {
         let fixed = HeaderValue::from_static;
         match self {
@@ -205,17 +199,17 @@ impl Refusal {
         }
     }
 
-    /// What the client is told. Where pods are stays in the log.
+    /// Returns the text for the client. Addresses of pods appear in the log only.
     pub fn body(&self) -> String {
         match self {
-            Self::Pod { timed_out: false, .. } => "the pod could not be reached\n".to_owned(),
-            Self::Pod { timed_out: true, .. } => "the pod did not answer in time\n".to_owned(),
-            told => format!("{told}\n"),
+            Self::Pod { is_timeout: false, .. } => "the pod could not be reached\n".to_owned(),
+            Self::Pod { is_timeout: true, .. } => "the pod did not answer in time\n".to_owned(),
+            refusal => format!("{refusal}\n"),
         }
     }
 
-    /// The answer without its body.
-    pub fn head(&self) -> Response<()> {
+    /// Returns the answer without its body.
+    pub fn response(&self) -> Response<()> {
         let mut response = Response::with_body(self.status(), ());
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
@@ -231,9 +225,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_refusal_is_counted_under_a_known_name() {
+    fn every_refusal_has_a_known_counter_name() {
         let text = String::new;
-        let pod = |timed_out| Refusal::Pod { address: text(), reason: text(), timed_out };
+        let pod = |is_timeout| Refusal::Pod { address: text(), reason: text(), is_timeout };
         for refusal in [
             Refusal::Method(text()),
             Refusal::Host(text()),
@@ -243,8 +237,10 @@ mod tests {
             Refusal::LargeHead(text()),
             Refusal::Limit(LimitReached::Sessions),
             Refusal::Limit(LimitReached::SessionsPerAddress),
-            Refusal::Queue(QueueError::QueueFull),
-            Refusal::Queue(QueueError::TimedOut),
+            Refusal::ContentLength(text()),
+            Refusal::Queue(QueueError::QueueFull(1)),
+            Refusal::Queue(QueueError::NoQueue),
+            Refusal::Queue(QueueError::TimedOut(Duration::ZERO)),
             Refusal::ShuttingDown,
             Refusal::NoBackend(NoBackend::ServiceFull),
             Refusal::NoBackend(NoBackend::Empty),

@@ -25,15 +25,15 @@ pub struct ServiceState {
 
 impl ServiceState {
     /// Creates the state of the service `id` as configured. Clients that wait in the queue of its
-    /// state `before` a reload keep their places.
-    pub fn new(id: ServiceId, service: &ServiceSettings, before: Option<&Self>) -> Self {
+    /// `previous` state keep their places.
+    pub fn new(id: ServiceId, service: &ServiceSettings, previous: Option<&Self>) -> Self {
         let ServiceSettings { name, balancer: settings, .. } = service;
         let (queue_timeout, queue_limit) = (settings.queue_timeout, settings.queue_limit);
         Self {
             id,
             name: name.clone(),
-            queue: match before {
-                Some(before) => before.queue.with(queue_timeout, queue_limit),
+            queue: match previous {
+                Some(previous) => previous.queue.with_limits(queue_timeout, queue_limit),
                 None => Queue::new(queue_timeout, queue_limit),
             },
             rules: Arc::new(SessionRules {

@@ -1,7 +1,7 @@
-//! Shakes hands with pods.
+//! Connects to pods and sends handshakes to them.
 //!
-//! awc's connector is used directly because `awc::Client::ws()` throws away every answer that is
-//! not a 101, and because the tunnel wants the bare socket.
+//! The socket and actix-http's client codec are used directly: `awc::Client::ws()` drops every answer
+//! that is not a 101, and the tunnel needs the bare socket.
 
 use std::{io, time::Duration};
 
@@ -27,57 +27,57 @@ use crate::{
     relay::{Io, TunnelPeer},
 };
 
-/// A pod's answer, from its head on.
-pub type Body = LocalBoxStream<'static, Result<Bytes, PayloadError>>;
+/// The body of a pod's answer to a handshake.
+pub type PodBody = LocalBoxStream<'static, Result<Bytes, PayloadError>>;
 
-/// What a pod answered to a handshake.
-pub enum Answer {
+/// A pod's answer to a handshake.
+pub enum PodAnswer {
     /// 101, and the pod's side of the tunnel.
     Switched(ResponseHead, TunnelPeer),
     /// Any other status, with its body.
-    Other(ResponseHead, Body),
+    Other(ResponseHead, PodBody),
 }
 
-/// Why a pod gave no answer.
+/// Why a pod gave no answer that counts.
 #[derive(Debug, Error)]
 pub enum UpstreamError {
-    /// No connection.
+    /// The connection could not be opened.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// Connected, but no whole answer head, or one that breaks the protocol.
-    #[error("broke off: {0}")]
-    Broken(String),
-    /// Connected, but no answer head in time.
-    #[error("did not answer within {0:?}")]
+    /// The answer is missing, malformed, or one that leads to the next pod.
+    #[error("{0}")]
+    Failed(String),
+    /// The head of the answer did not arrive in time.
+    #[error("no response head within {0:?} (read_timeout)")]
     HeadTimeout(Duration),
 }
 
 impl UpstreamError {
-    /// Too slow, rather than wrong.
-    pub fn timed_out(&self) -> bool {
+    /// Returns whether the pod was too slow.
+    pub fn is_timeout(&self) -> bool {
         matches!(self, Self::Connect(ConnectError::TimedOut(_)) | Self::HeadTimeout(_))
     }
 
     fn broken(error: impl std::fmt::Display) -> Self {
-        Self::Broken(error.to_string())
+        Self::Failed(format!("connection broke before the response head was complete: {error}"))
     }
 }
 
-/// Opens connections to the pods of one service and shakes hands; one per worker thread.
+/// Opens connections to the pods of one service. Each worker thread has its own.
 pub struct UpstreamConnector {
     connector: Connector,
-    /// From a request that has been sent to the head of its answer, and from one piece of a body that
-    /// is no tunnel's to the next.
+    /// Maximum time from the end of a request to the head of its answer, and between two parts of the
+    /// body of an answer to a handshake.
     pub read_timeout: Duration,
 }
 
 impl UpstreamConnector {
-    /// A dialer for the current thread.
+    /// Creates the connector of the current thread.
     pub fn new(settings: ConnectSettings, read_timeout: Duration) -> Self {
         Self { connector: Connector::new(settings), read_timeout }
     }
 
-    /// A connection to `backend`.
+    /// Opens a connection to `backend`.
     ///
     /// # Errors
     /// [`DialError::Connect`]
@@ -93,15 +93,17 @@ impl UpstreamConnector {
         &self,
         backend: &Backend,
         head: RequestHead,
-    ) -> Result<Answer, UpstreamError> {
+    ) -> Result<PodAnswer, UpstreamError> {
         let mut pod = Framed::new(self.connect(backend).await?, ClientCodec::default());
         let exchange = async {
             let request = Message::Item((head.into(), BodySize::None));
             pod.send(request).await.map_err(UpstreamError::broken)?;
             loop {
-                let head = pod.next().await.ok_or_else(|| UpstreamError::broken("no answer"))?;
+                let head = pod.next().await.ok_or_else(|| {
+                    UpstreamError::Failed("closed the connection without an answer".into())
+                })?;
                 let head = head.map_err(UpstreamError::broken)?;
-                // Interim answers (RFC 9110 §15.2) are not the answer.
+                // Interim answers (RFC 9110 §15.2) come before the answer.
                 if !head.status.is_informational() || head.status == StatusCode::SWITCHING_PROTOCOLS
                 {
                     return Ok::<_, UpstreamError>(head);
@@ -113,29 +115,29 @@ impl UpstreamConnector {
             .map_err(|_| UpstreamError::HeadTimeout(self.read_timeout))??;
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             let parts = pod.into_parts();
-            return Ok(Answer::Switched(head, TunnelPeer::new(parts.io, parts.read_buf)));
+            return Ok(PodAnswer::Switched(head, TunnelPeer::new(parts.io, parts.read_buf)));
         }
         let body = match pod.codec_ref().message_type() {
-            // The codec sees no payload in some of these.
+            // The codec does not see every body that ends with the connection.
             _ if ends_with_connection(&head) => until_end(pod.into_parts()),
-            // The payload codec panics where there is no payload.
+            // The payload codec panics without a payload.
             MessageType::None => stream::empty().boxed_local(),
             MessageType::Payload | MessageType::Stream => {
                 framed(pod.into_map_codec(|codec| codec.into_payload_codec())).boxed_local()
             }
         };
-        Ok(Answer::Other(head, within(self.read_timeout, body)))
+        Ok(PodAnswer::Other(head, within(self.read_timeout, body)))
     }
 }
 
-/// Whether the body of an answer with `head` is as long as the connection (RFC 9112 §6.3).
+/// Whether the body of an answer with `head` ends with the connection (RFC 9112 §6.3).
 fn ends_with_connection(head: &ResponseHead) -> bool {
     let bodiless = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     let framed = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
     !bodiless && !framed.iter().any(|name| head.headers.contains_key(name))
 }
 
-/// A body that has an end of its own: without it, it is not whole.
+/// Reads a body with a known end; it is incomplete when the connection ends before.
 fn framed(
     pod: Framed<Box<dyn Io>, ClientPayloadCodec>,
 ) -> impl Stream<Item = Result<Bytes, PayloadError>> {
@@ -149,10 +151,10 @@ fn framed(
     })
 }
 
-/// `body`, none of whose pieces may take longer than `patience`.
-fn within(patience: Duration, body: Body) -> Body {
-    let next = move |mut body: Body| async move {
-        match timeout(patience, body.try_next()).await {
+/// Fails when the next part of `body` takes longer than `limit`.
+fn within(limit: Duration, body: PodBody) -> PodBody {
+    let next = move |mut body: PodBody| async move {
+        match timeout(limit, body.try_next()).await {
             Ok(next) => Ok(next?.map(|chunk| (chunk, body))),
             Err(_) => Err(PayloadError::Io(io::ErrorKind::TimedOut.into())),
         }
@@ -160,8 +162,8 @@ fn within(patience: Duration, body: Body) -> Body {
     stream::try_unfold(body, next).boxed_local()
 }
 
-/// What has been read, then everything up to the end.
-fn until_end(parts: FramedParts<Box<dyn Io>, ClientCodec>) -> Body {
+/// Returns what has been read already, then everything up to the end of the connection.
+fn until_end(parts: FramedParts<Box<dyn Io>, ClientCodec>) -> PodBody {
     let FramedParts { io, read_buf, .. } = parts;
     let rest = stream::try_unfold(io, |mut io| async move {
         let mut chunk = BytesMut::with_capacity(16 * 1024);

@@ -14,6 +14,7 @@ mod endings;
 mod ends;
 mod evidence;
 mod handshake;
+mod heads;
 mod language;
 mod layering;
 mod life;

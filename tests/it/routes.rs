@@ -85,7 +85,7 @@ async fn prefixes_are_stripped_as_in_traefiks_example() {
     let (status, body) = get(&balancer, "/productsX", "").await;
     assert_eq!(
         (status.as_str(), body.as_str()),
-        ("404", "no route leads to \"a.example/productsX\"\n")
+        ("404", "no route matches \"a.example/productsX\": check the host and the path\n")
     );
     assert_eq!(balancer.counter("wsbalancer_refusals_total{reason=\"no_route\"}").await, 1);
 }
@@ -126,7 +126,7 @@ async fn ambiguous_paths_are_refused_when_there_are_routes() {
     for target in ["/ws/../admin", "/ws/%2e%2E/admin", "/ws/./x"] {
         let (status, body) = get(&routed, target, "").await;
         assert_eq!(status, "400");
-        assert!(body.contains("dots") && body.contains(target), "{body}");
+        assert!(body.contains("segments") && body.contains(target), "{body}");
     }
     let unrouted = Balancer::start([&web]).await;
     assert_eq!(get(&unrouted, "/ws/../admin", "").await.0, "200", "nothing is decided by it");

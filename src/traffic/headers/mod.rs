@@ -2,6 +2,7 @@
 
 pub mod cookie;
 pub mod forwarded;
+pub mod malformed;
 pub mod request;
 
 use actix_http::{

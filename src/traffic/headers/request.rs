@@ -7,8 +7,11 @@ use actix_http::{
     header::{self, HeaderValue},
 };
 
-use super::shown;
+use super::{has_token, shown};
 use crate::{domain::routing::route::Rewrite, traffic::refusal::Refusal};
+
+/// The largest body that hyper can count.
+const MAX_CONTENT_LENGTH: u64 = u64::MAX - 2;
 
 /// How large a request's head may be, and how long it may take.
 #[derive(Clone, Copy, Debug)]
@@ -22,33 +25,54 @@ pub struct HeadLimits {
 }
 
 impl HeadLimits {
-    /// Whether `request` is within the limits, as far as its fields tell.
+    /// Checks what the decoded header fields of `request` tell.
     ///
     /// # Errors
     /// [`Refusal::LargeHead`]
     pub fn check(&self, request: &RequestHead) -> Result<(), Refusal> {
         let headers = &request.headers;
-        let fields = headers.len();
-        if fields > self.fields {
-            let told = format!("{fields} fields, at most {}", self.fields);
-            return Err(Refusal::LargeHead(told));
+        if headers.len() > self.fields {
+            return Err(self.too_many_headers(&headers.len().to_string()));
         }
         let of_field = |(name, value): (&header::HeaderName, &header::HeaderValue)| {
             name.as_str().len() + value.len() + ": \r\n".len()
         };
         let bytes: usize = headers.iter().map(of_field).sum();
-        if bytes > self.bytes {
-            return Err(Refusal::LargeHead(format!("at most {} bytes", self.bytes)));
-        }
-        Ok(())
+        if bytes > self.bytes { Err(self.too_many_bytes()) } else { Ok(()) }
+    }
+
+    /// Returns the refusal of a head with `count` headers.
+    pub fn too_many_headers(&self, count: &str) -> Refusal {
+        Refusal::LargeHead(format!("{count} headers (max_headers = {})", self.fields))
+    }
+
+    /// Returns the refusal of a head that is too long.
+    pub fn too_many_bytes(&self) -> Refusal {
+        Refusal::LargeHead(format!("more than {0} bytes (max_header_bytes = {0})", self.bytes))
     }
 }
 
-/// Target and `Host` (RFC 9112 §3.2). What is ambiguous here is refused, because two servers in a
-/// row that read it in two ways are how requests get smuggled.
+/// Returns whether `request` asks for a WebSocket.
+pub fn is_handshake(request: &RequestHead) -> bool {
+    has_token(&request.headers, header::UPGRADE, "websocket")
+}
+
+/// Checks a request that is no handshake.
 ///
 /// # Errors
-/// [`Refusal::Target`] or [`Refusal::Host`]
+/// [`Refusal::Method`] for CONNECT, otherwise those of [`check`].
+pub fn check_plain(request: &RequestHead) -> Result<(), Refusal> {
+    if request.method == Method::CONNECT {
+        return Err(Refusal::Method(request.method.to_string()));
+    }
+    check(request)
+}
+
+/// Checks target, `Host` (RFC 9112 §3.2) and the size of `Content-Length`. Ambiguous values are
+/// refused: two servers in a row that read them in two ways make request smuggling possible.
+///
+/// # Errors
+/// [`Refusal::Target`], [`Refusal::Host`] or [`Refusal::ContentLength`]
 pub fn check(request: &RequestHead) -> Result<(), Refusal> {
     let uri = &request.uri;
     let wrong_target = || Err(Refusal::Target(uri.to_string()));
@@ -57,15 +81,26 @@ pub fn check(request: &RequestHead) -> Result<(), Refusal> {
         (None, None) if uri.path().starts_with('/') => {}
         (Some("http" | "https" | "ws" | "wss"), Some(authority)) if is_host(authority.as_str()) => {
         }
-        // RFC 9112 §3.2.3: only CONNECT, which is refused for what it is.
+        // RFC 9112 §3.2.3: only CONNECT, which is refused for its method.
         (None, Some(_)) if request.method == Method::CONNECT => {}
         _ => return wrong_target(),
     }
     match request.headers.get(header::HOST).map(HeaderValue::to_str) {
-        Some(Ok(host)) if is_host(host) => Ok(()),
-        None if request.version < Version::HTTP_11 => Ok(()),
-        _ => Err(Refusal::Host(shown(&request.headers, header::HOST))),
+        Some(Ok(host)) if is_host(host) => {}
+        None if request.version < Version::HTTP_11 => {}
+        _ => return Err(Refusal::Host(shown(&request.headers, header::HOST))),
     }
+    match content_length(request) {
+        Some(length) if length > MAX_CONTENT_LENGTH => {
+            Err(Refusal::ContentLength(length.to_string()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Returns the value of `Content-Length`. The codec has refused what is no number.
+pub fn content_length(request: &RequestHead) -> Option<u64> {
+    request.headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
 }
 
 /// A name or address, and perhaps a port; nothing that a reader might take for two of them.

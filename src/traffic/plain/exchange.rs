@@ -21,7 +21,7 @@ use super::{
     convert::to_hyper,
     idle::IdleConnections,
     request_body::{ContinueGate, RequestBody},
-    response_body::PodResponseBody,
+    response_body::PodBody,
 };
 use crate::{
     actors::session::SessionPermit,
@@ -34,29 +34,30 @@ use crate::{
     },
 };
 
-/// A connection to `backend` that speaks HTTP.
+/// Opens an HTTP connection to `backend`.
 ///
 /// # Errors
-/// It cannot be reached.
+/// The pod cannot be reached.
 pub async fn connect(
     connector: &UpstreamConnector,
     backend: &Backend,
 ) -> Result<SendRequest<RequestBody>, UpstreamError> {
     let io: Box<dyn Io> = connector.connect(backend).await?;
-    let broken = |error: hyper::Error| UpstreamError::Broken(describe(&error));
+    let broken = |error: hyper::Error| UpstreamError::Failed(describe(&error));
     let (sender, connection) = http1::handshake(TokioIo::new(io)).await.map_err(broken)?;
     actix_rt::spawn(async move {
         if let Err(error) = connection.await {
-            log::debug!("a connection to a pod ended: {}", describe(&error));
+            log::debug!("connection to a pod ended: {}", describe(&error));
         }
     });
     Ok(sender)
 }
 
-/// The request as the pod gets it, without its body, whose `length` is known or not.
+/// Returns the request head for the pod. `length` is the length of the body, `None` for a body that
+/// is sent in chunks.
 ///
 /// # Errors
-/// A target that cannot be written down.
+/// [`Refusal::Target`]: hyper cannot represent the target.
 pub fn head(
     request: &RequestHead,
     routed: &RoutedRequest<'_>,
@@ -92,34 +93,33 @@ pub fn head(
 
 type Sent = Result<hyper::Response<Incoming>, TrySendError<hyper::Request<RequestBody>>>;
 
-/// A request on its way.
+/// A request that is being sent, and its answer.
 pub struct Exchange {
     response: LocalBoxFuture<'static, Sent>,
     sender: SendRequest<RequestBody>,
     permit: SessionPermit,
-    /// Tells how the body ended: whole, or not as it was announced.
+    /// Receives whether the client sent its whole body.
     uploaded: oneshot::Receiver<bool>,
     head_timeout: Duration,
     reuse: Option<IdleConnections>,
 }
 
-/// Why there is no answer, and what was not sent.
+/// Why an exchange gave no answer, and what was not sent.
 pub struct ExchangeFailure {
-    /// What happened.
     pub error: UpstreamError,
-    /// The place on the pod, to be given back.
+    /// Returned, so that it can be released or used for the next pod.
     pub permit: SessionPermit,
-    /// The body, if nothing at all was sent.
+    /// The body, when nothing of the request was sent.
     pub unsent: Option<RequestBody>,
-    /// The client broke off, not the pod.
+    /// The client failed, not the pod.
     pub client_failed: bool,
-    /// Whatever came of it, the pod has had the request and answered.
-    pub settled: bool,
+    /// The pod has received the request and answered it, so it must not be repeated.
+    pub was_answered: bool,
 }
 
 impl Exchange {
-    /// Sends `request` over `sender`.
-    pub fn begin(
+    /// Starts to send `request` over `sender`.
+    pub fn start(
         routed: &RoutedRequest<'_>,
         mut sender: SendRequest<RequestBody>,
         permit: SessionPermit,
@@ -127,13 +127,13 @@ impl Exchange {
         expects_continue: bool,
     ) -> Self {
         let (done, uploaded) = oneshot::channel();
-        request.body_mut().tell(done);
+        request.body_mut().report_end(done);
         if expects_continue {
-            let go_on = Arc::<Notify>::default();
-            request.body_mut().hold(ContinueGate::new(go_on.clone()));
+            let continue_received = Arc::<Notify>::default();
+            request.body_mut().wait_for(ContinueGate::new(continue_received.clone()));
             hyper::ext::on_informational(&mut request, move |interim| {
                 if interim.status() == hyper::StatusCode::CONTINUE {
-                    go_on.notify_one();
+                    continue_received.notify_one();
                 }
             });
         }
@@ -143,15 +143,13 @@ impl Exchange {
         Self { response, sender, permit, uploaded, head_timeout, reuse }
     }
 
-    /// The head of the answer, and the rest of it.
-    ///
-    /// The time for it begins when the request has been sent whole, however long that takes.
+    /// Waits for the head of the answer. Its timeout starts when the whole request has been sent.
     ///
     /// # Errors
-    /// There is none.
-    pub async fn answered(
+    /// The pod gave no answer, or the client failed.
+    pub async fn response(
         mut self,
-    ) -> Result<(hyper::http::response::Parts, PodResponseBody), Box<ExchangeFailure>> {
+    ) -> Result<(hyper::http::response::Parts, PodBody), Box<ExchangeFailure>> {
         let uploaded = &mut self.uploaded;
         let too_late = async {
             let client_failed = uploaded.await == Ok(false);
@@ -165,25 +163,29 @@ impl Exchange {
             client_failed = too_late => Err(client_failed),
             sent = &mut self.response => Ok(sent),
         };
-        let mut settled = false;
+        let mut was_answered = false;
         let (error, unsent, client_failed) = match sent {
             Ok(Ok(answer)) if answer.status().is_informational() => {
-                settled = true;
-                let told = format!("answered {} to a plain request", answer.status());
-                (UpstreamError::Broken(told), None, false)
+                was_answered = true;
+                let reason = format!("answered {} to a plain request", answer.status());
+                (UpstreamError::Failed(reason), None, false)
             }
             Ok(Ok(answer)) => {
                 self.permit.lease.answered();
                 let (response, incoming) = answer.into_parts();
                 let address = self.permit.lease.backend().address.clone();
                 let connection = self.reuse.map(|idle| (idle, address, self.sender));
-                return Ok((response, PodResponseBody::new(incoming, connection, self.permit)));
+                return Ok((response, PodBody::new(incoming, connection, self.permit)));
             }
             Ok(Err(mut failed)) => {
                 let unsent = failed.take_message().map(hyper::Request::into_body);
-                (UpstreamError::Broken(describe(&failed.into_error())), unsent, false)
+                (UpstreamError::Failed(describe(&failed.into_error())), unsent, false)
             }
-            Err(true) => (UpstreamError::Broken("the client broke off".into()), None, true),
+            Err(true) => (
+                UpstreamError::Failed("client did not send its whole request body".into()),
+                None,
+                true,
+            ),
             Err(false) => (UpstreamError::HeadTimeout(self.head_timeout), None, false),
         };
         Err(Box::new(ExchangeFailure {
@@ -191,12 +193,12 @@ impl Exchange {
             permit: self.permit,
             unsent,
             client_failed,
-            settled,
+            was_answered,
         }))
     }
 }
 
-/// hyper keeps the cause apart from what it led to.
+/// Returns `error` with its cause, which hyper does not include in its text.
 pub fn describe(error: &hyper::Error) -> String {
     match std::error::Error::source(error) {
         Some(source) => format!("{error}: {source}"),

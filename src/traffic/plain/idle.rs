@@ -1,4 +1,4 @@
-//! Connections to pods that wait for their next plain request.
+//! Open connections to pods, kept for the next plain request.
 
 use std::{
     cell::RefCell,
@@ -11,15 +11,15 @@ use hyper::client::conn::http1::SendRequest;
 
 use super::request_body::RequestBody;
 
-/// Connections kept per pod and worker thread.
+/// Maximum number of idle connections per pod and worker thread.
 const MAX_IDLE: usize = 64;
 
-/// How long one is kept: shorter than common servers keep theirs, so that they rarely close first.
+/// Time that a connection is kept. Common servers keep theirs longer, so they rarely close first.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
 type Sender = SendRequest<RequestBody>;
 
-/// By the pods' addresses, each since it was used last.
+/// Connections by the address of the pod, each with the time of its last use.
 type Connections = HashMap<String, Vec<(Sender, Instant)>>;
 
 /// The idle connections of one worker thread.
@@ -27,7 +27,7 @@ type Connections = HashMap<String, Vec<(Sender, Instant)>>;
 pub struct IdleConnections(Rc<RefCell<Connections>>);
 
 impl IdleConnections {
-    /// The connection to `address` that was used last, if one is still open.
+    /// Takes the connection to `address` that was used last, if one is still open.
     pub fn take(&self, address: &str) -> Option<Sender> {
         let mut pods = self.0.borrow_mut();
         let idle = pods.get_mut(address)?;
@@ -39,7 +39,7 @@ impl IdleConnections {
         None
     }
 
-    /// Keeps `sender` for the next request to `address`, once its last answer is done with.
+    /// Keeps `sender` for the next request to `address` when its last answer is complete.
     pub fn keep(&self, address: String, mut sender: Sender) {
         let idle = self.clone();
         actix_rt::spawn(async move {
@@ -59,7 +59,7 @@ impl IdleConnections {
         });
     }
 
-    /// Forgets what was kept at `since` or before.
+    /// Drops the connections to `address` that were last used at `since` or before.
     fn drop_older_than(&self, address: &str, since: Instant) {
         let mut pods = self.0.borrow_mut();
         if let Some(kept) = pods.get_mut(address) {

@@ -17,47 +17,48 @@ use tokio::{
     time::timeout,
 };
 
-/// How long a pod may take to say 100 before the body is sent without it (RFC 9110 §10.1.1).
+/// Time that a pod can take to answer 100 before the body is sent without it (RFC 9110 §10.1.1).
 const CONTINUE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long the rest of an upload is taken from a client whose answer has come early.
+/// Time for which the rest of a body is read and dropped after an early answer.
 const LINGER: Duration = Duration::from_secs(30);
 
 /// A request's body on its way to a pod.
 #[derive(Default)]
 pub struct RequestBody {
     incoming: Option<Incoming>,
-    /// Closed until the pod says 100: asking the client for its body is what makes hyper say it.
+    /// Closed until the pod answers 100: hyper sends 100 to the client when the body is polled.
     gate: Option<ContinueGate>,
-    /// Told at the end of the body whether it came as it was announced.
+    /// Gets `true` when the body was complete, `false` when it was malformed or cut short.
     done: Option<oneshot::Sender<bool>>,
 }
 
-/// Opens when the pod says 100, or does not for too long.
+/// Opens when the pod answers 100, or after [`CONTINUE_TIMEOUT`].
 pub struct ContinueGate(LocalBoxFuture<'static, ()>);
 
 impl ContinueGate {
-    /// Opened by `go_on`.
-    pub fn new(go_on: Arc<Notify>) -> Self {
-        let open = async move { drop(timeout(CONTINUE_TIMEOUT, go_on.notified()).await) };
+    /// Creates a gate that `continue_received` opens.
+    pub fn new(continue_received: Arc<Notify>) -> Self {
+        let open =
+            async move { drop(timeout(CONTINUE_TIMEOUT, continue_received.notified()).await) };
         Self(open.boxed_local())
     }
 }
 
 impl RequestBody {
-    /// What is still to come of a request.
+    /// Creates the body of a request whose head has been read.
     pub fn new(incoming: Incoming) -> Self {
         let incoming = (!incoming.is_end_stream()).then_some(incoming);
         Self { incoming, gate: None, done: None }
     }
 
-    /// To be told at the end of the body whether it came as it was announced.
-    pub fn tell(&mut self, done: oneshot::Sender<bool>) {
+    /// Reports at the end of the body whether it was complete.
+    pub fn report_end(&mut self, done: oneshot::Sender<bool>) {
         self.done = Some(done);
     }
 
-    /// Nothing is asked of the client before `gate` opens.
-    pub fn hold(&mut self, gate: ContinueGate) {
+    /// Reads nothing from the client before `gate` opens.
+    pub fn wait_for(&mut self, gate: ContinueGate) {
         self.gate = Some(gate);
     }
 
@@ -70,12 +71,12 @@ impl RequestBody {
 }
 
 impl Drop for RequestBody {
-    /// When a pod answers before it has read everything, its answer must still reach a client that
-    /// reads only after it has sent all: what is left is taken from it for a while, because a
-    /// connection that is closed with bytes unread is reset (RFC 9112 §9.6).
+    /// Reads and drops the rest of the body for a while when the pod has answered early. Some clients
+    /// read the answer only after they have sent everything, and closing a connection with unread
+    /// bytes resets it (RFC 9112 §9.6).
     fn drop(&mut self) {
         let rest = self.incoming.take().filter(|_| self.gate.is_none());
-        // A worker that is torn down has neither timers nor anybody to wait for.
+        // There is no runtime while a worker thread ends.
         if let Some(mut rest) = rest.filter(|_| Handle::try_current().is_ok()) {
             let drain = async move {
                 while let Some(Ok(_)) = poll_fn(|cx| Pin::new(&mut rest).poll_frame(cx)).await {}
@@ -101,9 +102,9 @@ impl HyperBody for RequestBody {
         while let Some(incoming) = &mut this.incoming {
             match ready!(Pin::new(incoming).poll_frame(cx)) {
                 Some(Ok(frame)) if frame.is_data() => return Poll::Ready(Some(Ok(frame))),
-                // Trailers.
+                // Trailers are not forwarded.
                 Some(Ok(_)) => {}
-                // hyper cuts the connection then, so that the pod does not take it for whole.
+                // hyper then cuts the pod's connection, so the pod does not take the body for complete.
                 Some(Err(error)) => {
                     this.end(false);
                     return Poll::Ready(Some(Err(error)));

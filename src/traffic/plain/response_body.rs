@@ -7,33 +7,44 @@ use std::{
 
 use bytes::Bytes;
 use hyper::{
-    body::{Body as HyperBody, Frame, Incoming, SizeHint},
+    body::{Body, Frame, Incoming, SizeHint},
     client::conn::http1::SendRequest,
 };
 
-use super::{idle::IdleConnections, request_body::RequestBody};
-use crate::{actors::session::SessionPermit, traffic::upstream::Body};
+use super::{idle::IdleConnections, request_body::RequestBody, server_io::AnswerInProgress};
+use crate::actors::session::SessionPermit;
 
-/// An answer's body on its way to a client.
-pub enum ResponseBody {
-    /// A pod's answer to a plain request.
-    PodResponseBody(PodResponseBody),
-    /// A pod's answer to a handshake.
-    Rejection(Body),
-    /// Our own.
+/// A body, and the mark that its request is being answered until it has been written.
+pub struct ResponseBody {
+    content: Content,
+    _in_progress: AnswerInProgress,
+}
+
+/// What the client gets.
+pub enum Content {
+    /// The body of a pod's answer.
+    Pod(PodBody),
+    /// The text of a refusal.
     Text(Bytes),
 }
 
-/// A pod's answer, with the pod's connection and the place on the pod.
-pub struct PodResponseBody {
+impl ResponseBody {
+    pub fn new(content: Content, in_progress: AnswerInProgress) -> Self {
+        Self { content, _in_progress: in_progress }
+    }
+}
+
+/// The body of a pod's answer. Holds the pod's connection and the permit until its end.
+pub struct PodBody {
     incoming: Incoming,
-    /// Kept for the next request once the answer is whole.
+    /// Kept for the next request when the body is complete.
     connection: Option<(IdleConnections, String, SendRequest<RequestBody>)>,
     _permit: SessionPermit,
 }
 
-impl PodResponseBody {
-    /// The rest of an answer. `connection` is kept at its end, `permit` given back.
+impl PodBody {
+    /// Creates the body of an answer whose head has been read. `connection` is kept for reuse, and
+    /// where to keep it.
     pub fn new(
         incoming: Incoming,
         connection: Option<(IdleConnections, String, SendRequest<RequestBody>)>,
@@ -49,8 +60,8 @@ impl PodResponseBody {
     }
 }
 
-impl Drop for PodResponseBody {
-    /// hyper does not ask for a body where there can be none.
+impl Drop for PodBody {
+    /// hyper does not poll a body that is known to be empty.
     fn drop(&mut self) {
         if self.incoming.is_end_stream() {
             self.keep_connection();
@@ -58,50 +69,43 @@ impl Drop for PodResponseBody {
     }
 }
 
-impl HyperBody for ResponseBody {
+impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = Box<dyn std::error::Error + Send + Sync>;
+    type Error = hyper::Error;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        match self.get_mut() {
-            Self::PodResponseBody(download) => loop {
-                match ready!(Pin::new(&mut download.incoming).poll_frame(cx)) {
+        match &mut self.get_mut().content {
+            Content::Pod(body) => loop {
+                match ready!(Pin::new(&mut body.incoming).poll_frame(cx)) {
                     Some(Ok(frame)) if frame.is_data() => return Poll::Ready(Some(Ok(frame))),
-                    // Trailers.
+                    // Trailers are not forwarded.
                     Some(Ok(_)) => {}
-                    Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+                    Some(Err(error)) => return Poll::Ready(Some(Err(error))),
                     None => {
-                        download.keep_connection();
+                        body.keep_connection();
                         return Poll::Ready(None);
                     }
                 }
             },
-            Self::Rejection(body) => body
-                .as_mut()
-                .poll_next(cx)
-                .map_ok(Frame::data)
-                .map_err(|error| error.to_string().into()),
-            Self::Text(text) if text.is_empty() => Poll::Ready(None),
-            Self::Text(text) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(text))))),
+            Content::Text(text) if text.is_empty() => Poll::Ready(None),
+            Content::Text(text) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(text))))),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        match self {
-            Self::PodResponseBody(download) => download.incoming.is_end_stream(),
-            Self::Rejection(_) => false,
-            Self::Text(text) => text.is_empty(),
+        match &self.content {
+            Content::Pod(body) => body.incoming.is_end_stream(),
+            Content::Text(text) => text.is_empty(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::PodResponseBody(download) => download.incoming.size_hint(),
-            Self::Rejection(_) => SizeHint::default(),
-            Self::Text(text) => SizeHint::with_exact(text.len() as u64),
+        match &self.content {
+            Content::Pod(body) => body.incoming.size_hint(),
+            Content::Text(text) => SizeHint::with_exact(text.len() as u64),
         }
     }
 }
