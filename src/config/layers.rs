@@ -45,7 +45,7 @@ pub fn redact_item<'a>(key: &str, item: &'a str) -> Cow<'a, str> {
 }
 
 /// Returns `text` with the user names and passwords of its URLs (RFC 3986 §3.2.1) replaced by
-/// asterisks. No setting accepts them, but error messages quote what was written.
+/// asterisks. No setting accepts them, but error messages quote the text as written.
 pub fn redact_urls(text: &str) -> Cow<'_, str> {
     let Some((before, rest)) = text.split_once("//") else { return text.into() };
     let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
@@ -71,7 +71,7 @@ pub fn socket_names() -> Vec<String> {
     names.split(':').map(ToOwned::to_owned).collect()
 }
 
-/// One problem in the settings: which key and value, where they were set, and what is expected.
+/// One problem in the settings: the key, its value and origin, and the advice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// Dotted path of the key, or the file that could not be read.
@@ -80,7 +80,7 @@ pub struct Problem {
     pub value: Option<String>,
     /// File or environment variable that set the value.
     pub origin: String,
-    /// What is wrong and what is expected.
+    /// The fault and the expected value.
     pub advice: String,
 }
 

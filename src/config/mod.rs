@@ -51,7 +51,7 @@ pub fn load_admin_listen(file: Option<&Path>) -> Result<SocketAddr, Problems> {
 /// Reads the settings of this process: defaults, then `file`, then the environment.
 ///
 /// # Errors
-/// All problems, each with key, value, origin and what is expected.
+/// All problems, each with key, value, origin and the expected value.
 pub fn load(file: Option<&Path>) -> Result<Config, Problems> {
     Config::resolve(Layers::from_process(file)?)
 }

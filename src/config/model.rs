@@ -91,7 +91,7 @@ impl Config {
     /// Parses and checks the merged layers.
     ///
     /// # Errors
-    /// All problems, each with key, value, origin and what is expected.
+    /// All problems, each with key, value, origin and the expected value.
     pub fn resolve(layers: Layers) -> Result<Self, Problems> {
         let settings = layers.0.clone();
         let mut reader = Reader::new(layers);

@@ -1,5 +1,5 @@
-//! Parsers of single values that several sections of the settings share. An error says what was
-//! expected.
+//! Parsers of single values that several sections of the settings share. Their errors name the
+//! expected value.
 
 use std::{
     net::{IpAddr, SocketAddr},

@@ -28,7 +28,7 @@ impl InheritedSockets {
     /// works once in a process, because it removes the variables.
     ///
     /// # Errors
-    /// One is not a listening socket; the error names it and what is expected.
+    /// One is not a listening socket; the error names it and gives the expected kind.
     pub fn take(names: &[String]) -> io::Result<Self> {
         let mut sockets = ListenFd::from_env();
         let count = sockets.len();
@@ -90,7 +90,7 @@ fn positions(names: &[String], count: usize) -> (Option<usize>, Option<usize>) {
     (named(TRAFFIC).or_else(first), named(ADMIN))
 }
 
-/// Logs that the socket at `inherited` is used, and whether it is the one that `key` configures.
+/// Logs that the socket at `inherited` is used, and warns if `key` configures another address.
 pub fn log_inherited(key: &str, configured: &ListenAddress, inherited: &ListenAddress) {
     if is_same(configured, inherited) {
         log::info!("{key} = \"{configured}\": using the inherited socket");

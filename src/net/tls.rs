@@ -83,7 +83,7 @@ fn read_file(path: &Path) -> Result<Vec<u8>, String> {
     let message = |error: &dyn fmt::Display| format!("{} cannot be read: {error}", path.display());
     let file = fs::metadata(path).map_err(|error| message(&error))?;
     if !file.is_file() || file.len() > MAX_FILE_LEN {
-        return Err(message(&format_args!("not a regular file of at most {MAX_FILE_LEN} bytes")));
+        return Err(message(&format_args!("not a file of at most {MAX_FILE_LEN} bytes")));
     }
     fs::read(path).map_err(|error| message(&error))
 }
@@ -210,7 +210,7 @@ impl ServerTls {
             .with_no_client_auth()
             .with_cert_resolver(certificate.clone());
         config.alpn_protocols = alpn_protocols();
-        // With tickets (RFC 5077), reconnecting clients skip the most expensive part of the
+        // With tickets, reconnecting clients skip the most expensive part of the
         // handshake, and the server stores no sessions.
         config.ticketer = ring::Ticketer::new().map_err(other)?;
         Ok(Self { certificate, acceptor: TlsAcceptor::from(Arc::new(config)) })
@@ -291,7 +291,7 @@ impl ClientTls {
         let mut config = match &identity {
             None => config.with_no_client_auth(),
             Some(bytes) => {
-                // Checks that key and certificate match, which rustls does not do here.
+                // Checks that key and certificate match.
                 bytes.certified_key()?;
                 let (chain, key) = bytes.parse()?;
                 config.with_client_auth_cert(chain, key).map_err(other)?

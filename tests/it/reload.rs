@@ -225,7 +225,7 @@ async fn a_configuration_that_is_not_a_text_file_is_refused() {
     fs::remove_file(&balancer.file).unwrap();
     fs::create_dir(&balancer.file).unwrap();
     let (status, _, problems) = balancer.post().await;
-    assert!(status == 422 && problems[0].contains("it is no regular file"), "{problems:?}");
+    assert!(status == 422 && problems[0].contains("not a regular file"), "{problems:?}");
 }
 
 #[actix_rt::test]

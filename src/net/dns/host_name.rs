@@ -15,7 +15,7 @@ impl HostName {
     /// Parses a name or an IP address; IPv6 addresses can be in brackets.
     ///
     /// # Errors
-    /// What was expected.
+    /// The text is neither; the error gives an example.
     pub fn parse(text: &str) -> Result<Self, String> {
         let written = text.trim_start_matches('[').trim_end_matches(']');
         let is_ip = written.parse::<IpAddr>().is_ok();

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::domain::dns::{Answer, LookupError, Missing, TtlBounds};
 
-/// What is looked up in DNS.
+/// A name to look up and the type of its records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DnsSource {
     /// The A and AAAA records of a name. All pods have the same port.
