@@ -73,7 +73,6 @@ pub struct Difference {
 }
 
 impl Difference {
-    /// Compares `old` with `new`.
     pub fn between(old: &Config, new: &Config) -> Self {
         let keys: BTreeSet<&String> = old.settings.keys().chain(new.settings.keys()).collect();
         let change = |key: &String| {

@@ -35,7 +35,7 @@ impl ReloadResult {
     }
 }
 
-/// A finished reload.
+/// Result of a finished reload, with the reasons.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ReloadOutcome {
     /// When it finished (RFC 3339).

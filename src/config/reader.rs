@@ -169,7 +169,7 @@ impl Reader {
         }
     }
 
-    /// Reads a single value.
+    /// Reads a single value of a key with a default.
     pub(super) fn value<T>(&mut self, key: &str, parse: impl Fn(&str) -> Result<T, String>) -> T {
         self.parse_single(key, &parse).unwrap_or_else(|advice| {
             self.add_problem(key, advice);

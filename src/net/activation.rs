@@ -16,7 +16,7 @@ const TRAFFIC: &str = "traffic";
 /// Name of the admin listener's socket.
 const ADMIN: &str = "admin";
 
-/// The inherited listening sockets.
+/// The listening sockets that were passed to this process.
 #[derive(Debug, Default)]
 pub struct InheritedSockets {
     pub traffic: Option<Listener>,

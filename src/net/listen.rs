@@ -16,7 +16,6 @@ use socket2::{Domain, SockAddr, Socket, Type};
 /// to `net.core.somaxconn`, 4096 by default.
 const BACKLOG: i32 = 4096;
 
-/// Address of a listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ListenAddress {
     Tcp(SocketAddr),
@@ -32,7 +31,6 @@ impl fmt::Display for ListenAddress {
     }
 }
 
-/// A bound listener.
 #[derive(Debug)]
 pub enum Listener {
     Tcp(TcpListener),

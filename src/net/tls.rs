@@ -52,7 +52,7 @@ pub enum TlsFileError {
     Cert(String),
     /// The private key, or that it does not match the certificate.
     Key(String),
-    /// The trusted certificate authorities.
+    /// The file of trusted certificate authorities.
     Authorities(String),
 }
 
@@ -189,7 +189,7 @@ impl ServerCertificate {
     }
 }
 
-/// TLS with clients.
+/// Accepts TLS connections of clients.
 #[derive(Clone)]
 pub struct ServerTls {
     pub certificate: Arc<ServerCertificate>,
@@ -242,7 +242,7 @@ pub struct ClientTlsSettings {
     pub server_name: Option<ServerName<'static>>,
 }
 
-/// TLS with pods.
+/// Opens TLS connections to pods.
 pub struct ClientTls {
     connector: TlsConnector,
     server_name: Option<ServerName<'static>>,

@@ -11,7 +11,6 @@ pub const REFUSALS: &str = "wsbalancer_refusals_total";
 /// Affinity cookies of clients, by result.
 pub const COOKIES: &str = "wsbalancer_affinity_cookies_total";
 
-/// Opened sessions.
 pub const SESSIONS: &str = "wsbalancer_sessions_opened_total";
 
 /// Ended sessions, by reason.
@@ -53,7 +52,6 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// Counters at zero.
     pub fn new(labels: LabelValues<'_>) -> Self {
         let zeros = |labels: &[&'static str]| {
             labels.iter().map(|label| (*label, AtomicU64::new(0))).collect()
@@ -84,7 +82,6 @@ impl Counters {
         count(&self.endings, reason);
     }
 
-    /// Formats all counters.
     pub fn render(&self) -> String {
         let mut text = String::new();
         for (name, label, counts) in [
