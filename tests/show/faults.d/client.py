@@ -1,7 +1,8 @@
-"""A client on Python's `websockets`: lines of the standard input are messages, its end is Close
-1000.
+"""A client on Python's `websockets`. Lines of standard input are sent as messages; its end sends
+Close 1000.
 
-Prints `connected`, a line with the length of each message, and at last as JSON how it ended.
+Prints `connected`, a line with the length of each message, and finally, as JSON, how the session
+ended.
 """
 
 import json
@@ -18,7 +19,7 @@ def send(connection):
             connection.send(line.rstrip("\n"))
         connection.close(1000)
     except ConnectionClosed:
-        pass  # the reader tells
+        pass  # the reader reports it
 
 
 def main(url):

@@ -1,6 +1,4 @@
-"""That the comparison refuses what is wrong, and that without its guard a cell does not come
-out.
-"""
+"""Controls: the comparison rejects wrong outcomes, and a case fails if its guard is off."""
 
 import asyncio
 import dataclasses
@@ -10,43 +8,43 @@ import table
 from evidence.checks import check, say
 from table import CALM, close
 
-GUARDS = {  # row and variant: the setting that makes it happen, which CALM does not have
+GUARDS = {  # row and variant, and the setting that causes the outcome; CALM does not have it
     "idle time-out, after a message": "idle_timeout",
-    "idle time-out, nobody answers": "close_timeout",
-    "greatest age, after a message": "max_session_age",
+    "idle time-out, neither side answers": "close_timeout",
+    "maximum age, after a message": "max_session_age",
     "the client answers no Ping, after a message": "client_ping_interval",
     "the pod answers no Ping, after a message": "pod_ping_interval",
-    "the client takes nothing, after a message": "write_timeout",
-    "the pod takes nothing, after a message": "write_timeout",
-    "the client half-closes, and nobody says any more": "half_closed_timeout",
-    "the pod says Close, and gets no answer": "half_closed_timeout",
+    "the client does not read, after a message": "write_timeout",
+    "the pod does not read, after a message": "write_timeout",
+    "the client half-closes, and no data follow": "half_closed_timeout",
+    "the pod sends Close, and gets no answer": "half_closed_timeout",
     "a frame over the limit, with bytes in flight": "max_frame_size",
     "a message over the limit, in one frame": "max_message_size",
     "messages over the rate, with bytes in flight": "messages_per_second",
-    "the pod dies by FIN, close_code_pod_lost = 4321": "close_code_pod_lost",
+    "the pod disconnects by FIN, close_code_pod_lost = 4321": "close_code_pod_lost",
 }
-PATIENCE = 6  # seconds: more than any of them takes
+PATIENCE = 6  # seconds: longer than any of the cases takes
 
-OTHERS = [  # each of them was seen, and is no other
-    "the pod dies by FIN, after a message",
-    "the pod dies by FIN, within a frame",
-    "the pod dies by FIN, within a header",
+OTHERS = [  # each of them occurred, and no other
+    "the pod disconnects by FIN, after a message",
+    "the pod disconnects by FIN, within a frame",
+    "the pod disconnects by FIN, within a header",
     "the pod half-closes, after a message",
-    "the client dies by FIN, after a message",
-    "the client dies by FIN, within a frame",
+    "the client disconnects by FIN, after a message",
+    "the client disconnects by FIN, within a frame",
     "idle time-out, after a message",
     "idle time-out, between two fragments",
-    "greatest age, after a message",
+    "maximum age, after a message",
     "DELETE of the session, after a message",
     "the client answers no Ping, after a message",
-    "the client takes nothing, after a message",
+    "the client does not read, after a message",
     "a frame over the limit, after a message",
 ]
 
 
 def show_comparison(outcomes, cells):
-    """`outcomes` by the names of their cells."""
-    say("control: the comparison refuses")
+    """`outcomes` are by the names of their cases."""
+    say("control: the comparison rejects")
     by_name = {str(cell): cell for cell in cells}
     taken = [
         (seen, other)
@@ -55,18 +53,20 @@ def show_comparison(outcomes, cells):
         if isinstance(outcomes[seen], Exception)
         or (seen != other) != bool(outcomes[seen].differs(by_name[other]))
     ]
-    what = f"what was seen in each of {len(OTHERS)} cells for all of the others, and only for those"
+    what = (
+        f"of {len(OTHERS)} cases, each outcome is rejected for all other cases, and only for those"
+    )
     check(not taken, f"{what} {taken or ''}")
-    doctor(
-        outcomes["the pod dies by FIN, within a frame"],
-        by_name["the pod dies by FIN, within a frame"],
+    reject_changed(
+        outcomes["the pod disconnects by FIN, within a frame"],
+        by_name["the pod disconnects by FIN, within a frame"],
         {
             "a Close within a frame": {"more": close(1012, "the pod is gone")},
         },
     )
-    doctor(
-        outcomes["the pod dies by FIN, after a message"],
-        by_name["the pod dies by FIN, after a message"],
+    reject_changed(
+        outcomes["the pod disconnects by FIN, after a message"],
+        by_name["the pod disconnects by FIN, after a message"],
         {
             "an RST for a FIN": {"end": "RST"},
             "an RST behind a FIN": {"end": "FIN, RST"},
@@ -80,8 +80,8 @@ def show_comparison(outcomes, cells):
             "a second Close": {"more": close(1012, "the pod is gone")},
         },
     )
-    flooded = "the pod dies by FIN, the other does not read"
-    doctor(
+    flooded = "the pod disconnects by FIN, the other does not read"
+    reject_changed(
         outcomes[flooded],
         by_name[flooded],
         {
@@ -94,19 +94,19 @@ def show_comparison(outcomes, cells):
     )
 
 
-def doctor(outcome, cell, wounds):
-    """What a client has got, changed."""
-    for name, wound in wounds.items():
-        got, end = outcome.got["client"], wound.get("end", outcome.ends["client"])
-        changed = got[: len(got) - wound.get("cut", 0)] + wound.get("more", b"")
+def reject_changed(outcome, cell, changes):
+    """Checks that changed outcomes of a case are rejected."""
+    for name, change in changes.items():
+        got, end = outcome.got["client"], change.get("end", outcome.ends["client"])
+        changed = got[: len(got) - change.get("cut", 0)] + change.get("more", b"")
         both = {"got": {**outcome.got, "client": changed}, "ends": {**outcome.ends, "client": end}}
         worse = dataclasses.replace(outcome, **both)
         check(worse.differs(cell) == ["client"], f"{name}, in: {cell}")
 
 
 async def show_guards(pods):
-    """Cells whose guard is off."""
-    say(f"control: the same cells with their guard off, {PATIENCE} s each")
+    """Plays cases whose guard is off."""
+    say(f"control: the same cases with their guard off, {PATIENCE} s each")
     cells = [
         dataclasses.replace(cell, service="calm") for cell in table.cells() if str(cell) in GUARDS
     ]
@@ -120,5 +120,5 @@ async def show_guards(pods):
         refused = isinstance(outcome, RuntimeError) or (
             isinstance(outcome, play.Outcome) and outcome.differs(cell)
         )
-        check(refused, f"without {GUARDS[str(cell)]}, not so: {cell}; {outcome}")
+        check(refused, f"without {GUARDS[str(cell)]}, the outcome differs: {cell}; {outcome}")
     await asyncio.to_thread(balancer.stop)

@@ -1,4 +1,6 @@
-"""The two ends of a session as raw sockets: every byte is kept, and how the connection ended."""
+"""The two ends of a session as raw sockets: they record every byte, and how the connection
+ended.
+"""
 
 import asyncio
 import collections
@@ -14,22 +16,22 @@ from pathlib import Path
 from evidence import scripted
 
 SEED = 6
-MASK = b"mask"  # of clients
-OPEN_MASK = bytes(4)  # stands for the random ones of the balancer
-PING_PAYLOAD = b"balancer"  # stands for the random one of its Pings
+MASK = b"mask"  # of frames that clients send
+OPEN_MASK = bytes(4)  # replaces the balancer's random masks
+PING_PAYLOAD = b"balancer"  # replaces the random payload of its Pings
 CLOSE, PING, PONG = 8, 9, 10
 PIECE = 1 << 18
-SEND_BUFFER = 212_992  # what Linux lets everybody have
-FULL = 1 << 16  # bytes that a sender's system still has: its peer does not read
-UNMOVED = 0.5  # seconds without a byte's progress: absence cannot be waited for in any other way
+SEND_BUFFER = 212_992  # the largest buffer that Linux allows every process
+FULL = 1 << 16  # bytes in the send buffer: the peer does not read
+UNMOVED = 0.5  # seconds without progress, after which the path counts as full
 FLOOD_FRAME = 8192
-TCP_CLOSED = 7  # TCP_CLOSE of Linux's tcp_states.h
+TCP_CLOSED = 7  # TCP_CLOSE in Linux's tcp_states.h
 
 Frame = collections.namedtuple("Frame", "begin fin opcode key payload end")
 
 
 def walk(raw):
-    """The whole frames at the start of `raw`."""
+    """Returns the complete frames at the start of `raw`."""
     at = 0
     while len(raw) - at >= 2:
         size, start = raw[at + 1] & 0x7F, at + 2
@@ -52,13 +54,13 @@ def walk(raw):
 
 
 def boundary(raw):
-    """Whether `raw` ends with a whole frame, or is empty."""
+    """Returns whether `raw` is empty or ends with a complete frame."""
     *_, end = 0, *(frame.end for frame in walk(raw))
     return end == len(raw)
 
 
-def heard(raw, opcode):
-    """The payload of the first frame of this kind, unmasked; None without."""
+def payload_of(raw, opcode):
+    """Returns the unmasked payload of the first frame with this opcode, or None."""
     found = (
         scripted.masked(one.payload, one.key or OPEN_MASK)
         for one in walk(raw)
@@ -67,18 +69,18 @@ def heard(raw, opcode):
     return next(found, None)
 
 
-def readable(raw, everybodys=False):
-    """`raw` with what is random in it replaced: keys and Ping payloads of the balancer's own
-    frames, dates.
+def readable(raw, all_masks=False):
+    """Returns `raw` with its random parts replaced: masks and Ping payloads of the balancer's own
+    frames, and dates.
 
-    `everybodys`: all keys, because they are a library's.
+    `all_masks`: all masks, because they come from a library.
     """
     if raw.startswith(b"HTTP/"):
         return re.sub(rb"^date: [^\r]*", b"date: NOW", raw, flags=re.MULTILINE)
     parts, at = [], 0
     for one in walk(raw):
         parts.append(raw[one.begin : one.end])
-        if everybodys or (one.opcode in (CLOSE, PING) and one.key != MASK):
+        if all_masks or (one.opcode in (CLOSE, PING) and one.key != MASK):
             payload = scripted.masked(one.payload, one.key) if one.key else one.payload
             if one.opcode == PING and len(payload) == len(PING_PAYLOAD):
                 payload = PING_PAYLOAD
@@ -88,13 +90,13 @@ def readable(raw, everybodys=False):
 
 
 def hexadecimal(address):
-    """An IPv4 address and port as /proc/net/tcp has them."""
+    """Formats an IPv4 address and port as /proc/net/tcp does."""
     host, port = address
     return f"{int.from_bytes(socket.inet_aton(host), 'little'):08X}:{port:04X}"
 
 
 class Flood:
-    """Frames of random bytes, each other than the one before, as many as a path takes."""
+    """Frames of random bytes, all different, enough to fill every buffer on the path."""
 
     def __init__(self, mask):
         seeded = random.Random(SEED)
@@ -109,7 +111,7 @@ FLOODS = {"client": Flood(MASK), "pod": Flood(b"")}
 
 
 class End:
-    """A socket of the client's or of the pod's; it reads when told to."""
+    """A socket of the client or the pod. It reads only when asked to."""
 
     def __init__(self, side, sock):
         sock.setblocking(False)
@@ -117,14 +119,14 @@ class End:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         self.side, self.sock = side, sock
         self.got, self.said = bytearray(), bytearray()
-        self.flood = bytearray()  # the part of `said` that was to fill the path
-        self.end = None  # "FIN" or "RST" once it has come
-        self.gone = False  # by its own doing
-        self._news = asyncio.Event()
+        self.flood = bytearray()  # the part of `said` that was sent to fill the path
+        self.end = None  # "FIN" or "RST" once received
+        self.gone = False  # whether it closed by itself
+        self._changed = asyncio.Event()
         self._reader = None
 
     def read(self):
-        """Begins to read."""
+        """Starts to read."""
         self._reader = self._reader or asyncio.create_task(self._read())
 
     async def _read(self):
@@ -132,19 +134,19 @@ class End:
         try:
             while piece := await loop.sock_recv(self.sock, PIECE):
                 self.got += piece
-                self._news.set()
+                self._changed.set()
             self.end = "FIN"
         except ConnectionError:
             self.end = "RST"
-        self._news.set()
+        self._changed.set()
 
     async def until(self, probe, timeout=scripted.DEADLINE):
-        """Waits until what was read makes `probe` true; whether it did in time."""
+        """Waits until the received data make `probe` true. Returns whether they did in time."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 while not probe():
-                    self._news.clear()
-                    await self._news.wait()
+                    self._changed.clear()
+                    await self._changed.wait()
         return bool(probe())
 
     async def send(self, data):
@@ -154,12 +156,12 @@ class End:
         )
 
     async def fill(self):
-        """Sends whole frames until nobody takes any more, or until the other side has ended."""
+        """Sends complete frames until the path accepts no more, or the other side has ended."""
         number = 0
         while await self._moves() and not self.end:
             frame = FLOODS[self.side][number]
             if self.sock.send(frame) != len(frame):
-                raise RuntimeError("a frame of a flood was cut")
+                raise RuntimeError("a frame of a flood was sent partially")
             self.flood += frame
             number += 1
         self.said += self.flood
@@ -175,32 +177,34 @@ class End:
         return left < FULL
 
     def _unsent(self):
-        """Bytes that the other system has not acknowledged (TIOCOUTQ is SIOCOUTQ)."""
+        """Returns the bytes that the other system has not acknowledged (TIOCOUTQ, the same as
+        SIOCOUTQ).
+        """
         return int.from_bytes(fcntl.ioctl(self.sock, termios.TIOCOUTQ, bytes(4)), "little")
 
     async def taken(self):
-        """Waits until the other end has read what was sent: closing with bytes unread is an RST."""
+        """Waits until the other end has read everything: closing with unread bytes would cause an
+        RST.
+        """
         return await scripted.eventually(lambda: not self._unread())
 
     def _unread(self):
-        """Bytes that the other end's system holds for it: /proc/net/tcp, local and remote, then the
-        queues.
-        """
+        """Returns the bytes in the other end's receive buffer, from the queues in /proc/net/tcp."""
         ends = [hexadecimal(self.sock.getpeername()), hexadecimal(self.sock.getsockname())]
         lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
         queues = next(fields[4] for fields in lines if fields[1:3] == ends)
         return self._unsent() + int(queues.split(":")[1], 16)
 
     def shut(self):
-        with contextlib.suppress(OSError):  # it is gone altogether
+        with contextlib.suppress(OSError):  # the socket is closed already
             self.sock.shutdown(socket.SHUT_WR)
 
     async def leave(self, reset=False):
-        """Closes the socket: with a FIN if nothing is unread, or with an RST."""
+        """Closes the socket: with a FIN if nothing is unread, otherwise with an RST."""
         self.gone = True
         if self._reader:
             self._reader.cancel()
-            await asyncio.wait([self._reader])  # its hold on the descriptor ends with it
+            await asyncio.wait([self._reader])  # releases the descriptor
         if reset:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.sock.close()
@@ -209,8 +213,8 @@ class End:
         return self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == TCP_CLOSED
 
     async def last(self):
-        """How the connection ended, an RST behind a FIN included; looked at when this end has shut,
-        too.
+        """Returns how the connection ended, including an RST after a FIN. Called after this end has
+        shut down, too.
         """
         if self.end == "FIN":
             await scripted.eventually(self._closed, 1)

@@ -1,8 +1,8 @@
-"""The same faults as client libraries understand them: code, reason, whether the Close was
-answered.
+"""The same cases with client libraries: close code, reason, and whether the Close was answered.
 
-Each client is a process of its own: lines to its input are messages, the end of its input is Close
-1000; it is stopped to make it read nothing, and killed to make it vanish.
+Each client is a process of its own. Lines to its input are sent as messages, and the end of its
+input sends Close 1000. It is stopped (SIGSTOP) so that it reads nothing, and killed so that it
+disconnects.
 """
 
 import asyncio
@@ -38,8 +38,8 @@ from table import (
 HERE = Path(__file__).parent
 TUNGSTENITE = "tungstenite-client"
 LANES = 6
-NO_CLOSE = ("none", "", False)  # RFC 6455 calls it 1006, which never travels
-FLOOD_FRAME_WHOLE = FLOOD_FRAME + 4  # with its header
+NO_CLOSE = ("none", "", False)  # RFC 6455 calls this 1006, which is never sent
+FLOOD_FRAME_WHOLE = FLOOD_FRAME + 4  # including its header
 TEXT = "a text"
 STATUSES = "502", "504"
 LAST_WORD = re.compile(r"{|closed|cannot connect|connection lost")
@@ -47,8 +47,9 @@ LAST_WORD = re.compile(r"{|closed|cannot connect|connection lost")
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a library tells of its session: code and reason of the Close it got, whether it was
-    answered, and the lengths of the messages before it."""
+    """What a library reports: code and reason of the received Close, whether it was answered, and
+    the lengths of the messages before it.
+    """
 
     code: object
     reason: str
@@ -64,7 +65,7 @@ class Report:
 
 
 class Client:
-    """A process that talks to `url`."""
+    """A process that connects to `url`."""
 
     def __init__(self, command, cwd=None):
         self.command, self.cwd = command, cwd
@@ -83,21 +84,21 @@ class Client:
         )
 
     async def connected(self):
-        """Waits for its first word: that it is connected, or why it is not."""
+        """Waits for its first line: connected, or why not."""
         self.lines.append(await self._line())
         return self.lines[0].startswith("connected")
 
     async def _line(self):
         line = await asyncio.wait_for(self.process.stdout.readline(), play.SETTLE)
         if not line:
-            raise RuntimeError(f"the client has ended without a last word: {self.lines}")
+            raise RuntimeError(f"the client exited without a report: {self.lines}")
         return line.decode().rstrip("\n")
 
     def send(self, text):
         self.process.stdin.write(text.encode() + b"\n")
 
     async def report(self):
-        """What it tells when its session has ended."""
+        """Returns what it reports at the end of its session."""
         while not LAST_WORD.match(self.lines[-1]):
             self.lines.append(await self._line())
         self.process.stdin.close()
@@ -121,8 +122,8 @@ class Client:
 
 
 class OwnClient(Client):
-    """`wsbalancer client`, on awc: it prints texts as they are and the length of others, and knows
-    no status.
+    """`wsbalancer client`: it prints texts unchanged and the length of other messages, and reports
+    no HTTP status.
     """
 
     def _told(self):
@@ -136,7 +137,7 @@ class OwnClient(Client):
 
 
 class LibraryPlay(play.Play):
-    """A cell whose client is a library; what it reports stands for what the client gets."""
+    """A case whose client is a library. Its report stands for what the client receives."""
 
     def __init__(self, cell, number, balancer, pods, client, **more):
         super().__init__(cell, number, balancer, pods, **more)
@@ -174,7 +175,7 @@ class LibraryPlay(play.Play):
         self.client.process.kill()
 
     async def passes(self, data):
-        """What the pod says; whether it has arrived is seen at the end."""
+        """Sends data from the pod. Whether they arrive is checked at the end."""
         await self.side["pod"].send(data)
 
     async def _outcome(self):
@@ -183,17 +184,19 @@ class LibraryPlay(play.Play):
             await self._see_off(pod)
         report = await self.client.report() if self.cell.client != GONE else GONE
         end = GONE if pod.gone else await pod.last()
-        return Told(report, readable(bytes(pod.got), everybodys=True), end, len(pod.flood))
+        return LibraryOutcome(
+            report, readable(bytes(pod.got), everybodys=True), end, len(pod.flood)
+        )
 
 
 @dataclasses.dataclass
-class Told:
-    """What came of a cell."""
+class LibraryOutcome:
+    """The outcome of a case."""
 
     report: object
-    got: bytes  # by the pod
-    end: str  # of the pod's connection
-    flood: int  # bytes that the pod had for the client
+    got: bytes  # received by the pod
+    end: str  # end of the pod's connection
+    flood: int  # bytes that the pod sent to the client
 
     def fits(self, cell):
         pod = cell.pod
@@ -222,7 +225,7 @@ class Told:
 
 
 def cells():
-    """As the cells by hand; `client` is what the library reports."""
+    """The same cases as on raw sockets. `client` is what the library reports."""
     yield from deaths()
     yield from handshakes()
     yield from closes()
@@ -234,16 +237,16 @@ def deaths():
     lost = 1012, "the pod is gone", True
     word, cut = WORD["pod"], WITHIN["within a frame"]("pod")[0]
     for act, name in (("leaves", "FIN"), ("resets", "RST")):
-        row, end = f"the pod dies by {name}", (act, "pod")
+        row, end = f"the pod disconnects by {name}", (act, "pod")
         for variant, data, report in (
-            ("nothing said", b"", Report(*lost)),
+            ("no data", b"", Report(*lost)),
             ("after a message", word, Report(*lost, (15,))),
             ("between two fragments", word + FIRST["pod"], Report(*lost, (15,))),
             ("within a frame", cut, Report(*NO_CLOSE, (15,))),
             ("within a header", word + cut[17:20], Report(*NO_CLOSE, (15,))),
         ):
             yield Cell(row, variant, "calm", (("passes", data), end), client=report, pod=GONE)
-    row = "the pod dies by FIN"
+    row = "the pod disconnects by FIN"
     steps = ("passes", LONG["pod"] * 4), ("leaves", "pod")
     yield Cell(
         row, "with 1.2 MB in flight", "calm", steps, client=Report(*lost, (307_200,) * 4), pod=GONE
@@ -253,7 +256,7 @@ def deaths():
     steps = (("leaves", "pod"),)
     report = Report(4321, "the pod is gone", True)
     yield Cell(row, "close_code_pod_lost = 4321", "custom", steps, client=report, pod=GONE)
-    steps = ("sends", TEXT), ("hears", "pod", 1), ("vanishes",)
+    steps = ("sends", TEXT), ("receives", "pod", 1), ("vanishes",)
     last = gets(said(TEXT), FAREWELLS["client"])
     yield Cell("the client dies", "after a message", "calm", steps, client=GONE, pod=last)
 
@@ -267,10 +270,16 @@ def handshakes():
     steps = *begin, ("replies", 0.5), ("refused",)
     row = "the pod falls silent during the handshake"
     yield Cell(
-        row, "half of the 101 is there", "handshakes", steps, begun=False, client="504", pod=gets()
+        row,
+        "half of the 101 has arrived",
+        "handshakes",
+        steps,
+        begun=False,
+        client="504",
+        pod=gets(),
     )
     for name, data, report in (
-        ("nothing said", b"", Report(1012, "the pod is gone", True)),
+        ("no data", b"", Report(1012, "the pod is gone", True)),
         ("between two fragments", FIRST["pod"], Report(1012, "the pod is gone", True)),
         ("within a frame", WORD["pod"][:5], Report(*NO_CLOSE)),
     ):
@@ -287,7 +296,7 @@ def handshakes():
 
 
 def closes():
-    """Those of peers, and ours when it is time."""
+    """Closes by the peers, and by the balancer's time-outs."""
     for name, payload, code, reason in (
         ("no code", b"", 1005, ""),
         ("1000", b"\x03\xe8", 1000, ""),
@@ -296,12 +305,14 @@ def closes():
     ):
         goodbye = scripted.frame(8, payload)
         report, answer = Report(code, reason, True), scripted.frame(8, payload, mask=OPEN_MASK)
-        row = "the pod says Close"
+        row = "the pod sends Close"
         yield Cell(row, name, "calm", (("passes", goodbye),), client=report, pod=gets(answer))
         steps = ("passes", goodbye), ("leaves", "pod")
-        yield Cell(row, f"{name}, and dies by FIN at once", "calm", steps, client=report, pod=GONE)
+        yield Cell(
+            row, f"{name}, and disconnects by FIN at once", "calm", steps, client=report, pod=GONE
+        )
     yield Cell(
-        "the client says Close",
+        "the client sends Close",
         "1000",
         "calm",
         (("closes",),),
@@ -310,11 +321,11 @@ def closes():
     )
     for row, service, code, reason in (
         ("idle time-out", "idle", 1001, "idle for long"),
-        ("greatest age", "old", 1012, "lived for long"),
+        ("maximum age", "old", 1012, "lived for long"),
     ):
         told = close(code, reason, to="pod")
         for name, data, sizes in (
-            ("nothing said", b"", ()),
+            ("no data", b"", ()),
             ("after a message", WORD["pod"], (15,)),
             ("between two fragments", FIRST["pod"], ()),
         ):
@@ -333,27 +344,31 @@ def closes():
 
 
 def given_up():
-    """Pings that a library answers by itself, until it is stopped; and one that takes nothing."""
+    """Pings that a library answers by itself until it is stopped, and a library that does not
+    read.
+    """
     goodbye = scripted.frame(8, b"\x03\xe8")
     answer = gets(scripted.frame(8, b"\x03\xe8", mask=OPEN_MASK))
     steps = ("quiet", "pod"), ("quiet", "pod"), ("passes", WORD["pod"] + goodbye)
     yield Cell(
-        "our Pings",
-        "are answered: it stays, and the pod hears nothing",
-        "asks-client",
+        "Pings of the balancer",
+        "are answered: it stays, and the pod receives nothing",
+        "pings-client",
         steps,
         client=Report(1000, "", True, (15,)),
         pod=answer,
     )
     steps = ("pauses",), ("ended", "pod"), ("resumes",)
     told = gets(FAREWELLS["client"])
-    # Its answer to the Close may come in time, but nobody waits for it.
+    # Its answer to the Close may arrive in time, but the balancer does not wait for it.
     report = [Report(1001, "no answer to a Ping", clean) for clean in (True, False)]
-    yield Cell("our Pings", "are not answered", "asks-client", steps, client=report, pod=told)
+    yield Cell(
+        "Pings of the balancer", "are not answered", "pings-client", steps, client=report, pod=told
+    )
     steps = ("pauses",), ("floods", "pod"), ("ended", "pod"), ("resumes",)
     report = Report(*NO_CLOSE, ANY)
     yield Cell(
-        "the client takes nothing", "the pod floods it", "stalls", steps, client=report, pod=told
+        "the client does not read", "the pod floods it", "stalls", steps, client=report, pod=told
     )
 
 
@@ -378,7 +393,7 @@ def limits():
 
 
 def said(text):
-    """A message of a library's, unmasked."""
+    """Returns a message of a library, unmasked."""
     return scripted.frame(1, text.encode(), mask=OPEN_MASK)
 
 
@@ -397,14 +412,14 @@ async def show(pods):
         "wsbalancer client (awc)": lambda: OwnClient([programs.BINARY, "client"]),
     }
     every = list(cells())
-    say(f"{len(every)} cells with each of {', '.join(makers)}")
+    say(f"{len(every)} cases with each of {', '.join(makers)}")
     balancer = play.balance(pods, table.SERVICES)
     lanes, plays, number = asyncio.Semaphore(LANES), [], 0
     for name, make in makers.items():
         for cell in every:
             client = make()
             if isinstance(client, OwnClient) and cell.client in STATUSES:
-                continue  # it says no more than that there is no 101
+                continue  # it reports only that there is no 101
             number += 1
             one = play.play(cell, number, balancer, pods, client, lanes=lanes, kind=LibraryPlay)
             plays.append((name, cell, asyncio.create_task(one)))
@@ -440,6 +455,6 @@ async def show_shutdown(balancer, pods, makers):
 
 
 def judge(name, cell, outcome):
-    right = isinstance(outcome, Told) and outcome.fits(cell)
+    right = isinstance(outcome, LibraryOutcome) and outcome.fits(cell)
     what = f"{name}: {cell}: it reports {cell.expected('client')} | pod {cell.expected('pod')}"
-    check(right, what if right else f"{what}; not {type(outcome).__name__}: {outcome}")
+    check(right, what if right else f"{what}; instead {type(outcome).__name__}: {outcome}")

@@ -1,4 +1,4 @@
-"""Plays the cells of the table: two raw sockets around a balancer, step by step."""
+"""Plays the cases of the table step by step: two raw sockets around a balancer."""
 
 import asyncio
 import collections
@@ -8,23 +8,21 @@ import json
 import socket
 import urllib.request
 
-from ends import CLOSE, MASK, PING, PONG, End, boundary, heard, readable
+from ends import CLOSE, MASK, PING, PONG, End, boundary, payload_of, readable
 from evidence import scripted
 from table import ALL, ANY, CUT, GONE, OTHER, SERVICES, SIDES, TWO_PODS, WHOLE
 
 HOST = "chat.example.org"
-LANES = 16  # cells at a time
-SETTLE = 15  # seconds that a cell may take to end
-SHUTDOWN = 120  # the same until many cells are ready for one step
-QUIET = 1.5  # seconds: more than the interval between Pings
+LANES = 16  # concurrent cases
+SETTLE = 15  # seconds in which a case must end
+SHUTDOWN = 120  # seconds until all cases must be ready for a common step
+QUIET = 1.5  # seconds: longer than the interval between Pings
 HEAD_END = b"\r\n\r\n"
 
 
 @dataclasses.dataclass
 class Outcome:
-    """What each side has got, how its connection has ended, and the flood that was on its way to
-    it.
-    """
+    """What each side received, how its connection ended, and the flood that was under way to it."""
 
     got: dict
     ends: dict
@@ -39,7 +37,7 @@ class Outcome:
         return f"{shown} {self.ends[side]}" if self.ends[side] != GONE else GONE
 
     def differs(self, cell):
-        """The sides that have got anything but what the cell says."""
+        """Returns the sides whose outcome is not the expected one."""
         return [side for side in SIDES if not self._is(side, getattr(cell, side))]
 
     def _is(self, side, expected):
@@ -53,7 +51,9 @@ class Outcome:
 
 
 def fits(got, parts, flood):
-    """Whether `got` is these parts, one of which may stand for something of the flood."""
+    """Returns whether `got` consists of these parts. One of them may stand for a part of the
+    flood.
+    """
     at = next((at for at, part in enumerate(parts) if isinstance(part, str)), None)
     if at is None:
         return got == b"".join(parts)
@@ -68,8 +68,8 @@ def fits(got, parts, flood):
 
 
 class Pods:
-    """Two listeners. Every connection waits, its request's head read, for the cell whose path it
-    asks for.
+    """Two listeners. After its request head is read, a connection waits for the case with this
+    path.
     """
 
     async def start(self):
@@ -97,7 +97,9 @@ class Pods:
 
 
 async def take_head(end):
-    """The head that an end gets; what is behind it stays with it. None when it ends before."""
+    """Reads a head; data after it stay in the buffer. Returns None if the connection ends before
+    it.
+    """
     while HEAD_END not in end.got:
         piece = await asyncio.wait_for(
             asyncio.get_running_loop().sock_recv(end.sock, 1 << 16), scripted.DEADLINE
@@ -112,7 +114,7 @@ async def take_head(end):
 
 
 def balance(pods, names, **settings):
-    """A balancer with a service per name, each below its own path."""
+    """Starts a balancer with a service per name, each with its own path prefix."""
     lines = []
     for name in names:
         lines += [
@@ -128,7 +130,7 @@ def balance(pods, names, **settings):
 
 
 class Together:
-    """A step that cells take at the same time: `act` when all are ready for it."""
+    """A step that cases take at the same time: `act` runs when all are ready."""
 
     def __init__(self, count, act):
         self.act = act
@@ -142,33 +144,33 @@ class Together:
 
 
 def ask(balancer, method, path):
-    """What the admin listener says, as JSON; None without an answer."""
+    """Sends a request to the admin listener. Returns the JSON answer, or None."""
     request = urllib.request.Request(f"http://{balancer.admin}{path}", method=method)
     with urllib.request.urlopen(request, timeout=scripted.DEADLINE) as answer:
         return json.loads(answer.read() or "null")
 
 
 def is_ready(balancer):
-    """Whether /readyz says 200."""
+    """Returns whether /readyz answers 200."""
     try:
         urllib.request.urlopen(f"http://{balancer.admin}/readyz", timeout=scripted.DEADLINE).close()
         return True
-    except OSError:  # an HTTPError is one
+    except OSError:  # HTTPError is a subclass
         return False
 
 
 class Play:
-    """One cell; its methods are the steps of the table."""
+    """Plays one case. Its methods are the steps of the table."""
 
     def __init__(self, cell, number, balancer, pods, together=None, patience=SETTLE):
         self.cell, self.balancer, self.pods, self.together = cell, balancer, pods, together
-        self.patience = patience  # seconds until what is waited for is taken not to come
+        self.patience = patience  # seconds to wait for an expected event
         self.path = f"/{cell.service}/{number}"
-        self.address = f"127.1.{number // 250}.{number % 250 + 1}"  # of this client alone
+        self.address = f"127.1.{number // 250}.{number % 250 + 1}"  # used by this client only
         self.side = {}
 
     async def run(self):
-        """The cell from its handshake to its end."""
+        """Plays the case from its handshake to its end."""
         try:
             await self._act()
             return await self._outcome()
@@ -205,14 +207,12 @@ class Play:
         end.read()
         if end.side not in self.cell.mute:
             if not await end.until(
-                lambda: end.end or heard(end.got, CLOSE) is not None, self.patience
+                lambda: end.end or payload_of(end.got, CLOSE) is not None, self.patience
             ):
                 return
-            payload = heard(end.got, CLOSE)
-            if payload is not None and heard(end.said, CLOSE) is None and boundary(end.said):
-                with contextlib.suppress(
-                    ConnectionError
-                ):  # it is closed already: that is seen by its end
+            payload = payload_of(end.got, CLOSE)
+            if payload is not None and payload_of(end.said, CLOSE) is None and boundary(end.said):
+                with contextlib.suppress(ConnectionError):  # the connection is closed already
                     await end.send(
                         scripted.frame(CLOSE, payload, mask=MASK if end.side == "client" else None)
                     )
@@ -237,7 +237,7 @@ class Play:
         self._listen(end)
 
     async def replies(self, share=1, more=b""):
-        """The pod's 101, or the first part of it, and what it says in the same segment."""
+        """Sends the pod's 101, or its first part, with `more` in the same segment."""
         head = scripted.switch(self.request).encode()
         pod = self.side["pod"]
         await pod.send(head[: int(share * len(head))] + more)
@@ -259,15 +259,15 @@ class Play:
         await end.send(data)
         if not await other.until(lambda: data in other.got[known:]):
             raise RuntimeError(
-                f"the {side}'s words do not arrive: {bytes(other.got)!r}, {other.end}"
+                f"the data of the {side} do not arrive: {bytes(other.got)!r}, {other.end}"
             )
 
-    async def blurts(self, side, data):
+    async def writes(self, side, data):
         await self.side[side].send(data)
 
     async def taken(self, side):
         if not await self.side[side].taken():
-            raise RuntimeError(f"the {side}'s words are not read")
+            raise RuntimeError(f"the data of the {side} are not read")
 
     async def floods(self, side):
         await self.side[side].fill()
@@ -284,11 +284,11 @@ class Play:
     async def reads(self, side):
         self.side[side].read()
 
-    async def hears(self, side, opcode):
+    async def receives(self, side, opcode):
         end = self.side[side]
-        if not await end.until(lambda: heard(end.got, opcode) is not None, self.patience):
+        if not await end.until(lambda: payload_of(end.got, opcode) is not None, self.patience):
             raise RuntimeError(
-                f"the {side} hears no frame {opcode}: {bytes(end.got[-200:])!r}, {end.end}"
+                f"the {side} receives no frame {opcode}: {bytes(end.got[-200:])!r}, {end.end}"
             )
 
     async def ended(self, side):
@@ -299,17 +299,19 @@ class Play:
         end = self.side[side]
         known = len(end.got)
         if await end.until(lambda: end.end or len(end.got) > known, QUIET):
-            raise RuntimeError(f"the {side} is not left alone: {bytes(end.got)!r}, {end.end}")
+            raise RuntimeError(
+                f"the {side} receives something unexpected: {bytes(end.got)!r}, {end.end}"
+            )
 
     async def pongs(self, side):
         """Answers the balancer's Ping."""
         end = self.side[side]
         await end.send(
-            scripted.frame(PONG, heard(end.got, PING), mask=MASK if side == "client" else None)
+            scripted.frame(PONG, payload_of(end.got, PING), mask=MASK if side == "client" else None)
         )
 
     async def forgotten(self):
-        """Waits until the balancer has given up the only session of this service."""
+        """Waits until the balancer no longer counts the only session of this service."""
         name = self.cell.service
 
         def own():
@@ -321,7 +323,7 @@ class Play:
             raise RuntimeError("the session does not end")
 
     async def deleted(self):
-        """An operator closes this session."""
+        """Closes this session by an operator's request."""
 
         async def listed():
             sessions = await asyncio.to_thread(ask, self.balancer, "GET", "/api/sessions")
@@ -334,7 +336,7 @@ class Play:
 
 
 async def play(cell, *more, lanes=None, kind=Play, **rest):
-    """A cell's outcome, or what went wrong."""
+    """Plays a case. Returns its outcome, or the exception."""
     async with lanes or contextlib.nullcontext():
         try:
             return await kind(cell, *more, **rest).run()

@@ -1,29 +1,29 @@
-"""What clients and pods receive when a session goes wrong, to the byte: DESIGN §6 as data.
+"""What client and pod must receive when a session goes wrong, to the byte.
 
-A cell is one row in one variant: what client and pod do, step by step, and what each of them then
-has got in all since its handshake, and how its connection ended. `-` is an end that has left.
+A case is one row in one variant: what client and pod do, step by step, everything that each of them
+receives after its handshake, and how its connection ends. `-` is an end that has disconnected.
 
-Where bytes are in flight when a time-out or an operator ends a session, they are the rest of a
-frame that has begun: what has not begun by then may come too late.
+If data are in flight when a time-out or an operator ends a session, they are the rest of a frame
+that has begun. Frames that begin later may be lost.
 """
 
 import dataclasses
 import itertools
 
-from ends import CLOSE, MASK, OPEN_MASK, PING, PING_PAYLOAD, heard, walk
+from ends import CLOSE, MASK, OPEN_MASK, PING, PING_PAYLOAD, payload_of, walk
 from evidence import scripted
 from evidence.scripted import frame
 
-GONE = "-"  # an end that can tell nothing
+GONE = "-"  # an end that has disconnected
 
-# Parts of what one end gets when the other has flooded it, as strings between the bytes.
+# Placeholders for parts of a flood, among the received bytes.
 ALL = "all of the flood"
 WHOLE = "a part of the flood that ends with a frame"
 ANY = "a part of the flood"
 CUT = "a part of the flood that ends within a frame"
 
-# Settings of [services.NAME] whose names are the first segment of their paths; nothing ends by
-# itself but what the name says.
+# Settings of [services.NAME]. NAME is the first path segment. Sessions end only for the reason in
+# the name.
 CALM = {
     "idle_timeout": "0s",
     "write_timeout": "0s",
@@ -42,10 +42,10 @@ SERVICES = {
     "idle-brief": {**BRIEF, "idle_timeout": "2s"},
     "old": {**CALM, "max_session_age": "4s"},
     "old-brief": {**BRIEF, "max_session_age": "4s"},
-    "asks-client": {**CALM, "client_ping_interval": "500ms", "ping_timeout": "2s"},
-    "asks-pod": {**CALM, "pod_ping_interval": "500ms", "ping_timeout": "2s"},
+    "pings-client": {**CALM, "client_ping_interval": "500ms", "ping_timeout": "2s"},
+    "pings-pod": {**CALM, "pod_ping_interval": "500ms", "ping_timeout": "2s"},
     "stalls": {**CALM, "write_timeout": "1s"},
-    "stalls-asks": {
+    "stalls-pings": {
         **CALM,
         "write_timeout": "2s",
         "client_ping_interval": "300ms",
@@ -69,7 +69,7 @@ TWO_PODS = {"pair"}
 
 @dataclasses.dataclass(frozen=True)
 class Gets:
-    """What one end has got: `parts`, then the end of its connection."""
+    """What one end receives: `parts`, then the end of its connection."""
 
     parts: tuple
     end: str = "FIN"
@@ -82,7 +82,9 @@ class Gets:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """`client` and `pod` are what they get, a list of it where the network decides, or GONE."""
+    """One case. `client` and `pod` are what they receive: a list if the network decides, or
+    GONE.
+    """
 
     row: str
     variant: str
@@ -90,15 +92,15 @@ class Cell:
     steps: tuple
     client: object
     pod: object
-    begun: bool = True  # its handshake is over before the steps; otherwise the steps make it
-    deaf: tuple = ()  # who does not read until it is told to
-    mute: tuple = ()  # who does not answer a Close
+    begun: bool = True  # the handshake is done before the steps; otherwise the steps perform it
+    deaf: tuple = ()  # the sides that do not read until a step says so
+    mute: tuple = ()  # the sides that do not answer a Close
 
     def __str__(self):
         return f"{self.row}, {self.variant}"
 
     def expected(self, side):
-        """What a side gets, in words."""
+        """Describes what a side receives."""
         ways = getattr(self, side)
         return " or ".join(map(str, ways)) if isinstance(ways, list) else str(ways)
 
@@ -108,19 +110,19 @@ def gets(*parts, end="FIN"):
 
 
 def close(code, reason="", to="client"):
-    """One that the balancer makes."""
+    """Returns a Close sent by the balancer."""
     return frame(
         CLOSE, code.to_bytes(2, "big") + reason.encode(), mask=OPEN_MASK if to == "pod" else None
     )
 
 
 def own_close(side, payload=b"\x03\xe8"):
-    """One that a side sends, 1000 unless told otherwise."""
+    """Returns a Close sent by a side, 1000 by default."""
     return frame(CLOSE, payload, mask=MASKS[side])
 
 
 def described(raw):
-    """Bytes in few words, as the frames that they are."""
+    """Describes bytes as the frames that they contain."""
     if raw.startswith(b"HTTP/"):
         return raw.split(b"\r\n")[0].decode()
     words, at = [], 0
@@ -132,7 +134,7 @@ def described(raw):
 
 
 def word(one):
-    """A frame in few words."""
+    """Describes a frame."""
     payload = scripted.masked(one.payload, one.key or OPEN_MASK)
     if one.opcode == CLOSE:
         return (
@@ -141,7 +143,7 @@ def word(one):
             else "Close"
         )
     if one.opcode == PING:
-        return "our Ping" if payload == PING_PAYLOAD else "Ping"
+        return "Ping of the balancer" if payload == PING_PAYLOAD else "Ping"
     return "last fragment" if one.opcode == 0 and one.fin else "message" if one.fin else "fragment"
 
 
@@ -164,9 +166,9 @@ CLOSE_1000 = {side: own_close(side) for side in SIDES}
 THIRD = {side: len(frame(1, bytes(300), mask=MASKS[side])) // 3 for side in SIDES}
 MESSAGE_300 = of_side(1, b"x" * 300)
 
-# What a side has said before the fault, which has arrived, and what would make a frame of its end.
+# What a side sent before the fault, which has arrived, and what would complete its last frame.
 AT_BOUNDARY = {
-    "nothing said": lambda side: b"",
+    "no data": lambda side: b"",
     "after a message": lambda side: WORD[side],
     "between two fragments": lambda side: WORD[side] + FIRST[side],
     "after a Ping between fragments": lambda side: FIRST[side] + PEER_PING[side],
@@ -185,7 +187,7 @@ WITHIN_SHORT = {name: WITHIN[name] for name in ("within a frame", "within a head
 
 
 def says(side, data):
-    """Sends, and waits until the other side has got it."""
+    """Sends data and waits until the other side has received them."""
     return (("says", side, data),) if data else ()
 
 
@@ -200,21 +202,21 @@ FAREWELLS = {
 
 
 def cell(row, variant, service, steps, **more):
-    """One in which `side=` gives what that side gets."""
+    """Returns a case in which `side=` gives what that side receives."""
     return Cell(row, variant, service, tuple(steps), **more)
 
 
 def sided(dying, lives, dies=GONE):
-    """The expectations of a cell by who dies in it."""
+    """Returns the expectations of a case by the side that fails."""
     return {OTHER[dying]: lives, dying: dies}
 
 
 def deaths():
-    """One side closes its socket, or resets it."""
+    """One side closes or resets its socket."""
     for side in ("pod", "client"):
         other, told = OTHER[side], FAREWELLS[side]
         for act, word in (("leaves", "FIN"), ("resets", "RST")):
-            row = f"the {side} dies by {word}"
+            row = f"the {side} disconnects by {word}"
             end = (act, side)
             for name, said in AT_BOUNDARY.items():
                 expected = gets(said(side), told)
@@ -249,14 +251,14 @@ def deaths():
                 **sided(side, gets(ANY)),
             )
         yield cell(
-            f"the {side} dies by FIN",
+            f"the {side} disconnects by FIN",
             "with a limit set, within a header",
             "frames",
-            [("blurts", side, WORD[side] + MESSAGE_300[side][:3]), ("leaves", side)],
+            [("writes", side, WORD[side] + MESSAGE_300[side][:3]), ("leaves", side)],
             **sided(side, gets(WORD[side] + MESSAGE_300[side][:3])),
         )
     yield cell(
-        "the pod dies by FIN",
+        "the pod disconnects by FIN",
         "close_code_pod_lost = 4321",
         "custom",
         [*says("pod", WORD["pod"]), ("leaves", "pod")],
@@ -266,10 +268,10 @@ def deaths():
 
 
 def in_flight(row, side, act):
-    """What was sent right before arrives; an RST may overtake it."""
+    """Data sent immediately before must arrive; an RST may overtake them."""
     end = (act, side)
     told = FAREWELLS[side]
-    steps = [("blurts", side, WORD[side] + FIRST[side]), end]
+    steps = [("writes", side, WORD[side] + FIRST[side]), end]
     yield cell(
         row,
         "with bytes in flight",
@@ -282,15 +284,15 @@ def in_flight(row, side, act):
         row,
         "with a cut frame in flight",
         "calm",
-        [("blurts", side, cut), end],
+        [("writes", side, cut), end],
         **sided(side, gets(cut)),
     )
     if act == "leaves":
-        steps = [("blurts", side, LONG[side] * 4), end]
+        steps = [("writes", side, LONG[side] * 4), end]
         yield cell(
             row, "with 1.2 MB in flight", "calm", steps, **sided(side, gets(LONG[side] * 4, told))
         )
-        steps = [("blurts", side, LONG[side] * 4 + FIRST[side][:-1]), end]
+        steps = [("writes", side, LONG[side] * 4 + FIRST[side][:-1]), end]
         expected = gets(LONG[side] * 4 + FIRST[side][:-1])
         yield cell(
             row, "with 1.2 MB and a cut frame in flight", "calm", steps, **sided(side, expected)
@@ -298,14 +300,14 @@ def in_flight(row, side, act):
 
 
 def not_reading(row, side, act):
-    """All buffers are full; the other reads when it is too late."""
+    """All buffers are full. The other side reads too late."""
     other, told, end = OTHER[side], FAREWELLS[side], (act, side)
     whole, broken = gets(ALL, told), gets(ALL, FIRST[side][:-1])
     if act == "resets":
         whole, broken = [gets(WHOLE, told), gets(CUT)], [gets(WHOLE, told), gets(ANY)]
     steps = [("floods", side), end, ("reads", other)]
     yield cell(row, "the other does not read", "calm", steps, deaf=(other,), **sided(side, whole))
-    steps = [("floods", side), ("blurts", side, FIRST[side][:-1]), end, ("reads", other)]
+    steps = [("floods", side), ("writes", side, FIRST[side][:-1]), end, ("reads", other)]
     yield cell(
         row,
         "the other does not read, a frame is cut",
@@ -317,16 +319,16 @@ def not_reading(row, side, act):
 
 
 def half_closes():
-    """One side says that it will say nothing more, and goes on reading."""
+    """One side sends FIN and keeps reading."""
     for side in SIDES:
         other, told = OTHER[side], FAREWELLS[side]
         row, end = f"the {side} half-closes", ("shuts", side)
-        payload = heard(told, CLOSE)
+        payload = payload_of(told, CLOSE)
         for name, said in AT_BOUNDARY.items():
             steps = [
                 *says(side, said(side)),
                 end,
-                ("hears", other, CLOSE),
+                ("receives", other, CLOSE),
                 *says(other, WORD[other]),
             ]
             both = {
@@ -339,9 +341,9 @@ def half_closes():
             steps = [*says(side, cut), end, *says(other, WORD[other])]
             yield cell(row, name, "calm", steps, **{other: gets(cut), side: gets(WORD[other])})
         steps = [
-            ("blurts", side, LONG[side]),
+            ("writes", side, LONG[side]),
             end,
-            ("hears", other, CLOSE),
+            ("receives", other, CLOSE),
             *says(other, WORD[other]),
         ]
         both = {other: gets(LONG[side], told), side: gets(WORD[other], own_close(other, payload))}
@@ -351,7 +353,7 @@ def half_closes():
         yield cell(row, "the other does not read", "calm", steps, deaf=(other,), **both)
         yield cell(
             row,
-            "and nobody says any more",
+            "and no data follow",
             "brief",
             [end],
             mute=SIDES,
@@ -360,7 +362,7 @@ def half_closes():
 
 
 def own_closes():
-    """One side says Close; what happens then is no reason for another."""
+    """One side sends a Close. Later faults do not change the outcome."""
     payloads = {
         "no code": b"",
         "1000": b"\x03\xe8",
@@ -370,7 +372,7 @@ def own_closes():
     }
     for side in SIDES:
         other = OTHER[side]
-        row = f"the {side} says Close"
+        row = f"the {side} sends Close"
         for name, payload in payloads.items():
             both = {other: gets(own_close(side, payload)), side: gets(own_close(other, payload))}
             yield cell(row, name, "calm", [*says(side, own_close(side, payload))], **both)
@@ -385,24 +387,28 @@ def own_closes():
             steps = [*says(other, cut), *says(side, goodbye), *says(other, rest)]
             yield cell(row, f"the other {name}", "calm", steps, **both)
         for act, word in (("leaves", "FIN"), ("resets", "RST")):
-            steps = [("blurts", side, WORD[side] + goodbye), (act, side)]
+            steps = [("writes", side, WORD[side] + goodbye), (act, side)]
             expected = gets(WORD[side], goodbye)
-            yield cell(row, f"and dies by {word} at once", "calm", steps, **sided(side, expected))
+            yield cell(
+                row, f"and disconnects by {word} at once", "calm", steps, **sided(side, expected)
+            )
             steps = [*says(side, goodbye), (act, other)]
-            yield cell(row, f"the other dies by {word}", "calm", steps, **sided(other, gets()))
-        steps = [("blurts", side, own_close(side, b"")), ("leaves", side)]
+            yield cell(
+                row, f"the other disconnects by {word}", "calm", steps, **sided(other, gets())
+            )
+        steps = [("writes", side, own_close(side, b"")), ("leaves", side)]
         yield cell(
             row,
-            "no code, and dies by FIN at once",
+            "no code, and disconnects by FIN at once",
             "calm",
             steps,
             **sided(side, gets(own_close(side, b""))),
         )
-        steps = [("blurts", side, LONG[side] + goodbye), ("leaves", side)]
+        steps = [("writes", side, LONG[side] + goodbye), ("leaves", side)]
         yield cell(
             row, "with bytes in flight", "calm", steps, **sided(side, gets(LONG[side], goodbye))
         )
-        steps = [("floods", side), ("blurts", side, goodbye), ("leaves", side), ("reads", other)]
+        steps = [("floods", side), ("writes", side, goodbye), ("leaves", side), ("reads", other)]
         yield cell(
             row,
             "the other does not read",
@@ -417,14 +423,16 @@ def own_closes():
         )
     both = {"client": gets(own_close("pod", b"\x03\xe9")), "pod": gets(CLOSE_1000["client"])}
     steps = [
-        ("blurts", "client", CLOSE_1000["client"]),
-        ("blurts", "pod", own_close("pod", b"\x03\xe9")),
+        ("writes", "client", CLOSE_1000["client"]),
+        ("writes", "pod", own_close("pod", b"\x03\xe9")),
     ]
-    yield cell("both say Close", "at once", "calm", steps, **both)
+    yield cell("both send Close", "at once", "calm", steps, **both)
 
 
-def our_closes(row, service, trigger, codes, reason):
-    """We close: each side is told where a frame of the other ends."""
+def balancer_closes(row, service, trigger, codes, reason):
+    """The balancer closes the session. Each side is sent a Close at the end of a frame of the other
+    side.
+    """
     told = {side: close(codes[side], reason, to=side) for side in SIDES}
     steps_of = {
         name: [step for side in SIDES for step in says(side, said(side))]
@@ -437,24 +445,24 @@ def our_closes(row, service, trigger, codes, reason):
         other = OTHER[side]
         for name, said in WITHIN.items():
             cut, rest = said(side)
-            hears = [*says(side, cut), *trigger, ("hears", side, CLOSE)]
-            # A Close that was begun before ours is the only one.
+            receives = [*says(side, cut), *trigger, ("receives", side, CLOSE)]
+            # If a side's Close is already being forwarded, the balancer sends none.
             last = b"" if name == "within a Close" else told[other]
             both = {side: gets(told[side]), other: gets(cut, rest, last)}
             yield cell(
                 row,
-                f"the {side} {name}, which it ends",
+                f"the {side} {name}, which it completes",
                 service,
-                [*hears, ("blurts", side, rest)],
+                [*receives, ("writes", side, rest)],
                 **both,
             )
         cut, rest = WITHIN["within a frame"](side)
-        hears = [*says(side, cut), *trigger, ("hears", side, CLOSE)]
+        receives = [*says(side, cut), *trigger, ("receives", side, CLOSE)]
         both = {side: gets(told[side]), other: gets(cut, rest, told[other])}
-        steps = [*hears, ("blurts", side, rest + CLOSE_1000[side])]
+        steps = [*receives, ("writes", side, rest + CLOSE_1000[side])]
         yield cell(
             row,
-            f"the {side} within a frame, whose end comes with its Close",
+            f"the {side} within a frame, completed together with its Close",
             service,
             steps,
             **both,
@@ -463,17 +471,17 @@ def our_closes(row, service, trigger, codes, reason):
         steps = [*says(side, cut), *trigger]
         yield cell(
             row,
-            f"the {side} within a frame, which it never ends",
+            f"the {side} within a frame, which it never completes",
             f"{service}-brief",
             steps,
             **both,
         )
         both = {side: gets(told[side]), other: gets(WHOLE, told[other])}
-        steps = [("floods", side), *trigger, ("hears", side, CLOSE), ("reads", other)]
+        steps = [("floods", side), *trigger, ("receives", side, CLOSE), ("reads", other)]
         yield cell(row, f"the {other} does not read", service, steps, deaf=(other,), **both)
     yield cell(
         row,
-        "nobody answers",
+        "neither side answers",
         f"{service}-brief",
         [*trigger],
         mute=SIDES,
@@ -482,12 +490,12 @@ def our_closes(row, service, trigger, codes, reason):
 
 
 def pings():
-    """A side that lets our Ping unanswered is as good as dead. It is told so, but not listened to
-    any more.
+    """A side that does not answer a Ping is dead: it is sent a Close, but its data are no longer
+    read.
     """
     for side in SIDES:
         other, told = OTHER[side], FAREWELLS[side]
-        row, service = f"the {side} answers no Ping", f"asks-{side}"
+        row, service = f"the {side} answers no Ping", f"pings-{side}"
         ours = frame(PING, PING_PAYLOAD, mask=OPEN_MASK if side == "pod" else None)
         for name, said in AT_BOUNDARY.items():
             both = {side: gets(said(other), ours, UNANSWERED[side]), other: gets(said(side), told)}
@@ -509,7 +517,7 @@ def pings():
                 *says(other, cut),
                 ("quiet", side),
                 *says(other, rest),
-                ("hears", side, PING),
+                ("receives", side, PING),
                 ("pongs", side),
                 *says(side, WORD[side]),
                 *says(side, CLOSE_1000[side]),
@@ -520,23 +528,21 @@ def pings():
             }
             yield cell(
                 row,
-                f"the other {name}: it is asked only behind it, and answers",
+                f"the other {name}: it is pinged only after the frame, and answers",
                 service,
                 steps,
                 **both,
             )
-        steps = [("hears", side, PING), *says(side, WORD[side]), *says(side, CLOSE_1000[side])]
+        steps = [("receives", side, PING), *says(side, WORD[side]), *says(side, CLOSE_1000[side])]
         both = {side: gets(ours, CLOSE_1000[other]), other: gets(WORD[side], CLOSE_1000[side])}
-        yield cell(row, "but says something", service, steps, **both)
+        yield cell(row, "but sends data", service, steps, **both)
 
 
 def stalls():
-    """A side that takes nothing is as good as dead. What it still gets when it reads has no Close
-    in it.
-    """
+    """A side that does not read is dead. The data that it still receives contain no Close."""
     for side in SIDES:
         other, told = OTHER[side], FAREWELLS[side]
-        row = f"the {side} takes nothing"
+        row = f"the {side} does not read"
         states = {name: (said(side), (told,)) for name, said in AT_BOUNDARY.items()}
         states |= {name: (said(side)[0], ()) for name, said in WITHIN_SHORT.items()}
         for name, (said, last) in states.items():
@@ -546,9 +552,9 @@ def stalls():
     steps = [("floods", "client"), ("ended", "client"), ("reads", "pod")]
     both = {"pod": gets(ANY), "client": gets(FAREWELLS["pod"])}
     yield cell(
-        "the pod takes nothing",
-        "the client is asked by Pings",
-        "stalls-asks",
+        "the pod does not read",
+        "the client is pinged",
+        "stalls-pings",
         steps,
         deaf=("pod",),
         **both,
@@ -556,16 +562,16 @@ def stalls():
 
 
 def limits():
-    """What is over a limit is refused by its header, before any of its payload."""
+    """A frame over a limit is refused by its header, before any payload is forwarded."""
     for name, said in AT_BOUNDARY.items():
         opcode = 0 if "fragments" in name else 2
         header, payload = split(frame(opcode, bytes(1001), mask=MASK))
         steps = [
             *says("client", said("client")),
             *says("pod", said("pod")),
-            ("blurts", "client", header),
-            ("hears", "client", CLOSE),
-            ("blurts", "client", payload),
+            ("writes", "client", header),
+            ("receives", "client", CLOSE),
+            ("writes", "client", payload),
         ]
         yield violation(
             "a frame over the limit",
@@ -577,7 +583,7 @@ def limits():
             said("pod"),
         )
     header, payload = split(frame(2, bytes(1001), mask=MASK))
-    steps = [("blurts", "client", header[:3]), ("blurts", "client", header[3:])]
+    steps = [("writes", "client", header[:3]), ("writes", "client", header[3:])]
     yield violation(
         "a frame over the limit",
         "its header alone, in two pieces",
@@ -585,7 +591,7 @@ def limits():
         steps,
         FRAME_REASON,
     )
-    steps = [("blurts", "client", WORD["client"] + header + payload + WORD["client"])]
+    steps = [("writes", "client", WORD["client"] + header + payload + WORD["client"])]
     yield violation(
         "a frame over the limit",
         "with bytes in flight",
@@ -596,11 +602,15 @@ def limits():
     )
     for name, said in WITHIN_SHORT.items():
         cut, rest = said("pod")
-        steps = [*says("pod", cut), ("blurts", "client", header + payload), ("hears", "pod", CLOSE)]
-        ends = [*steps, ("blurts", "pod", rest)]
+        steps = [
+            *says("pod", cut),
+            ("writes", "client", header + payload),
+            ("receives", "pod", CLOSE),
+        ]
+        ends = [*steps, ("writes", "pod", rest)]
         yield violation(
             "a frame over the limit",
-            f"the pod {name}, which it ends",
+            f"the pod {name}, which it completes",
             "frames",
             ends,
             FRAME_REASON,
@@ -608,7 +618,7 @@ def limits():
         )
         yield cell(
             "a frame over the limit",
-            f"the pod {name}, which it never ends",
+            f"the pod {name}, which it never completes",
             "frames-brief",
             steps,
             client=gets(cut),
@@ -616,8 +626,8 @@ def limits():
         )
     steps = [
         ("floods", "pod"),
-        ("blurts", "client", header + payload),
-        ("hears", "pod", CLOSE),
+        ("writes", "client", header + payload),
+        ("receives", "pod", CLOSE),
         ("reads", "client"),
     ]
     yield violation(
@@ -631,7 +641,7 @@ def limits():
     )
     steps = [
         ("floods", "client"),
-        ("blurts", "client", frame(2, bytes(8193), mask=MASK)),
+        ("writes", "client", frame(2, bytes(8193), mask=MASK)),
         ("reads", "pod"),
     ]
     reason = "a frame of 8193 bytes is too large"
@@ -655,22 +665,22 @@ def message_limits():
         ("between two fragments", first),
         ("after a Ping between fragments", pinged),
     ):
-        steps = [*says("client", said), ("blurts", "client", frame(0, bytes(401), mask=MASK))]
+        steps = [*says("client", said), ("writes", "client", frame(0, bytes(401), mask=MASK))]
         yield violation("a message over the limit", name, "messages", steps, reason, said)
     steps = [
         *says("client", WORD["client"]),
-        ("blurts", "client", frame(1, bytes(1001), mask=MASK)),
+        ("writes", "client", frame(1, bytes(1001), mask=MASK)),
     ]
     yield violation(
         "a message over the limit", "in one frame", "messages", steps, reason, WORD["client"]
     )
     row, three = "messages over the rate", WORD["client"] * 3
-    steps = [("blurts", "client", three + WORD["client"] * 2)]
+    steps = [("writes", "client", three + WORD["client"] * 2)]
     yield violation(
         row, "with bytes in flight", "rate", steps, "too many messages", three, code=1008
     )
     parts = FIRST["client"] + LAST["client"]
-    steps = [("blurts", "client", WORD["client"] * 2 + parts + parts)]
+    steps = [("writes", "client", WORD["client"] * 2 + parts + parts)]
     passed = WORD["client"] * 2 + parts + FIRST["client"]
     yield violation(
         row, "between two fragments", "rate", steps, "too many messages", passed, code=1008
@@ -678,13 +688,13 @@ def message_limits():
     cut, rest = WITHIN["within a frame"]("pod")
     steps = [
         *says("pod", cut),
-        ("blurts", "client", three + WORD["client"]),
-        ("hears", "pod", CLOSE),
-        ("blurts", "pod", rest),
+        ("writes", "client", three + WORD["client"]),
+        ("receives", "pod", CLOSE),
+        ("writes", "pod", rest),
     ]
     yield violation(
         row,
-        "the pod within a frame, which it ends",
+        "the pod within a frame, which it completes",
         "rate",
         steps,
         "too many messages",
@@ -698,12 +708,12 @@ FRAME_REASON = "a frame of 1001 bytes is too large"
 
 
 def split(whole):
-    """The header of a masked frame of 126 to 65535 bytes, and its payload."""
+    """Returns the header of a masked frame of 126 to 65535 bytes, and its payload."""
     return whole[:8], whole[8:]
 
 
 def violation(row, variant, service, steps, reason, up=b"", down=b"", code=1009, **more):
-    """Client and pod are told, behind what has passed."""
+    """Both sides receive a Close after the forwarded data."""
     both = {
         "client": gets(down, close(code, reason)),
         "pod": gets(up, close(1001, reason, to="pod")),
@@ -712,11 +722,11 @@ def violation(row, variant, service, steps, reason, up=b"", down=b"", code=1009,
 
 
 def timed_out():
-    """Sessions that we end when it is time."""
+    """Sessions that the balancer ends by a time limit."""
     both = dict.fromkeys(SIDES, 1001)
-    yield from our_closes("idle time-out", "idle", (), both, "idle for long")
+    yield from balancer_closes("idle time-out", "idle", (), both, "idle for long")
     both = dict.fromkeys(SIDES, 1012)
-    yield from our_closes("greatest age", "old", (), both, "lived for long")
+    yield from balancer_closes("maximum age", "old", (), both, "lived for long")
 
 
 DRAIN_CODES = {"client": 1012, "pod": 1001}
@@ -724,20 +734,22 @@ DRAIN_CODES = {"client": 1012, "pod": 1001}
 
 def deleted():
     """An operator closes one session."""
-    yield from our_closes(
+    yield from balancer_closes(
         "DELETE of the session", "calm", [("deleted",)], DRAIN_CODES, "closed by an operator"
     )
 
 
 def moved():
     """An operator drains a service: for all its sessions at once."""
-    yield from our_closes("move", "moved", [("together",)], DRAIN_CODES, "moved to another pod")
+    yield from balancer_closes(
+        "move", "moved", [("together",)], DRAIN_CODES, "moved to another pod"
+    )
 
 
 def shutdown():
     """SIGTERM: for all sessions at once."""
     reason = "balancer is shutting down"
-    yield from our_closes("SIGTERM", "calm", [("together",)], DRAIN_CODES, reason)
+    yield from balancer_closes("SIGTERM", "calm", [("together",)], DRAIN_CODES, reason)
     told = {side: close(code, reason, to=side) for side, code in DRAIN_CODES.items()}
     steps = [("asks",), ("asked",), ("together",), ("replies",), ("switched",)]
     yield cell(
@@ -752,7 +764,7 @@ def shutdown():
 
 
 def in_handshakes():
-    """What happens before the pod's 101 is whole, or in the same moment."""
+    """Faults before the pod's 101 is complete, or at the same moment."""
     begin = [("asks",), ("asked",)]
     row = "the client leaves during the handshake"
     early = WORD["client"]
@@ -761,11 +773,11 @@ def in_handshakes():
         ("by RST", [*begin, ("resets", "client")]),
         ("by FIN, with bytes in flight", [("asks", early), ("asked",), ("leaves", "client")]),
         (
-            "by FIN, half of the 101 is there",
+            "by FIN, half of the 101 has arrived",
             [*begin, ("replies", 0.5), ("taken", "pod"), ("leaves", "client")],
         ),
         (
-            "by RST, half of the 101 is there",
+            "by RST, half of the 101 has arrived",
             [*begin, ("replies", 0.5), ("taken", "pod"), ("resets", "client")],
         ),
     ):
@@ -781,7 +793,7 @@ def in_handshakes():
     )
     row = "the pod dies during the handshake"
     for act, word in (("leaves", "FIN"), ("resets", "RST")):
-        for share, when in ((0, "nothing said"), (0.5, "half of the 101 is there")):
+        for share, when in ((0, "no data"), (0.5, "half of the 101 has arrived")):
             dies = [("replies", share), (act, "pod")]
             expected = gets(refusal("502 Bad Gateway", "the pod could not be reached"))
             yield cell(
@@ -817,7 +829,7 @@ def in_handshakes():
     steps = [*begin, ("replies", 0.5)]
     yield cell(
         "the pod falls silent during the handshake",
-        "half of the 101 is there",
+        "half of the 101 has arrived",
         "handshakes",
         steps,
         begun=False,
@@ -827,7 +839,7 @@ def in_handshakes():
     row = "the pod dies right behind its 101"
     for act, word in (("leaves", "FIN"), ("resets", "RST")):
         for name, said, last in (
-            ("nothing said", b"", FAREWELLS["pod"]),
+            ("no data", b"", FAREWELLS["pod"]),
             ("with bytes in flight", WORD["pod"], FAREWELLS["pod"]),
             ("between two fragments", FIRST["pod"], FAREWELLS["pod"]),
             ("within a frame", WORD["pod"][:5], b""),
@@ -854,7 +866,7 @@ def in_handshakes():
 
 
 def refusal(status, sentence):
-    """An answer of the balancer's own, its date apart."""
+    """Returns the balancer's own answer, without its date."""
     fields = (
         f"content-length: {len(sentence) + 1}",
         "connection: close",
