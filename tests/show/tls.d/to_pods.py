@@ -102,7 +102,7 @@ class Case:
 def warning_pattern(pod, reason=""):
     """Returns a pattern for warnings about requests to a pod, but not about its polls."""
     port = pod.address.rpartition(":")[2]
-    return re.compile(rf"WARN(?!.* its count is ).*:{port}\b.*{reason}")
+    return re.compile(rf"WARN(?!.*: metrics unavailable ).*:{port}\b.*{reason}")
 
 
 class Plain(scripted.Pod):
