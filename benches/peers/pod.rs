@@ -90,7 +90,7 @@ async fn echo(mut stream: TcpStream, mut buffer: Vec<u8>) -> Result<()> {
             filled -= frame.len();
             continue;
         }
-        // One byte more than the frame: a read that does not fill the buffer tells tokio that the
+        // One byte more than the frame: a read that does not fill the buffer shows tokio that the
         // socket is empty, which saves one more read.
         let wanted = frame.map_or(INITIAL_BUFFER, |frame| frame.len() + 1);
         if buffer.len() < wanted {

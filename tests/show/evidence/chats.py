@@ -155,7 +155,7 @@ class Crowd:
         sent, echoed = (
             sum(getattr(chat, name) for chat in self.chats) for name in ("sent", "echoed")
         )
-        wrong = [what for chat in self.chats for what in chat.wrong]
+        wrong = [error for chat in self.chats for error in chat.wrong]
         dropped_chats = self.dropped()
         note = (
             f", but {len(dropped_chats)} were: {sessions.ends(dropped_chats)}"

@@ -164,7 +164,7 @@ async def show_control(_):
         await host.start()
     failed_visits = group.failed_visits()
     check(
-        any("ConnectionRefused" in what for what in failed_visits),
+        any("ConnectionRefused" in label for label in failed_visits),
         f"some connects are refused: {failed_visits}",
     )
 
@@ -310,9 +310,9 @@ class VisitorGroup:
 
     def failed_visits(self):
         return {
-            what: count
-            for what, count in self.visits().items()
-            if what not in (ECHO, CLOSED_BEFORE_ECHO)
+            label: count
+            for label, count in self.visits().items()
+            if label not in (ECHO, CLOSED_BEFORE_ECHO)
         }
 
 

@@ -583,12 +583,12 @@ case(
     "pod-401",
     handshake(),
     401,
-    body=b"who?",
+    body=b"log in",
     fields={"www-authenticate": 'Basic realm="pods", Bearer'},
     pod=[
         Says(
             framed(
-                b"who?",
+                b"log in",
                 b"401 Unauthorized",
                 b'WWW-Authenticate: Basic realm="pods"',
                 b"WWW-Authenticate: Bearer",
@@ -780,7 +780,7 @@ differs(
     "70-kB-field",
     "70-kB-of-fields",
 )
-differs("nginx", 414, "uses RFC 9110's status for long targets", "70-kB-target")
+differs("nginx", 414, "uses RFC 9110's status for targets that are too long", "70-kB-target")
 
 # HAProxy and nginx check almost nothing in a pod's 101.
 UNCHECKED = "forwards a pod's 101 without checking this field"

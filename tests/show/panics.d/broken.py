@@ -13,7 +13,7 @@ from evidence.checks import check, say
 from evidence.scripted import eventually
 
 PODS = 4
-NEWCOMERS = 40  # clients that connect after a panic
+NEW_CLIENTS = 40  # clients that connect after a panic
 MAX_DIFFERENCE = 2  # sessions by which the pods may differ after these have connected
 ACTORS = {"metrics": "MetricsActor", "registry": "RegistryActor", "pick": "MetricsActor"}
 FORGET_SECONDS = 60  # seconds after which a panic is forgotten
@@ -91,9 +91,10 @@ async def provoke(balancer, count_before):
 
 async def check_exit(balancer, reason):
     code = await asyncio.to_thread(balancer.process.wait, EXIT_SECONDS)
-    told = await eventually(lambda: reason in balancer.lines)
+    is_logged = await eventually(lambda: reason in balancer.lines)
     check(
-        code == 1 and told, f"after 3 panics the exit code is {code}, and the log says {reason!r}"
+        code == 1 and is_logged,
+        f"after 3 panics the exit code is {code}, and the log says {reason!r}",
     )
 
 
@@ -206,7 +207,7 @@ async def show_panic(balancer, hook):
     check(panics(balancer) == count_before + 1 and ACTORS[hook] in line, f"the log: {line}")
     over.set()
     outcomes = collections.Counter(
-        outcome for newcomers in await asyncio.gather(*visits) for outcome in newcomers
+        outcome for new_clients in await asyncio.gather(*visits) for outcome in new_clients
     )
     check(
         set(outcomes) == {"an echo"},
@@ -230,21 +231,23 @@ async def keep_visiting(balancer, over):
 
 async def show_spread(balancer, before):
     """Checks that new sessions are balanced by correct counts, and ends them."""
-    newcomers = [
-        await chats.connect(balancer.address, chats.new_client()) for _ in range(NEWCOMERS)
+    new_clients = [
+        await chats.connect(balancer.address, chats.new_client()) for _ in range(NEW_CLIENTS)
     ]
-    count = len(before.ids) + NEWCOMERS
+    count = len(before.ids) + NEW_CLIENTS
     await eventually(lambda: sum(balancer.own().values()) == count)
     own = balancer.own()
     even = (
         max(own.values()) - min(own.values()) <= MAX_DIFFERENCE
-        and sum(own.values()) == len(before.ids) + NEWCOMERS
+        and sum(own.values()) == len(before.ids) + NEW_CLIENTS
     )
-    check(even, f"{NEWCOMERS} new sessions are spread evenly, the pods then have {[*own.values()]}")
-    for client in newcomers:
+    check(
+        even, f"{NEW_CLIENTS} new sessions are spread evenly, the pods then have {[*own.values()]}"
+    )
+    for client in new_clients:
         if client.inside:
             client.send_close()
-    await sessions.all_ended(newcomers)
+    await sessions.all_ended(new_clients)
     check(await is_state(balancer, before), "after they have left, the state is the same as before")
 
 

@@ -63,6 +63,6 @@ async def show_disorder(count):
             for pod in pods:
                 pod.thinks = delay
             await asyncio.sleep(chats.PERIOD)
-        wrong = await eventually(lambda: [what for chat in chatters.chats for what in chat.wrong])
+        wrong = await eventually(lambda: [error for chat in chatters.chats for error in chat.wrong])
         check(wrong, f"{len(wrong)} wrong echoes are noticed, such as {wrong[:1]}")
         await chats.stop(balancer)

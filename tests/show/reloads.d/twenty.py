@@ -157,7 +157,7 @@ class Environment:
         )
 
     @contextlib.asynccontextmanager
-    async def newcomers(self, count=1, path="/"):
+    async def new_clients(self, count=1, path="/"):
         """Opens sessions, and ends them when the block is left."""
         clients = [
             await chats.connect(self.balancer.address, chats.Chat("new", path))
@@ -358,17 +358,17 @@ def invalid_toml(*_):
 
 
 async def check_full(environment):
-    async with environment.newcomers() as [client]:
+    async with environment.new_clients() as [client]:
         check(client.status == 503, f"a new client gets {client.status}: the limit is reached")
 
 
 async def check_accepted(environment):
-    async with environment.newcomers() as [client]:
+    async with environment.new_clients() as [client]:
         check(client.status == 101, f"a new client gets {client.status}")
 
 
 async def check_added_pod(environment):
-    async with environment.newcomers(10) as clients:
+    async with environment.new_clients(10) as clients:
         check(
             {client.pod for client in clients} == {"more"},
             f"new sessions go to the new pod, which is {environment.state(environment.added_pod)}",
@@ -383,7 +383,7 @@ async def check_draining(environment):
         f"the removed pod is {environment.state(first)},"
         f" with {environment.balancer.own().get(first.url)} sessions",
     )
-    async with environment.newcomers(10) as clients:
+    async with environment.new_clients(10) as clients:
         check(
             all(client.status == 101 and client.pod != first.name for client in clients),
             "new sessions go to other pods",
@@ -437,14 +437,14 @@ async def check_unwatched(environment):
 
 
 async def check_new_service(environment):
-    async with environment.newcomers(2, "/video/watch") as clients:
+    async with environment.new_clients(2, "/video/watch") as clients:
         check(
             {client.pod for client in clients} == {"video"}
             and environment.video.last.target == "/watch",
             "new sessions at /video/watch go to the pod of the new service, which sees "
             f"{environment.video.last.target}",
         )
-    async with environment.newcomers() as [client]:
+    async with environment.new_clients() as [client]:
         check(client.pod != "video", f"others go to {client.pod}")
     await environment.keep_open(
         await chats.connect(environment.balancer.address, chats.new_client("/video"))
@@ -452,7 +452,7 @@ async def check_new_service(environment):
 
 
 async def check_idle_timeout(environment):
-    async with environment.newcomers() as [client]:
+    async with environment.new_clients() as [client]:
         ended = await all_ended([client])
         check(
             ended and client.close == IDLE,
@@ -461,7 +461,7 @@ async def check_idle_timeout(environment):
 
 
 async def check_message_limit(environment):
-    async with environment.newcomers() as [client]:
+    async with environment.new_clients() as [client]:
         client.talk()
         ended = await all_ended([client])
         check(
@@ -472,7 +472,7 @@ async def check_message_limit(environment):
 
 
 async def check_header(environment):
-    async with environment.newcomers() as [client]:
+    async with environment.new_clients() as [client]:
         client.talk()
         echoed = await eventually(lambda: client.echoed)
         header = next(
@@ -506,7 +506,7 @@ async def check_token(environment):
 
 
 async def check_removed_service(environment):
-    async with environment.newcomers(2, "/video/watch") as clients:
+    async with environment.new_clients(2, "/video/watch") as clients:
         check(
             all(client.status == 101 and client.pod != "video" for client in clients),
             "new sessions at /video/watch go to the pods of the other service",

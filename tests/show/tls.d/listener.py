@@ -141,12 +141,12 @@ async def show_close_notify(pod, settings, context):
         "Connection: close": scripted.request("/", HOST, "Connection: close"),
         "no HTTP": "\0\r\n\r\n",
     }
-    for what, text in asked.items():
+    for label, text in asked.items():
         try:
             await asyncio.to_thread(read_to_end, text)
-            check(True, f"{what}: the connection ends by a close_notify")
+            check(True, f"{label}: the connection ends by a close_notify")
         except ssl.SSLError as error:
-            check(False, f"{what}: the connection ends by {error}")
+            check(False, f"{label}: the connection ends by {error}")
     balancer.stop()
 
 
@@ -177,10 +177,10 @@ async def show_forwarded(pod, settings, context):
                 right &= all(
                     one["forwarded"].endswith(f";proto={proto}") for one in (plain, upgraded)
                 )
-                what = f"Host: {host}{', a client that forges the fields' if fields else ''}"
+                label = f"Host: {host}{', a client that forges the fields' if fields else ''}"
                 check(
                     right,
-                    f"{what}: {answers[0] if answers[0] == answers[1] else answers}, "
+                    f"{label}: {answers[0] if answers[0] == answers[1] else answers}, "
                     f"{upgraded['forwarded']}",
                 )
         balancer.stop()
@@ -204,26 +204,26 @@ async def show_invalid_bytes(settings, context):
     }
     before = balancer.refusals()
     async with peers.websocket(balancer.address, context=context) as chatting:
-        for what, sent in cases.items():
+        for label, sent in cases.items():
             client = await scripted.dial(balancer.address)
             # The connection may be closed before all bytes are sent.
             with contextlib.suppress(OSError):
                 await client.send(sent)
             ended = await client.ended()
             client.close()
-            await chatting.send(what)
+            await chatting.send(label)
             check(
-                ended and await chatting.recv() == what,
-                f"{what}: closed, another session is not affected",
+                ended and await chatting.recv() == label,
+                f"{label}: closed, another session is not affected",
             )
-        for what, sent in (("nothing", b""), ("half a ClientHello", real_hello[:100])):
+        for label, sent in (("nothing", b""), ("half a ClientHello", real_hello[:100])):
             client = await scripted.dial(balancer.address)
             await client.send(sent)
             client.reset()
-            await chatting.send(what)
+            await chatting.send(label)
             check(
-                await chatting.recv() == what,
-                f"{what}, then a reset: another session is not affected",
+                await chatting.recv() == label,
+                f"{label}, then a reset: another session is not affected",
             )
         await scripted.eventually(lambda: balancer.refusals(before).get("bad_tls", 0) >= len(cases))
         counted = balancer.refusals(before)

@@ -125,13 +125,13 @@ def run_tests(connect):
     yield "tls1_3, no server name", str(answer := connect("-noservername")), answer.cipher
 
     two = connect("-tls1_2", "-comp")
-    for what, pattern, wanted in (
+    for label, pattern, wanted in (
         ("secure renegotiation", "Secure Renegotiation (IS.*)", "IS supported"),
         ("extended master secret", "Extended master secret: (.*)", "yes"),
         ("compression", "Compression: (.*)", "NONE"),
         ("temporary key", "(?:Server|Peer) Temp Key: (.*)", "X25519, 253 bits"),
     ):
-        yield what, (description := str(two.find(pattern))), description == wanted
+        yield label, (description := str(two.find(pattern))), description == wanted
     # Send a request first, because some servers send no alert before their first answer.
     second = connect(
         "-tls1_2",
@@ -232,8 +232,8 @@ def show_ciphers(addresses):
     with concurrent.futures.ThreadPoolExecutor(4) as threads:
         answers = dict(zip(questions, threads.map(connect, questions)))
     accepted = {}
-    for who, address in addresses.items():
-        accepted[who] = [name for name in names if answers[name, address].cipher == name]
+    for server, address in addresses.items():
+        accepted[server] = [name for name in names if answers[name, address].cipher == name]
     one, two, openssl_server = accepted
     unsupported = [name for name in names if not answers[name, addresses[one]].is_supported]
     check(
@@ -271,9 +271,9 @@ def show_ciphers(addresses):
     )
 
 
-def print_list(what, names):
+def print_list(label, names):
     layout = {"initial_indent": "  ", "subsequent_indent": "    ", "break_on_hyphens": False}
-    say(textwrap.fill(f"{what}: {' '.join(names)}", 116, **layout))
+    say(textwrap.fill(f"{label}: {' '.join(names)}", 116, **layout))
 
 
 async def show(folder, npm, root, other):
@@ -300,20 +300,20 @@ async def show(folder, npm, root, other):
         )
         tables[name] += [
             (
-                f"handmade, {what}",
+                f"handmade, {label}",
                 description := await send_handmade(address, record),
                 re.match(wanted, description),
             )
-            for what, (record, wanted) in HANDMADE.items()
+            for label, (record, wanted) in HANDMADE.items()
         ]
     say(COLUMNS.format("", *addresses))
     control_failures = 0
     for row in zip(*tables.values()):
-        what = row[0][0]
-        say(COLUMNS.format(what, *(description for _, description, _ in row)).rstrip())
+        label = row[0][0]
+        say(COLUMNS.format(label, *(description for _, description, _ in row)).rstrip())
         for name, (_, description, right) in list(zip(addresses, row))[:2]:
             if not right:
-                check(False, f"{what}, {name}: {description}")
+                check(False, f"{label}, {name}: {description}")
         control_failures += not row[2][2]
     wrong = sum(not right for name in list(addresses)[:2] for _, _, right in tables[name])
     total = len(tables["ECDSA certificate"])

@@ -89,9 +89,11 @@ async def show(folder, npm, root, other):
             ("a key alone", pair(section, None), certificate, "", ALONE),
         ]
     certificate, key = "server.tls_cert_file", "server.tls_key_file"
-    for what in ("garbage.pem", "noise.pem", "garbled.pem", "empty.pem"):
-        file = folder / what
-        rows.append((f"{what} as certificate", pair("server", file), certificate, file, UNREADABLE))
+    for label in ("garbage.pem", "noise.pem", "garbled.pem", "empty.pem"):
+        file = folder / label
+        rows.append(
+            (f"{label} as certificate", pair("server", file), certificate, file, UNREADABLE)
+        )
     rows += [
         ("a key as certificate", pair("server", good.key), certificate, good.key, "certificate"),
         (
@@ -108,28 +110,28 @@ async def show(folder, npm, root, other):
         "an encrypted key": locked,
         "a certificate": good.certificate,
     }
-    for what, file in keys.items():
-        rows.append((f"{what} as key", pair("server", key=file), key, file, r"\bkey\b"))
+    for label, file in keys.items():
+        rows.append((f"{label} as key", pair("server", key=file), key, file, r"\bkey\b"))
     for section in ("balancer", "services.chat"):
         authorities = f"{section}.tls_ca_file"
         rows.append(("missing authorities", {authorities: missing}, authorities, missing, ABSENT))
-        for what in ("garbage.pem", "noise.pem", "garbled.pem", "empty.pem"):
-            file = folder / what
+        for label in ("garbage.pem", "noise.pem", "garbled.pem", "empty.pem"):
+            file = folder / label
             rows.append(
-                (f"{what} as authorities", {authorities: file}, authorities, file, UNREADABLE)
+                (f"{label} as authorities", {authorities: file}, authorities, file, UNREADABLE)
             )
         rows.append(
             ("a key as authorities", {authorities: good.key}, authorities, good.key, "certificate")
         )
     say("  each of these settings is refused with exit code 64:")
-    for what, values, key, file, pattern in rows:
+    for label, values, key, file, pattern in rows:
         code, output = run("check", values, folder)
         line = next((line for line in output.splitlines() if key in line and str(file) in line), "")
         # The names of configuration key and file may contain words of the pattern.
         reason = re.search(pattern, line.replace(str(file), "").replace(key, ""), re.I)
         is_refused = code == USAGE and line and reason
         message = (line or f"{code}: {output.strip()}").replace(str(folder), "…").strip()
-        check(is_refused, f"{key.rpartition('.')[0]}, {what}: {message}")
+        check(is_refused, f"{key.rpartition('.')[0]}, {label}: {message}")
     code, output = run("run", pair("server", missing), folder)
     check(
         code == USAGE and str(missing) in output,

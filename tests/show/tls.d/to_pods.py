@@ -48,7 +48,7 @@ class Outcome:
 class Case:
     """A pod with TLS settings, and a pattern of the error if the pod must be refused."""
 
-    what: str
+    label: str
     pod: object
     settings: dict = field(default_factory=dict)
     refused: str = ""
@@ -79,17 +79,20 @@ class Case:
         )
         say(
             COLUMNS.format(
-                self.what, *map(str, statuses), outcome.state, report or outcome.error or "no error"
+                self.label,
+                *map(str, statuses),
+                outcome.state,
+                report or outcome.error or "no error",
             )
         )
         if self.refused:
             polls = "the same" if re.search(self.refused, outcome.error) else outcome.error
             check(
                 outcome.is_refused() and line,
-                f"{self.what}: refused, and the reason is logged; error of the polls: {polls}",
+                f"{self.label}: refused, and the reason is logged; error of the polls: {polls}",
             )
         else:
-            check(outcome.is_served(), f"{self.what}: served and polled")
+            check(outcome.is_served(), f"{self.label}: served and polled")
         return outcome
 
     def poll_result(self):
@@ -146,7 +149,7 @@ async def show(folder, npm, root, other):
     expired = root.issue("expired", "DNS:localhost", expired=True)
     unknown = other.issue("unknown", "DNS:localhost")
     client = root.issue("client", usage="clientAuth")
-    stranger = other.issue("stranger", usage="clientAuth")
+    unknown_client = other.issue("unknown-client", usage="clientAuth")
     trust = {"CA_FILE": root.file}
 
     async def pod(pair, host="localhost", **more):
@@ -182,9 +185,9 @@ async def show(folder, npm, root, other):
     check_hello(plain)
     say("  control: with tls_verify = false, every check above that a pod is refused fails")
     for case in bad:
-        unverified = Case(case.what, case.pod, {**case.settings, "VERIFY": "false"})
+        unverified = Case(case.label, case.pod, {**case.settings, "VERIFY": "false"})
         outcome = await unverified.run()
-        check(not outcome.is_refused(), f"control: {case.what}: the check for 502 fails")
+        check(not outcome.is_refused(), f"control: {case.label}: the check for 502 fails")
         unverified.stop()
     await run_all([Case("no TLS, not verified", plain, {**trust, "VERIFY": "false"}, NO_TLS)])
 
@@ -202,7 +205,7 @@ async def show(folder, npm, root, other):
 
     say("  pods that require a client certificate")
     certificate_settings = {"CERT_FILE": client.certificate, "KEY_FILE": client.key}
-    unknown_certificate = {"CERT_FILE": stranger.certificate, "KEY_FILE": stranger.key}
+    unknown_certificate = {"CERT_FILE": unknown_client.certificate, "KEY_FILE": unknown_client.key}
     unknown_authority_error = NO_CERTIFICATE.replace("Required", "Required|Unknown ?CA|Unknown ?Ca")
     for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
         name = f"TLS 1.{version - ssl.TLSVersion.TLSv1}"
@@ -230,19 +233,19 @@ async def show(folder, npm, root, other):
         "TLS 1.3 that requires a client certificate": strict,
         "no answer": await start_silent_pod(),
     }
-    for what, failing in failing_pods.items():
-        await show_failover(what, failing, await pod(right), root)
+    for label, failing in failing_pods.items():
+        await show_failover(label, failing, await pod(right), root)
 
 
 async def show_sessions(cases):
     for case, expected in cases:
         await case.run()
         wrong = await peers.failed_messages(case.balancer.address, case.pod)
-        what = (
+        label = (
             f"text, binary, large messages, {peers.PIECES} fragments, close codes {peers.CODES} "
             "in both directions"
         )
-        check(not wrong, f"{case.what}: {', '.join(wrong) + ' failed' if wrong else what}")
+        check(not wrong, f"{case.label}: {', '.join(wrong) + ' failed' if wrong else label}")
         if expected:
             seen = {request[1:] for request in case.pod.seen}
             check(seen == {expected}, f"the pod saw name, ALPN, version: {seen}")
@@ -269,18 +272,18 @@ def check_hello(plain):
     )
 
 
-async def show_failover(what, failing, good, root):
+async def show_failover(label, failing, good, root):
     settings = {"BALANCER__TLS_CA_FILE": root.file, "BALANCER__CONNECT_TIMEOUT": "300ms"}
     balancer = peers.Balancer(failing, good, **settings)
-    count = SESSIONS if what != "no answer" else 5
+    count = SESSIONS if label != "no answer" else 5
     refused = await peers.session_errors(balancer.address, count=count)
     heads = [
         (await peers.ask(balancer.address, scripted.request("/", HOST)))[0] for _ in range(count)
     ]
     refused += [head and head.status for head in heads if not head or head.status != 200]
     warnings = [line for line in balancer.lines if warning_pattern(failing).search(line)]
-    check(not refused, f"{what}: {2 * count} clients, errors: {refused or 'none'}")
-    check(warnings, f"{what}: the failing pod was tried, {len(warnings)} warnings")
+    check(not refused, f"{label}: {2 * count} clients, errors: {refused or 'none'}")
+    check(warnings, f"{label}: the failing pod was tried, {len(warnings)} warnings")
     check(
         await balancer.reaches_states("ejected", "up"),
         "the failing pod is ejected, the other is up",
