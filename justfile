@@ -53,26 +53,38 @@ _default:
 
 # Checks format, lints, documentation, dependencies and spelling.
 lint:
-    @.ci/step format cargo fmt --check
-    @.ci/step format-fuzz cargo fmt --check --manifest-path fuzz/Cargo.toml
-    @.ci/step ruff-check ruff check tests/show
-    @.ci/step ruff-format ruff format --check tests/show
-    @.ci/step typos typos
-    @.ci/step deny cargo deny --locked check licenses bans sources
-    @.ci/step clippy cargo clippy --locked --all-targets -- -D warnings
-    @.ci/step clippy-fault-hooks cargo clippy --locked --all-targets --features fault-hooks -- -D warnings
-    @RUSTDOCFLAGS="-D warnings" .ci/step rustdoc cargo doc --locked --no-deps --document-private-items
+    #!/usr/bin/env bash
+    failed=0
+    check() { .ci/step "$@" || failed=1; }
+    check format cargo fmt --check
+    check format-fuzz cargo fmt --check --manifest-path fuzz/Cargo.toml
+    check ruff-check ruff check tests/show
+    check ruff-format ruff format --check tests/show
+    check typos typos
+    check deny cargo deny --locked check licenses bans sources
+    check clippy cargo clippy --locked --all-targets -- -D warnings
+    check clippy-fault-hooks cargo clippy --locked --all-targets --features fault-hooks -- -D warnings
+    RUSTDOCFLAGS="-D warnings" check rustdoc cargo doc --locked --no-deps --document-private-items
+    exit "$failed"
 
 # Runs all Rust tests. A panic that no test notices fails the lane, so nothing is captured.
 test:
-    @RUST_TEST_NOCAPTURE=1 .ci/step tests cargo test
-    @.ci/step no-panics bash -c '! grep -n "panicked at" target/ci/tests.log'
-    @.ci/step tests-fault-hooks cargo test --features fault-hooks --test it supervision
+    #!/usr/bin/env bash
+    failed=0
+    check() { .ci/step "$@" || failed=1; }
+    RUST_TEST_NOCAPTURE=1 check tests cargo test
+    check no-panics bash -c '! grep -n "panicked at" target/ci/tests.log'
+    check tests-fault-hooks cargo test --features fault-hooks --test it supervision
+    exit "$failed"
 
-# Builds all that is built with optimizations, so that the other lanes find it ready.
-build: binaries
+# Builds the tests without running them.
+build-tests:
+    cargo test --no-run
+    cargo test --no-run --features fault-hooks --test it
+
+# Builds the release binaries and the benchmarks.
+build-release: binaries
     cargo bench --locked --no-run --bench simulation --bench peers
-    fuzz/run --build
 
 # Builds the release binary, and a second one whose control actors can be made to panic.
 binaries:

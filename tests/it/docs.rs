@@ -98,9 +98,9 @@ fn the_quick_start_is_what_ci_runs() {
     // tests/show/quickstart runs the first two such blocks of the README.
     assert_eq!(blocks(&readme, "sh")[..2], commands);
     let lane = read("justfile");
-    let steps: Vec<_> = lane.lines().filter(|line| line.contains(".ci/step tests ")).collect();
+    let steps: Vec<_> = lane.lines().filter(|line| line.contains("check tests ")).collect();
     assert_eq!(steps.len(), 1, "{steps:?}");
-    assert!(steps[0].ends_with(".ci/step tests cargo test"), "{steps:?}");
+    assert!(steps[0].ends_with("check tests cargo test"), "{steps:?}");
 }
 
 #[test]
