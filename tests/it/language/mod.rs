@@ -16,7 +16,7 @@ const CHECKED: [&str; 9] = [
     "src",
     "tests",
     "benches",
-    "fuzz/fuzz_targets",
+    "fuzz/targets",
     "config",
     "docs",
     "README.md",
