@@ -174,7 +174,7 @@ impl Reloader {
         let mut ids = self.ids.clone();
         let rules = services::rules(&mut ids, config);
         send_retrying(&self.metrics, || Reconfigure(rules.clone())).await?;
-        let traffic = self.current.load().renewed(config, &ids);
+        let traffic = self.current.load().with_config(config, &ids);
         self.current.store(Arc::new(traffic));
         self.discovery.do_send(SetLookups(services::lookups(&mut ids, config)));
         self.ids = ids;

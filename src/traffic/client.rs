@@ -54,7 +54,7 @@ impl HandshakeClient {
         Self::new(io, Codec::new(ServiceConfig::default()), early, peer)
     }
 
-    /// Waits until the client closes its connection. What it sends until then is kept.
+    /// Waits until the client closes its connection. Bytes that it sends until then are kept.
     pub async fn wait_until_closed(&mut self) {
         while self.early.len() < MAX_EARLY {
             match self.io.read_buf(&mut self.early).await {
@@ -93,7 +93,7 @@ impl HandshakeClient {
         response.head_mut().set_connection_type(ConnectionType::Close);
         framed.feed(Message::Item((response, size))).await?;
         loop {
-            // What is there is sent together with the head: some clients read no further.
+            // Data that is available is sent together with the head: some clients read only once.
             let next = match body.next().now_or_never() {
                 Some(next) => next,
                 None => {

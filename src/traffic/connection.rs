@@ -1,7 +1,7 @@
 //! One client connection: its requests are read, and each goes to the handshake or to plain HTTP.
 //!
-//! Most connections are one handshake, and a tunnel needs nothing of what an HTTP server keeps for
-//! further requests: a handshake that comes first never meets hyper.
+//! Most connections are one handshake, and a tunnel needs none of the buffers that an HTTP server
+//! keeps for further requests: a handshake that comes first never reaches hyper.
 
 use std::{io, rc::Rc};
 
@@ -56,7 +56,7 @@ async fn finish(
             handshake::serve(state, request.head(), client).await
         }
         LastHead::Refused(refused) => {
-            state.traffic.refused(&refused.refusal, peer.address);
+            state.traffic.record_refusal(&refused.refusal, peer.address);
             let client = HandshakeClient::without_request(io, early, peer);
             client.refuse(&refused.refusal, refused.is_head_method).await
         }

@@ -70,7 +70,7 @@ pub async fn serve(
             client.send_response(answer, size, body).await
         }
         Err(refusal) => {
-            traffic.refused(&refusal, address);
+            traffic.record_refusal(&refusal, address);
             client.refuse(&refusal, request.method == Method::HEAD).await
         }
     }

@@ -1,4 +1,4 @@
-//! From an accepted connection to its first byte of HTTP: PROXY protocol header, TLS.
+//! Accepted connections up to their first byte of HTTP: PROXY protocol header and TLS.
 
 use std::{
     convert::Infallible,
@@ -32,7 +32,7 @@ use crate::{
     relay::Io,
 };
 
-/// The service of one worker thread: handshakes become sessions, everything else is passed on.
+/// Returns the factory of the service that each worker thread runs for its connections.
 pub fn service<S: AcceptedSocket>(
     state: Arc<CurrentState>,
 ) -> impl ServiceFactory<S, Config = (), Response = (), Error = Infallible, InitError = ()> {
@@ -41,10 +41,10 @@ pub fn service<S: AcceptedSocket>(
         ready(Ok::<_, ()>(fn_service(move |io: S| {
             let (worker, unanswered) = (worker.clone(), worker.state().traffic.unanswered.add());
             async move {
-                // Boxed, because glibc splits what it aligns for a task: tasks of this size leave
-                // holes that cost an idle session 0.9 kB.
+                // Boxed: a task of this size leaves holes in glibc's heap, which cost 0.9 kB per idle
+                // session.
                 if let Err(error) = Box::pin(serve(worker, io, unanswered)).await {
-                    log::debug!("a client left before its answer: {error}");
+                    log::debug!("client disconnected before its answer: {error}");
                 }
                 Ok::<_, Infallible>(())
             }
@@ -52,20 +52,20 @@ pub fn service<S: AcceptedSocket>(
     })
 }
 
-/// What a listener accepts.
+/// A socket that a listener accepts.
 pub trait AcceptedSocket: Io + Send + 'static {
-    /// Who is at the other end.
+    /// Returns the address of the peer.
     ///
     /// # Errors
-    /// The connection is gone already.
+    /// The peer has disconnected already.
     fn peer_address(&self) -> io::Result<IpAddr>;
 }
 
 impl AcceptedSocket for TcpStream {
     fn peer_address(&self) -> io::Result<IpAddr> {
-        // Small frames must not wait for the acknowledgement of earlier ones.
+        // Without this, small frames wait for the acknowledgement of earlier ones.
         let _ = self.set_nodelay(true);
-        // A client of IPv4 on a listener of both is still one of IPv4.
+        // A dual-stack listener shows IPv4 clients with mapped IPv6 addresses.
         Ok(self.peer_addr()?.ip().to_canonical())
     }
 }
@@ -79,7 +79,7 @@ impl AcceptedSocket for UnixStream {
 /// Serves one connection.
 ///
 /// # Errors
-/// The client vanished before it had its answer.
+/// The client disconnected before it had its answer.
 pub async fn serve(
     worker: Rc<Worker>,
     io: impl AcceptedSocket,
@@ -97,7 +97,7 @@ pub async fn serve(
             Ok(read) => read,
             Err(ProxyHeaderError::Empty) => return Ok(()),
             Err(error) => {
-                state.traffic.dropped(BAD_PROXY_HEADER, address, &error);
+                state.traffic.record_dropped(BAD_PROXY_HEADER, address, &error);
                 return Ok(());
             }
         };
@@ -108,10 +108,10 @@ pub async fn serve(
         let accepted = timeout_at(deadline, tls.accept(io)).await;
         io = match accepted.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(secured) => Box::new(secured),
-            // A probe, or a client that has thought better of it.
+            // A probe, or a client that gave up.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(error),
             Err(error) => {
-                state.traffic.dropped(BAD_TLS, peer.address, &error);
+                state.traffic.record_dropped(BAD_TLS, peer.address, &error);
                 return Ok(());
             }
         };

@@ -5,7 +5,7 @@
 //! to its pod without a conversion, and it refuses what servers read in two ways: repeated
 //! `Content-Length`, `Transfer-Encoding` beside `Content-Length` or other than `chunked`, repeated or
 //! missing `Host`. hyper, which serves plain requests, gets requests that
-//! [`plain::server_io`](super::plain) writes from what was read here, never the client's own bytes.
+//! [`plain::server_io`](super::plain) writes from the decoded ones, never the client's own bytes.
 
 use std::{io, mem, time::Duration};
 
@@ -160,15 +160,15 @@ impl RequestReader {
         if length > self.limits.bytes {
             return Some(self.limits.too_many_bytes().into());
         }
-        // The first bytes are decoded even without an end, so that what is no HTTP is refused at
+        // The first bytes are decoded even without an end, so that other protocols are refused at
         // once. After that, a head that arrives in pieces is decoded when it is complete.
         if end.is_none() && (before > 0 || length == 0) {
             return None;
         }
         let head = &self.buffer[..length];
         if has_long_name(head) {
-            let told = format!("a header name is longer than {MAX_NAME} bytes");
-            return Some(Refusal::LargeHead(told).into());
+            let text = format!("a header name is longer than {MAX_NAME} bytes");
+            return Some(Refusal::LargeHead(text).into());
         }
         let mut rest = BytesMut::from(head);
         match self.codec.decode(&mut rest) {
@@ -258,7 +258,7 @@ mod tests {
         RequestReader::new(HeadLimits { timeout, fields: 96, bytes: max_bytes })
     }
 
-    /// What is read of `bytes`, sent `step` bytes at a time: the request lines, or the refusal.
+    /// Returns the request lines in `bytes`, read `step` bytes at a time, and the refusal at the end.
     fn read(bytes: &[u8], step: usize) -> Vec<String> {
         let mut reader = reader(131_072);
         let mut seen = Vec::new();
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_no_http_are_refused_at_once() {
+    fn other_protocols_are_refused_at_once() {
         assert_eq!(read(b"\x16\x03\x01\x02\x00\x01\x00", 7).len(), 1);
         assert_eq!(read(b"GET / HTTP/1", 7).len(), 0);
     }

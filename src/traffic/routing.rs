@@ -1,4 +1,5 @@
-//! Whose a request is, and what of it and of its answer depends on that.
+//! Finds the service of a request, and builds what depends on it: the request for the pod and the
+//! answer for the client.
 
 use std::sync::Arc;
 
@@ -29,23 +30,21 @@ use crate::domain::{
 pub struct RoutedRequest<'a> {
     /// What all workers share.
     pub traffic: &'a TrafficState,
-    /// Whose it is.
     pub service: &'a ServiceState,
-    /// This worker's way to the service's pods.
+    /// This worker's handle to the pods of the service.
     pub upstream: &'a UpstreamHandle,
-    /// Its fields.
     pub forwarded: ForwardedHeaders,
-    /// Its target in origin form, as pods get it.
+    /// The target for the pod, in origin form.
     pub target: String,
-    /// The pod it asks for.
+    /// The pod that the request prefers.
     pub affinity_preference: AffinityPreference,
 }
 
 impl<'a> RoutedRequest<'a> {
-    /// Finds the route of `request`, which came over `hop`.
+    /// Finds the route of `request`, which `peer` has sent.
     ///
     /// # Errors
-    /// There is none, or its path cannot be routed.
+    /// [`Refusal::NoRoute`] or [`Refusal::DotSegments`]
     pub fn new(
         state: &'a WorkerState,
         request: &RequestHead,
@@ -55,14 +54,14 @@ impl<'a> RoutedRequest<'a> {
         let (id, rewrite) = route(traffic, request)?;
         let service = &traffic.services[id];
         let mut forwarded = traffic.settings.forwarding.apply(request, peer);
-        let affinity_preference = AffinityPreference::of(
+        let affinity_preference = AffinityPreference::from_request(
             &service.settings.affinity,
             &service.name,
             &request.headers,
             forwarded.client,
         );
         forwarded.record_rewrite(rewrite, request.uri.path());
-        forwarded.change(&service.settings.header_changes);
+        forwarded.apply_changes(&service.settings.header_changes);
         let target = request::target(&request.uri, rewrite);
         Ok(Self {
             traffic,
@@ -74,12 +73,12 @@ impl<'a> RoutedRequest<'a> {
         })
     }
 
-    /// The fields of the request for `backend`.
+    /// Returns the fields of the request for `backend`.
     pub fn headers(&self, backend: &Backend) -> HeaderMap {
         self.forwarded.headers(&self.service.settings.header_changes, backend)
     }
 
-    /// The fields of the answer of `backend` as the client gets them.
+    /// Returns the fields of an answer of `backend` as the client gets them.
     pub fn answer_fields(
         &self,
         status: StatusCode,
@@ -104,14 +103,14 @@ impl<'a> RoutedRequest<'a> {
         fields
     }
 
-    /// The head of an answer of `backend` as the client gets it.
+    /// Returns the head of an answer of `backend` as the client gets it.
     pub fn answer(&self, head: &ResponseHead, backend: &Arc<Backend>) -> Response<()> {
         let mut response = Response::with_body(head.status, ());
         response.head_mut().headers = self.answer_fields(head.status, &head.headers, backend);
         response
     }
 
-    /// A 101 of `backend` as the client gets it.
+    /// Returns a 101 of `backend` as the client gets it.
     pub fn switching(&self, head: &ResponseHead, backend: &Arc<Backend>) -> Response<()> {
         let mut response = self.answer(head, backend);
         response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));

@@ -1,4 +1,4 @@
-//! What the balancer does for one service: its rules, and each worker's way to its pods.
+//! The state of one service that all workers share.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::{
     domain::service_id::ServiceId,
 };
 
-/// The rules of one service, shared by all workers.
+/// The settings and the queue of one service.
 pub struct ServiceState {
     /// Identifies the service to the control actors.
     pub id: ServiceId,
@@ -45,8 +45,8 @@ impl ServiceState {
         }
     }
 
-    /// Whether the page that opens a WebSocket may (RFC 6455 §10.2). Only browsers send `Origin`;
-    /// whoever does not is no page. Plain requests are the pods' to judge (CORS).
+    /// Checks whether a page of this origin can open WebSockets (RFC 6455 §10.2). Only browsers send
+    /// `Origin`, so requests without it are allowed. Pods check plain requests themselves (CORS).
     ///
     /// # Errors
     /// [`Refusal::Origin`]

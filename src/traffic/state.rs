@@ -1,4 +1,4 @@
-//! The service behind the traffic listener, the same in production and in tests.
+//! What the workers of the traffic listener share, in production and in tests.
 
 use std::{fmt, net::IpAddr, sync::Arc};
 
@@ -34,16 +34,13 @@ pub type CurrentState = ArcSwap<TrafficState>;
 /// What all workers share.
 #[derive(Clone)]
 pub struct TrafficState {
-    /// Who chooses pods.
+    /// Chooses pods.
     pub metrics: Addr<MetricsActor>,
-    /// Who knows the live sessions. Shared, because each address of its own costs a session two
-    /// allocations.
+    /// Knows the live sessions. Shared, because an address of its own costs a session two allocations.
     pub registry: Arc<Addr<RegistryActor>>,
-    /// Whether new connections are welcome.
     pub lifecycle: Arc<Lifecycle>,
-    /// Who has been accepted and not answered yet.
     pub unanswered: Arc<UnansweredConnections>,
-    /// How many sessions there may be.
+    /// Applies the limits on sessions.
     pub admission: Arc<Admission>,
     /// The service of every request, if no routes are configured.
     pub only_service: Option<ServiceId>,
@@ -51,26 +48,22 @@ pub struct TrafficState {
     pub router: Arc<Router<ServiceId>>,
     /// The services as configured.
     pub services: Arc<ServiceMap<Arc<ServiceState>>>,
-    /// What is counted.
     pub counters: Arc<Counters>,
-    /// What holds for every connection.
     pub settings: Arc<ListenerSettings>,
 }
 
-/// What holds for every connection, whosever its requests are.
+/// The settings of the traffic listener.
 pub struct ListenerSettings {
-    /// Limits of a request's head.
     pub head: HeadLimits,
-    /// Who is believed about clients.
     pub forwarding: ForwardingRules,
-    /// Who begins connections with a PROXY protocol header.
+    /// Peers that must send a PROXY protocol header.
     pub proxy_protocol: Vec<IpNet>,
-    /// Where clients speak TLS.
+    /// `None`: clients connect without TLS.
     pub tls: Option<TlsAcceptor>,
 }
 
 impl TrafficState {
-    /// As configured, in front of the control actors.
+    /// Creates the state for `config`, in front of the control actors.
     pub fn new(
         config: &Config,
         ids: &ServiceIds,
@@ -96,9 +89,9 @@ impl TrafficState {
         }
     }
 
-    /// With other settings, and all that has come of the connections so far. Limits hold at once, for
-    /// whoever comes by whichever rules.
-    pub fn renewed(&self, config: &Config, ids: &ServiceIds) -> Self {
+    /// Returns the state for new settings, with the counters, queues and sessions of this one. Session
+    /// limits apply at once, also to connections that still use the old state.
+    pub fn with_config(&self, config: &Config, ids: &ServiceIds) -> Self {
         self.admission.set_limits(limits(config));
         Self {
             only_service: only_service(config, ids),
@@ -109,21 +102,22 @@ impl TrafficState {
         }
     }
 
-    /// As workers share it.
+    /// Returns the state in the form that workers share.
     pub fn into_shared(self) -> Arc<CurrentState> {
         Arc::new(CurrentState::from_pointee(self))
     }
 
-    /// Counts and logs a connection that ends before there is anybody to answer.
-    pub fn dropped(&self, reason: &'static str, client: IpAddr, error: &impl fmt::Display) {
+    /// Counts and logs a connection that ends without an answer, because HTTP has not begun.
+    pub fn record_dropped(&self, reason: &'static str, client: IpAddr, error: &impl fmt::Display) {
         self.counters.count_refusal(reason);
-        log::info!("{client} {reason}: {error}");
+        log::info!("connection of client {client} closed ({reason}): {error}");
     }
 
     /// Counts and logs a refusal.
-    pub fn refused(&self, refusal: &Refusal, client: IpAddr) {
+    pub fn record_refusal(&self, refusal: &Refusal, client: IpAddr) {
         self.counters.count_refusal(refusal.reason());
-        log::log!(refusal.level(), "{client} {}: {refusal}", refusal.status().as_u16());
+        let (status, reason) = (refusal.status().as_u16(), refusal.reason());
+        log::log!(refusal.level(), "client {client} refused with {status} ({reason}): {refusal}");
     }
 }
 

@@ -162,7 +162,7 @@ fn within(limit: Duration, body: PodBody) -> PodBody {
     stream::try_unfold(body, next).boxed_local()
 }
 
-/// Returns what has been read already, then everything up to the end of the connection.
+/// Returns the bytes read so far, then everything up to the end of the connection.
 fn until_end(parts: FramedParts<Box<dyn Io>, ClientCodec>) -> PodBody {
     let FramedParts { io, read_buf, .. } = parts;
     let rest = stream::try_unfold(io, |mut io| async move {

@@ -1,4 +1,4 @@
-//! Which pod a request asks for, and the cookie that will ask for it next time.
+//! Affinity: which pod a request prefers, and the cookie that makes the next request prefer it.
 
 use std::net::IpAddr;
 
@@ -13,26 +13,24 @@ use crate::{
     telemetry::counters::Counters,
 };
 
-/// Results that cookies are counted under: they led to their pod; their pod was gone, full or did
-/// not answer; this service and key have not made them.
+/// Counter name of cookies whose client reached the pod of the cookie.
 pub const FOLLOWED: &str = "followed";
-/// See [`FOLLOWED`].
+/// Counter name of cookies whose pod was gone, full or did not answer.
 pub const REPLACED: &str = "replaced";
-/// See [`FOLLOWED`].
+/// Counter name of cookies that this service has not created with its key.
 pub const INVALID: &str = "invalid";
 
-/// What one request asks for.
+/// The pod that one request prefers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AffinityPreference {
-    /// The pod that should get it.
     pub preference: Preference,
-    /// Whether it has brought a cookie of ours or a forgery.
+    /// Whether the request has a cookie with the configured name, valid or not.
     has_cookie: bool,
 }
 
 impl AffinityPreference {
-    /// What the request of `client` with these fields asks of `service`.
-    pub fn of(
+    /// Reads the preference of the request of `client` with these `headers` for `service`.
+    pub fn from_request(
         affinity: &AffinitySettings,
         service: &str,
         headers: &HeaderMap,
@@ -49,7 +47,7 @@ impl AffinityPreference {
                 (hashed(headers.get(name).map_or(&[], HeaderValue::as_bytes)), false)
             }
             AffinitySettings::Cookie(cookie) => {
-                let mut values = values(headers, &cookie.name).peekable();
+                let mut values = cookie_values(headers, &cookie.name).peekable();
                 let has_cookie = values.peek().is_some();
                 let tag = values.find_map(|value| cookie.key.open(service, value));
                 (tag.map_or(Preference::None, Preference::Tag), has_cookie)
@@ -58,7 +56,7 @@ impl AffinityPreference {
         Self { preference, has_cookie }
     }
 
-    /// The cookie that leads back to `backend`, if the request did not ask for that already.
+    /// Returns the cookie for `backend`, unless the request already has a valid one for it.
     pub fn cookie(
         self,
         affinity: &AffinitySettings,
@@ -81,7 +79,7 @@ impl AffinityPreference {
     }
 }
 
-/// A `Set-Cookie` value (RFC 6265 §4.1); its parts have been checked with the configuration.
+/// Returns a `Set-Cookie` value (RFC 6265 §4.1). The configuration has checked its parts.
 fn set_cookie(cookie: &CookieSettings, value: &str, secure: bool) -> Option<HeaderValue> {
     let secure = match cookie.secure {
         SecureAttribute::Always => true,
@@ -93,8 +91,8 @@ fn set_cookie(cookie: &CookieSettings, value: &str, secure: bool) -> Option<Head
     HeaderValue::from_str(&text).ok()
 }
 
-/// The values of all cookies called `name` (RFC 6265 §5.4).
-fn values<'a>(headers: &'a HeaderMap, name: &'a str) -> impl Iterator<Item = &'a str> {
+/// Returns the values of all cookies called `name` (RFC 6265 §5.4).
+fn cookie_values<'a>(headers: &'a HeaderMap, name: &'a str) -> impl Iterator<Item = &'a str> {
     headers
         .get_all(header::COOKIE)
         .flat_map(|field| field.as_bytes().split(|byte| *byte == b';'))
@@ -108,14 +106,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cookies_are_found_wherever_they_stand() {
+    fn cookies_are_found_in_every_position() {
         let mut headers = HeaderMap::new();
         for field in ["a=1; ws=one;ws=\"two\"", "xws=no; ws; ws = three ;ws="] {
             headers.append(header::COOKIE, HeaderValue::from_static(field));
         }
         let bytes = HeaderValue::from_bytes(b"b=\xff; ws=four").unwrap();
         headers.append(header::COOKIE, bytes);
-        let found: Vec<&str> = values(&headers, "ws").collect();
+        let found: Vec<&str> = cookie_values(&headers, "ws").collect();
         assert_eq!(found, ["one", "two", "three", "", "four"]);
     }
 }

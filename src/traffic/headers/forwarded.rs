@@ -1,7 +1,7 @@
-//! The header fields that a pod sees: who asks, through whom, under which name.
+//! The header fields that a pod gets: the client's address, the proxies in between, the requested host.
 //!
-//! What a client says about its own address is worth nothing; what a trusted proxy says about its
-//! client is believed and extended (RFC 7239 §8.1).
+//! An untrusted peer's `X-Forwarded-*` and `Forwarded` fields are replaced; those of a trusted proxy
+//! are kept and extended (RFC 7239 §8.1).
 
 use std::net::IpAddr;
 
@@ -26,12 +26,12 @@ fn x_forwarded_port() -> HeaderName {
     HeaderName::from_static("x-forwarded-port")
 }
 
-/// The leading part that a route has taken off the path, as Traefik's StripPrefix calls it.
+/// The prefix that a route has stripped from the path; the name is that of Traefik's StripPrefix.
 fn x_forwarded_prefix() -> HeaderName {
     HeaderName::from_static("x-forwarded-prefix")
 }
 
-/// The path that a route has replaced, as Traefik's ReplacePath calls it.
+/// The path that a route has replaced; the name is that of Traefik's ReplacePath.
 fn x_replaced_path() -> HeaderName {
     HeaderName::from_static("x-replaced-path")
 }
@@ -40,18 +40,17 @@ fn x_real_ip() -> HeaderName {
     HeaderName::from_static("x-real-ip")
 }
 
-/// Name of the field that ties the log lines of all hops together.
+/// The field that connects the log lines of one request across proxies and pods.
 pub fn x_request_id() -> HeaderName {
     HeaderName::from_static("x-request-id")
 }
 
-/// Who speaks to us, and how.
+/// The other end of a client connection: a client, or a proxy in front of this balancer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerInfo {
-    /// The address at the other end of the connection, or the one that a PROXY protocol header
-    /// puts in its place.
+    /// The address of the peer, or the one in its PROXY protocol header.
     pub address: IpAddr,
-    /// Whether the connection is TLS.
+    /// Whether the connection uses TLS.
     pub tls: bool,
 }
 
@@ -60,32 +59,31 @@ impl PeerInfo {
         if self.tls { "https" } else { "http" }
     }
 
-    /// The port of the scheme, where `Host` names none.
+    /// Returns the port for a `Host` without a port.
     fn default_port(self) -> &'static str {
         if self.tls { "443" } else { "80" }
     }
 }
 
-/// Who is believed about others.
+/// Which peers can speak for other clients.
 #[derive(Clone, Debug, Default)]
 pub struct ForwardingRules {
-    /// Peers that are.
     pub trusted_proxies: Vec<IpNet>,
 }
 
-/// A request's fields as every pod would get them, but for `Host`.
+/// The header fields of a request for a pod, except that `Host` may depend on the pod.
 pub struct ForwardedHeaders {
     headers: HeaderMap,
-    /// The client's address, as far as it can be believed.
+    /// The client's address according to the trusted proxies.
     pub client: IpAddr,
-    /// `X-Request-Id`, the client's or new.
+    /// `X-Request-Id`: the client's, or a new one.
     pub request_id: HeaderValue,
-    /// Whether the client speaks https, as far as that can be believed.
+    /// Whether the client uses https according to the trusted proxies.
     pub secure: bool,
 }
 
 impl ForwardingRules {
-    /// What pods get of `request`, which came over `hop`.
+    /// Builds the fields for the pod from `request`, which `peer` has sent.
     pub fn apply(&self, request: &RequestHead, peer: PeerInfo) -> ForwardedHeaders {
         let trusted = self.trusts(peer.address);
         let client = self.client(&request.headers, peer.address);
@@ -97,7 +95,7 @@ impl ForwardingRules {
         let host = host.unwrap_or_else(|| HeaderValue::from_static(""));
 
         extend(&mut headers, X_FORWARDED_FOR, &peer.address.to_string(), trusted);
-        extend(&mut headers, FORWARDED, &element(peer, &host), trusted);
+        extend(&mut headers, FORWARDED, &forwarded_element(peer, &host), trusted);
         let port = HeaderValue::from_str(port(&host).unwrap_or(peer.default_port())).ok();
         for (name, value) in [
             (X_FORWARDED_PROTO, Some(HeaderValue::from_static(peer.scheme()))),
@@ -115,7 +113,7 @@ impl ForwardingRules {
             headers.remove(x_forwarded_prefix());
             headers.remove(x_replaced_path());
         }
-        // The first of several is what the client speaks with the outermost proxy.
+        // The first of several values is the scheme between the client and the outermost proxy.
         let proto = tokens(&headers, X_FORWARDED_PROTO).next().unwrap_or_default();
         let secure = ["https", "wss"].iter().any(|one| proto.eq_ignore_ascii_case(one));
         let request_id = match headers.get(x_request_id()) {
@@ -130,8 +128,9 @@ impl ForwardingRules {
         self.trusted_proxies.iter().any(|network| network.contains(&address))
     }
 
-    /// The address of the client behind `peer`: the nearest that is not a trusted proxy's. An address that nobody can read ends the
-    /// search: what stands before it may be anyone's.
+    /// Returns the address of the client: the nearest one to `peer_address` in `X-Forwarded-For` that
+    /// is not a trusted proxy's. The search ends at an address that cannot be parsed, because
+    /// any client can have written those before it.
     pub fn client(&self, headers: &HeaderMap, peer_address: IpAddr) -> IpAddr {
         let mut client = peer_address;
         let chain: Vec<&str> = tokens(headers, X_FORWARDED_FOR).collect();
@@ -139,7 +138,7 @@ impl ForwardingRules {
             if !self.trusts(client) {
                 break;
             }
-            let Some(address) = address(item) else { break };
+            let Some(address) = parse_address(item) else { break };
             client = address;
         }
         client
@@ -147,19 +146,19 @@ impl ForwardingRules {
 }
 
 impl ForwardedHeaders {
-    /// Tells pods what a route does to `path`.
+    /// Adds the field that tells the pod how a route has changed `path`.
     pub fn record_rewrite(&mut self, rewrite: &Rewrite, path: &str) {
-        let (name, told) = match rewrite {
+        let (name, value) = match rewrite {
             Rewrite::Keep => return,
             Rewrite::Strip(prefix) => (x_forwarded_prefix(), prefix.as_str()),
             Rewrite::Replace(_) => (x_replaced_path(), path),
         };
-        // What is there has been said by a proxy that is believed.
-        extend(&mut self.headers, name, told, true);
+        // Values of untrusted peers have been removed already.
+        extend(&mut self.headers, name, value, true);
     }
 
-    /// Makes the changes that hold for every pod of a service.
-    pub fn change(&mut self, changes: &HeaderChanges) {
+    /// Applies the header settings of a service.
+    pub fn apply_changes(&mut self, changes: &HeaderChanges) {
         for name in &changes.remove {
             self.headers.remove(name);
         }
@@ -171,7 +170,7 @@ impl ForwardedHeaders {
         }
     }
 
-    /// The fields for `backend`.
+    /// Returns the fields for `backend`.
     pub fn headers(&self, changes: &HeaderChanges, backend: &Backend) -> HeaderMap {
         let mut headers = self.headers.clone();
         if !changes.pass_host_header
@@ -183,22 +182,22 @@ impl ForwardedHeaders {
     }
 }
 
-/// Whom the request is for: a target in absolute form overrides `Host` (RFC 9112 §3.2.2).
+/// Returns the requested host: a target in absolute form overrides `Host` (RFC 9112 §3.2.2).
 pub fn host(request: &RequestHead) -> Option<HeaderValue> {
     match request.uri.authority() {
-        // Without a user name and password, which are no part of `Host`.
+        // User name and password are not part of `Host`.
         Some(authority) => authority.as_str().rsplit('@').next().map(HeaderValue::from_str)?.ok(),
         None => request.headers.get(header::HOST).cloned(),
     }
 }
 
-/// The port that `host` names.
+/// Returns the port in `host`.
 fn port(host: &HeaderValue) -> Option<&str> {
     let (_, port) = host.to_str().ok()?.rsplit_once(':')?;
     (!port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit())).then_some(port)
 }
 
-/// Appends to the list called `name`, or replaces it when its sender is not believed.
+/// Appends `item` to the list called `name`; replaces the list when its sender is not trusted.
 fn extend(headers: &mut HeaderMap, name: HeaderName, item: &str, trusted: bool) {
     let mut list: Vec<u8> = Vec::new();
     if trusted {
@@ -213,8 +212,8 @@ fn extend(headers: &mut HeaderMap, name: HeaderName, item: &str, trusted: bool) 
     }
 }
 
-/// One element of `Forwarded` (RFC 7239 §4).
-fn element(peer: PeerInfo, host: &HeaderValue) -> String {
+/// Returns the element for `peer` in `Forwarded` (RFC 7239 §4).
+fn forwarded_element(peer: PeerInfo, host: &HeaderValue) -> String {
     let scheme = peer.scheme();
     let node = match peer.address {
         IpAddr::V4(address) => address.to_string(),
@@ -230,14 +229,14 @@ fn element(peer: PeerInfo, host: &HeaderValue) -> String {
     }
 }
 
-/// An address as `X-Forwarded-For` has it: bare, in brackets, or with a port.
-fn address(text: &str) -> Option<IpAddr> {
+/// Parses an address in `X-Forwarded-For`: bare, in brackets, or with a port.
+fn parse_address(text: &str) -> Option<IpAddr> {
     let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
     let with_port = || text.parse::<std::net::SocketAddr>().map(|address| address.ip());
     bare.parse().or_else(|_| with_port()).ok()
 }
 
-/// 128 random bits as 32 hexadecimal digits.
+/// Returns 128 random bits as 32 hexadecimal digits.
 fn new_request_id() -> HeaderValue {
     HeaderValue::from_str(&format!("{:032x}", fastrand::u128(..))).expect("digits are valid")
 }
@@ -267,7 +266,7 @@ mod tests {
         head
     }
 
-    /// The fields that are about addresses, as a pod sees them.
+    /// The fields about addresses that a pod gets.
     fn seen(forwarding: &ForwardingRules, request: &RequestHead, peer: &str) -> Vec<String> {
         let headers = forwarding.apply(request, peer_info(peer)).headers;
         let names = ["x-forwarded-for", "x-real-ip", "x-forwarded-proto", "forwarded"];
@@ -283,7 +282,7 @@ mod tests {
     ];
 
     #[test]
-    fn an_untrusted_peer_speaks_for_itself_only() {
+    fn fields_of_an_untrusted_peer_are_replaced() {
         let expected =
             ["1.2.3.4", "1.2.3.4", "http", "for=1.2.3.4;host=\"chat.example:8080\";proto=http"];
         for fields in [&FORGED[..], &[]] {
@@ -292,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trusted_proxy_speaks_for_its_client() {
+    fn fields_of_a_trusted_proxy_are_extended() {
         let expected = [
             "6.6.6.6, 10.0.0.1",
             "6.6.6.6",
@@ -323,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_is_no_text_does_not_hide_a_nearer_one() {
+    fn an_address_that_is_not_text_does_not_hide_a_nearer_one() {
         let mut head = request(&[("x-forwarded-for", "6.6.6.6")]);
         let value = HeaderValue::from_bytes(b"\xff, 10.0.0.2").unwrap();
         head.headers.append(X_FORWARDED_FOR, value);
@@ -334,12 +333,12 @@ mod tests {
     #[test]
     fn ipv6_nodes_are_quoted() {
         let host = HeaderValue::from_static("chat.example");
-        let element = element(peer_info("::1"), &host);
+        let element = forwarded_element(peer_info("::1"), &host);
         assert_eq!(element, "for=\"[::1]\";host=chat.example;proto=http");
     }
 
     #[test]
-    fn tls_shows_in_scheme_and_port() {
+    fn tls_sets_scheme_and_port() {
         let mut head = request(&[]);
         head.headers.insert(header::HOST, HeaderValue::from_static("chat.example"));
         let over_tls = PeerInfo { tls: true, ..peer_info("1.2.3.4") };
@@ -355,26 +354,26 @@ mod tests {
         assert!(forwarding(&["1.2.3.4/32"]).apply(&behind, peer_info("1.2.3.4")).secure);
         assert!(
             !forwarding(&[]).apply(&behind, peer_info("1.2.3.4")).secure,
-            "anyone can say that"
+            "the peer is not trusted"
         );
     }
 
     #[test]
-    fn pods_are_told_what_a_route_did_to_the_path() {
+    fn pods_learn_how_a_route_changed_the_path() {
         let forged = request(&[("x-forwarded-prefix", "/evil"), ("x-replaced-path", "/evil")]);
-        let told = |rewrite: &Rewrite| {
+        let rewritten = |rewrite: &Rewrite| {
             let mut forwarded = forwarding(&[]).apply(&forged, peer_info("1.2.3.4"));
             forwarded.record_rewrite(rewrite, "/ws/a%20b");
             let value = |name| Some(forwarded.headers.get(name)?.to_str().unwrap().to_owned());
             (value("x-forwarded-prefix"), value("x-replaced-path"))
         };
-        assert_eq!(told(&Rewrite::Keep), (None, None));
-        assert_eq!(told(&Rewrite::Strip("/ws".into())), (Some("/ws".into()), None));
-        assert_eq!(told(&Rewrite::Replace("/".into())), (None, Some("/ws/a%20b".into())));
+        assert_eq!(rewritten(&Rewrite::Keep), (None, None));
+        assert_eq!(rewritten(&Rewrite::Strip("/ws".into())), (Some("/ws".into()), None));
+        assert_eq!(rewritten(&Rewrite::Replace("/".into())), (None, Some("/ws/a%20b".into())));
     }
 
     #[test]
-    fn a_request_id_is_kept_or_made() {
+    fn a_request_id_is_kept_or_created() {
         let made = forwarding(&[]).apply(&request(&[]), peer_info("1.2.3.4")).request_id;
         assert_eq!(made.len(), 32);
         let head = request(&[("x-request-id", "mine")]);
@@ -383,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn configured_changes_come_last() {
+    fn configured_changes_are_applied_last() {
         let field = |name: &'static str, value: &'static str| {
             (HeaderName::from_static(name), HeaderValue::from_static(value))
         };
@@ -395,7 +394,7 @@ mod tests {
         };
         let head = request(&[("cookie", "secret"), ("x-tag", "client's")]);
         let mut forwarded = forwarding(&[]).apply(&head, peer_info("1.2.3.4"));
-        forwarded.change(&changes);
+        forwarded.apply_changes(&changes);
         let backend = Backend {
             service: "chat".into(),
             url: "http://10.0.0.7:3001".into(),
@@ -410,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn an_absolute_target_names_the_host() {
+    fn the_host_of_an_absolute_target_overrides_host() {
         let mut head = request(&[]);
         head.uri = "http://other.example/path".parse().unwrap();
         let forwarded = forwarding(&[]).apply(&head, peer_info("1.2.3.4"));

@@ -89,20 +89,20 @@ fn contradiction(request_line: &[u8], lines: &[&[u8]]) -> Option<Refusal> {
     let (length, coding) = (lengths.join(", "), codings.join(", "));
     let is_old = request_line.ends_with(b"HTTP/1.0");
     if !lengths.is_empty() && !codings.is_empty() {
-        let told = format!(
+        let text = format!(
             "header Content-Length ({length:?}) must not stand beside header Transfer-Encoding ({coding:?})"
         );
-        return Some(Refusal::Malformed(told));
+        return Some(Refusal::Malformed(text));
     }
     if is_old && !codings.is_empty() {
-        let told =
+        let text =
             format!("header Transfer-Encoding needs HTTP/1.1, received {coding:?} with HTTP/1.0");
-        return Some(Refusal::Malformed(told));
+        return Some(Refusal::Malformed(text));
     }
     if !codings.is_empty() && !(codings.len() == 1 && coding.eq_ignore_ascii_case("chunked")) {
-        let told =
+        let text =
             format!("header Transfer-Encoding must be \"chunked\" once, received {coding:?}");
-        return Some(Refusal::Malformed(told));
+        return Some(Refusal::Malformed(text));
     }
     let is_number = |text: &String| text.parse::<u64>().is_ok() && !text.starts_with('+');
     if !lengths.is_empty() && !(lengths.len() == 1 && lengths.iter().all(is_number)) {
@@ -113,8 +113,8 @@ fn contradiction(request_line: &[u8], lines: &[&[u8]]) -> Option<Refusal> {
         return Some(Refusal::Host(hosts.join(", ")));
     }
     if is_old && request_line.starts_with(b"POST ") && lengths.is_empty() {
-        let told = "header Content-Length is required for POST with HTTP/1.0".to_owned();
-        return Some(Refusal::Malformed(told));
+        let text = "header Content-Length is required for POST with HTTP/1.0".to_owned();
+        return Some(Refusal::Malformed(text));
     }
     None
 }

@@ -1,4 +1,4 @@
-//! Which header fields belong to one hop only.
+//! Header fields: which are for one hop only, and how lists are read.
 
 pub mod cookie;
 pub mod forwarded;
@@ -10,8 +10,7 @@ use actix_http::{
     header::{self, HeaderMap, HeaderName},
 };
 
-/// Fields that a proxy does not forward (RFC 9110 §7.6.1) beside those that `Connection` names.
-/// A handshake's `Upgrade` is written anew for the next hop.
+/// Whether a proxy must not forward this field (RFC 9110 §7.6.1). `Upgrade` is set again for the pod.
 fn is_hop_by_hop(name: &HeaderName) -> bool {
     const KEEP_ALIVE: &str = "keep-alive";
     const PROXY_CONNECTION: &str = "proxy-connection";
@@ -25,14 +24,14 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
     ) || [KEEP_ALIVE, PROXY_CONNECTION].contains(&name.as_str())
 }
 
-/// Fields that keep their meaning whatever `Connection` says: without them a message would be
-/// framed or routed in another way than its sender meant (RFC 9110 §7.6.1).
+/// Whether a field is forwarded even when `Connection` names it: without it the message would be framed
+/// or routed in another way than its sender meant (RFC 9110 §7.6.1).
 fn is_structural(name: &HeaderName) -> bool {
     matches!(*name, header::HOST | header::CONTENT_LENGTH)
         || name.as_str().starts_with("sec-websocket-")
 }
 
-/// A copy of `headers` for the next hop.
+/// Returns the fields of `headers` for the next hop.
 pub fn end_to_end(headers: &HeaderMap) -> HeaderMap {
     let named: Vec<String> =
         tokens(headers, header::CONNECTION).map(str::to_ascii_lowercase).collect();
@@ -46,7 +45,7 @@ pub fn end_to_end(headers: &HeaderMap) -> HeaderMap {
     kept
 }
 
-/// A 426 is nothing without the `Upgrade` that it asks for (RFC 9110 §15.5.22).
+/// Keeps `Upgrade` in a 426, which needs it (RFC 9110 §15.5.22).
 pub fn keep_upgrade_required(status: StatusCode, received: &HeaderMap, kept: &mut HeaderMap) {
     if status == StatusCode::UPGRADE_REQUIRED {
         for protocol in received.get_all(header::UPGRADE) {
@@ -55,11 +54,11 @@ pub fn keep_upgrade_required(status: StatusCode, received: &HeaderMap, kept: &mu
     }
 }
 
-/// What stands for a token that is not text; no name and no address equals it.
+/// Replaces a token that is not text. It is not equal to any name or address.
 const UNREADABLE: &str = "\u{fffd}";
 
-/// The comma-separated tokens of all fields called `name` (RFC 9110 §5.6.1). Bytes that are no text
-/// spoil their own token only, lest they hide the others.
+/// Returns the comma-separated tokens of all fields called `name` (RFC 9110 §5.6.1). A token that is not
+/// text does not hide the other tokens of its field.
 pub fn tokens(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
     headers
         .get_all(name)
@@ -68,12 +67,12 @@ pub fn tokens(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &st
         .filter(|token| !token.is_empty())
 }
 
-/// Whether one of the tokens of `name` is `token`, whatever its case.
+/// Returns whether the tokens of `name` contain `token`, without regard to case.
 pub fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
     tokens(headers, name).any(|found| found.eq_ignore_ascii_case(token))
 }
 
-/// All values of `name` as one list, for people.
+/// Returns all values of `name` as one list, for texts.
 pub fn shown(headers: &HeaderMap, name: HeaderName) -> String {
     let values = headers.get_all(name).map(|value| String::from_utf8_lossy(value.as_bytes()));
     values.collect::<Vec<_>>().join(", ")
@@ -86,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hop_by_hop_fields_and_those_that_connection_names_go() {
+    fn hop_by_hop_fields_and_those_named_in_connection_are_removed() {
         let mut headers = HeaderMap::new();
         for (name, value) in [
             ("connection", "Upgrade, X-Private, Host"),
@@ -103,14 +102,14 @@ mod tests {
         }
         let kept = end_to_end(&headers);
         assert_eq!(kept.get_all("cookie").count(), 2, "repeated fields stay repeated");
-        assert!(kept.contains_key("host"), "nobody can talk us into dropping it");
+        assert!(kept.contains_key("host"), "Connection cannot remove it");
         for gone in ["connection", "upgrade", "x-private", "te", "proxy-connection"] {
             assert!(!kept.contains_key(gone), "{gone}");
         }
     }
 
     #[test]
-    fn bytes_that_are_no_text_hide_no_other_token() {
+    fn a_token_that_is_not_text_does_not_hide_others() {
         let mut headers = HeaderMap::new();
         let value = HeaderValue::from_bytes(b"x-private, \xff").unwrap();
         headers.append(header::CONNECTION, value);

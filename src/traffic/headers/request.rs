@@ -1,4 +1,4 @@
-//! What every request must get right, handshake or not: whom it is for.
+//! Checks of every request, handshake or not: size of the head, target, host, length of the body.
 
 use std::time::Duration;
 
@@ -13,19 +13,19 @@ use crate::{domain::routing::route::Rewrite, traffic::refusal::Refusal};
 /// The largest body that hyper can count.
 const MAX_CONTENT_LENGTH: u64 = u64::MAX - 2;
 
-/// How large a request's head may be, and how long it may take.
+/// Limits for one request head.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadLimits {
-    /// From the first byte that could come to the last.
+    /// Maximum time for the whole head.
     pub timeout: Duration,
-    /// Header fields.
+    /// Maximum number of header fields.
     pub fields: usize,
-    /// Bytes.
+    /// Maximum number of bytes.
     pub bytes: usize,
 }
 
 impl HeadLimits {
-    /// Checks what the decoded header fields of `request` tell.
+    /// Checks the number and the size of the decoded header fields of `request`.
     ///
     /// # Errors
     /// [`Refusal::LargeHead`]
@@ -57,7 +57,7 @@ pub fn is_handshake(request: &RequestHead) -> bool {
     has_token(&request.headers, header::UPGRADE, "websocket")
 }
 
-/// Checks a request that is no handshake.
+/// Checks a plain request.
 ///
 /// # Errors
 /// [`Refusal::Method`] for CONNECT, otherwise those of [`check`].
@@ -98,12 +98,12 @@ pub fn check(request: &RequestHead) -> Result<(), Refusal> {
     }
 }
 
-/// Returns the value of `Content-Length`. The codec has refused what is no number.
+/// Returns the value of `Content-Length`. The codec has refused other values than numbers.
 pub fn content_length(request: &RequestHead) -> Option<u64> {
     request.headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
 }
 
-/// A name or address, and perhaps a port; nothing that a reader might take for two of them.
+/// Whether `text` is one host name or IP address, with or without a port.
 fn is_host(text: &str) -> bool {
     let (host, port) = match text.rsplit_once(':') {
         Some((host, port)) if !port.contains(']') => (host, port),
@@ -119,7 +119,7 @@ fn is_host(text: &str) -> bool {
     right && port.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// The target in origin form, as pods get it (RFC 9112 §3.2.1).
+/// Returns the target for the pod, in origin form (RFC 9112 §3.2.1).
 pub fn target(uri: &Uri, rewrite: &Rewrite) -> String {
     let path = rewrite.apply(uri.path());
     match uri.query() {
@@ -133,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hosts() {
+    fn host_syntax() {
         for right in ["a", "a.example", "a.example:8080", "10.0.0.1:1", "[::1]", "[::1]:80", "a:"] {
             assert!(is_host(right), "{right}");
         }
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn targets_in_origin_form() {
+    fn targets_are_sent_in_origin_form() {
         for (target, origin) in [
             ("/a%20b?x=1", "/a%20b?x=1"),
             ("http://a.example", "/"),
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn rewriting_keeps_the_query() {
+    fn a_rewrite_keeps_the_query() {
         let uri = "/ws/a%20b?x=%2F&y=/ws".parse().unwrap();
         let strip = Rewrite::Strip("/ws".to_owned());
         assert_eq!(target(&uri, &strip), "/a%20b?x=%2F&y=/ws");
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn targets_that_name_nobody_or_two_are_refused() {
+    fn ambiguous_targets_are_refused() {
         let check = |method, target: &str| {
             let mut head = RequestHead::default();
             head.method = method;

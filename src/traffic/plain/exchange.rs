@@ -104,7 +104,7 @@ pub struct Exchange {
     reuse: Option<IdleConnections>,
 }
 
-/// Why an exchange gave no answer, and what was not sent.
+/// Why an exchange gave no answer, and the parts that can be used again.
 pub struct ExchangeFailure {
     pub error: UpstreamError,
     /// Returned, so that it can be released or used for the next pod.

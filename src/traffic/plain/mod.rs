@@ -84,9 +84,10 @@ pub async fn serve(
         let request = requests.next_request(state.traffic.settings.head);
         let unanswered = unanswered.take();
         async move {
-            let (request, in_progress) = request.ok_or("a request that nobody has read")?;
+            let (request, in_progress) =
+                request.ok_or("hyper has read a request that was not passed on")?;
             let refuse = |refusal: Refusal| {
-                state.traffic.refused(&refusal, peer.address);
+                state.traffic.record_refusal(&refusal, peer.address);
                 refusal_answer(&refusal)
             };
             let answer = answer(&state, request.head(), framed.into_body(), peer).await;

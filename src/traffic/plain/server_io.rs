@@ -131,7 +131,7 @@ impl Connection {
         self.head_timer = None;
     }
 
-    /// Decodes what has been read; returns whether that made progress.
+    /// Decodes bytes that have been read; returns whether that made progress.
     fn decode(&mut self) -> io::Result<bool> {
         if self.is_in_body {
             let part = self.reader.decode_body()?;
