@@ -209,6 +209,7 @@ async fn an_idle_keep_alive_connection_ends_at_the_hand_over() {
     assert_eq!(&head[..9], b"HTTP/1.1 ");
     // A session, so that the process lives on.
     let _session = connect(address).await;
+    balancer.until_sessions(1).await;
     balancer.terminate();
     let mut rest = Vec::new();
     within("the end", kept.read_to_end(&mut rest)).await.unwrap();

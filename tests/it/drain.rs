@@ -70,6 +70,7 @@ async fn connections_are_accepted_during_drain_delay_and_refused_afterwards() {
     let mut balancer = Program::run(&pod.url(), &[(DRAIN_DELAY, "3s")]).await;
     // It does not answer its Close, so that the balancer has something to wait for.
     let (mut silent, _) = raw(balancer.traffic, "", b"").await;
+    balancer.until_sessions(1).await;
     balancer.terminate();
     until_not_ready(balancer.admin).await;
     let mut late = connect(balancer.traffic).await;
@@ -97,6 +98,7 @@ async fn a_second_signal_stops_the_process_immediately() {
     let pod = Pod::echo().await;
     let balancer = Program::run(&pod.url(), &[(DRAIN_DELAY, "1h")]).await;
     let _client = connect(balancer.traffic).await;
+    balancer.until_sessions(1).await;
     balancer.terminate();
     until_not_ready(balancer.admin).await;
     balancer.terminate();
@@ -111,6 +113,7 @@ async fn closes_are_spread_over_drain_time() {
     let variables = [(DRAIN_TIME, "4s"), ("WSBALANCER__BALANCER__CLOSE_CODE_DRAIN", "4321")];
     let balancer = Program::run(&pod.url(), &variables).await;
     let mut clients = join_all((0..40).map(|_| connect(balancer.traffic))).await;
+    balancer.until_sessions(40).await;
     balancer.terminate();
     let closes = clients.iter_mut().map(|client| Box::pin(close_code(client)));
     let (first, at, _) = select_all(closes).await;
@@ -242,6 +245,7 @@ async fn queued_clients_are_refused_when_the_drain_starts() {
     let _session = pod.accept().await;
     let mut waiting = TcpStream::connect(balancer.traffic).await.unwrap();
     waiting.write_all(handshake("").as_bytes()).await.unwrap();
+    balancer.until_sessions(1).await;
     balancer.terminate();
     balancer.logs("closing 1 sessions").await;
     let head = within("an answer", read_head(&mut waiting)).await.unwrap();

@@ -14,6 +14,7 @@ use tokio_tungstenite::tungstenite::{
 use crate::support::{
     Balancer,
     client::{connect, raw},
+    eventually,
     frames::{CLOSE, FIN, TEXT, close_of, masked, unmasked},
     pod::{Pod, Script},
     within,
@@ -88,7 +89,7 @@ async fn a_half_close_is_relayed_and_the_other_direction_stays_open() {
     let mut at_client = vec![0; answer.len()];
     within("the pod's words", client.read_exact(&mut at_client)).await.unwrap();
     assert_eq!(at_client, answer);
-    assert_eq!(balancer.sessions().await, 1);
+    balancer.until_sessions(1).await;
     drop(session);
     assert_eq!(within("the pod's end", client.read(&mut [0])).await.unwrap(), 0);
     balancer.until_sessions(0).await;
@@ -148,7 +149,10 @@ async fn a_reset_on_one_side_ends_the_other() {
     assert_eq!(close_of(&farewell), (1001, "the client is gone".to_owned()));
     drop(session);
     balancer.until_sessions(0).await;
-    assert_eq!(balancer.metrics().await["services"][0]["own"], 0, "leases are returned");
+    eventually("all leases are returned", async || {
+        balancer.metrics().await["services"][0]["own"] == 0
+    })
+    .await;
 }
 
 /// A pod that closes while its client talks on: without being read to the end, the client would be

@@ -65,7 +65,7 @@ async fn idle_and_old_sessions_are_closed_on_both_sides() {
         let expected = (code, reason.to_owned());
         assert_eq!(close_frame(&mut client).await, expected);
         assert_eq!(close_frame(&mut session.stream).await, expected);
-        assert_eq!(balancer.sessions().await, 1, "until they answer");
+        balancer.until_sessions(1).await;
         client.write_all(&masked(FIN | CLOSE, &code.to_be_bytes())).await.unwrap();
         session.stream.write_all(&unmasked(FIN | CLOSE, &code.to_be_bytes())).await.unwrap();
         assert!(all(&mut client).await.is_empty());
@@ -89,7 +89,7 @@ async fn a_peer_that_does_not_answer_a_close_is_disconnected() {
 #[actix_rt::test]
 async fn an_active_session_is_not_idle_and_idle_timeout_applies_per_service() {
     let pod = Pod::echo().await;
-    let balancer = Balancer::with([&pod], &[("balancer.idle_timeout", "400ms")]).await;
+    let balancer = Balancer::with([&pod], &[("balancer.idle_timeout", "1s")]).await;
     let mut silent = connect(balancer.address()).await;
     let mut talking = connect(balancer.address()).await;
     // As long as it takes until the silent one is closed, and as often again.
@@ -104,7 +104,7 @@ async fn an_active_session_is_not_idle_and_idle_timeout_applies_per_service() {
             closed_at = Some(rounds);
         }
     }
-    assert_eq!(balancer.sessions().await, 1);
+    balancer.until_sessions(1).await;
 }
 
 #[actix_rt::test]

@@ -108,7 +108,7 @@ async fn sigterm_under_load_closes_every_session_and_exits_cleanly() {
         })
     });
     let talks: Vec<_> = talks.collect();
-    eventually("all talk", async || pod.open() == 200).await;
+    balancer.until_sessions(200).await;
     balancer.terminate();
     let codes = within("all closes", join_all(talks)).await;
     let restarts = codes.iter().filter(|code| matches!(code, Ok(Some(1012)))).count();
@@ -126,6 +126,7 @@ async fn clients_that_do_not_close_are_disconnected_at_shutdown_timeout() {
     let balancer = Program::run(&pod.url(), &variables).await;
     let _silent = crate::support::client::raw(balancer.traffic, "", b"").await;
     let _session = pod.accept().await;
+    balancer.until_sessions(1).await;
     balancer.terminate();
     let (status, log) = balancer.finish().await;
     assert_eq!(status.code(), Some(0), "{log}");

@@ -136,7 +136,10 @@ async fn adding_and_removing_pods_keeps_sessions_and_counts() {
 
     balancer.apply(&services(&[&b, &c])).await;
     let own = async |pod: &Pod| balancer.pod(pod).await["own"].clone();
-    assert_eq!((own(&a).await, own(&b).await, own(&c).await), (json!(2), json!(2), json!(0)));
+    eventually("two sessions on each of the first pods", async || {
+        (own(&a).await, own(&b).await, own(&c).await) == (json!(2), json!(2), json!(0))
+    })
+    .await;
     let left = balancer.pod(&a).await;
     let reason = "it is not among the service's pods any more";
     assert_eq!((&left["state"], &left["reason"]), (&json!("draining"), &json!(reason)));
@@ -148,7 +151,7 @@ async fn adding_and_removing_pods_keeps_sessions_and_counts() {
     for (index, client) in clients.iter_mut().enumerate() {
         echoes(client, &index.to_string()).await;
     }
-    assert_eq!(balancer.metrics().await["ownSessions"], 6);
+    eventually("six sessions", async || balancer.metrics().await["ownSessions"] == 6).await;
 }
 
 #[actix_rt::test]
@@ -463,7 +466,7 @@ async fn a_reload_changes_metric_requests_and_starts_discovery() {
     balancer.apply(&discovered("chat", "replicas = \"dns:balancers\"\n")).await;
     names(2).await;
     echoes(&mut client, "still there").await;
-    assert_eq!(balancer.metrics().await["ownSessions"], 1);
+    eventually("one session", async || balancer.metrics().await["ownSessions"] == 1).await;
 
     balancer.apply(&discovered("nobody", "")).await;
     eventually("no pod", async || balancer.status().await == 503).await;

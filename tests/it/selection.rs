@@ -142,6 +142,8 @@ async fn rebalancing_moves_the_youngest_idle_sessions_and_each_client_once() {
     }
     balancer.until_sessions(6).await;
     let mut busy = clients.pop().unwrap();
+    busy.send(Message::text("not idle")).await.unwrap();
+    within("an echo", busy.next()).await.unwrap().unwrap();
     let chat = actix_rt::spawn(async move {
         loop {
             busy.send(Message::text("still here")).await.unwrap();
@@ -198,11 +200,14 @@ async fn a_pod_that_drops_its_sessions_is_ejected() {
         balancer.until_sessions(0).await;
         assert_eq!(bad.upgrades(), drops);
     }
+    eventually("the ejection", async || {
+        balancer.metrics().await["services"][0]["state"] == "ejected"
+    })
+    .await;
     let clients = [connect(balancer.address()).await, connect(balancer.address()).await];
     balancer.until_sessions(2).await;
     assert_eq!((bad.upgrades(), good.open()), (3, 2));
     let metrics = balancer.metrics().await;
-    assert_eq!(metrics["services"][0]["state"], "ejected");
     assert!(metrics["services"][0]["reason"].as_str().unwrap().contains("dropped 3 sessions"));
     assert!(metrics["services"][0]["ejectedForMs"].as_u64().is_some());
     drop(clients);

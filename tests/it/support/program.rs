@@ -6,12 +6,13 @@ use std::{
     process::{ExitStatus, Stdio},
 };
 
+use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncRead, BufReader, Lines},
     process::{Child, ChildStderr, Command},
 };
 
-use super::within;
+use super::{eventually, within};
 
 /// `wsbalancer run` on free ports; killed with the test.
 pub struct Program {
@@ -91,6 +92,17 @@ impl Program {
         let log = BufReader::new(child.stderr.take().unwrap()).lines();
         let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
         Self { child, log, traffic: unknown, admin: unknown }
+    }
+
+    /// Waits until `count` sessions are open: a session is registered shortly after its 101.
+    pub async fn until_sessions(&self, count: usize) {
+        let url = format!("http://{}/api/sessions", self.admin);
+        eventually(&format!("{count} sessions"), async || {
+            let mut response = awc::Client::new().get(&url).send().await.expect("a response");
+            let sessions: Value = response.json().await.expect("JSON");
+            sessions.as_array().expect("a list").len() == count
+        })
+        .await;
     }
 
     pub fn terminate(&self) {
