@@ -1,4 +1,4 @@
-//! Listening sockets that are handed over, and from one process to the next.
+//! Inherited listening sockets, and the hand-over from one process to the next.
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -25,16 +25,16 @@ use crate::support::{
     within,
 };
 
-/// A balancer that takes `traffic` over.
+/// Starts a balancer that inherits `traffic`.
 async fn successor(traffic: &TcpListener, pod: &Pod) -> Program {
     let socket = OwnedFd::from(traffic.try_clone().unwrap());
     let mut command = activated(&[socket], "traffic");
-    // The delay is for those who bind: it would keep the next process waiting.
+    // drain_delay does not apply to an inherited socket: it would keep the next process waiting.
     command.env("WSBALANCER_SERVICES", pod.url()).env("WSBALANCER__SERVER__DRAIN_DELAY", "10m");
     Program::start(command).await
 }
 
-/// A listener with a queue that is long enough for everybody.
+/// Returns a listener with a queue that is long enough for all clients of a test.
 fn listener() -> (TcpListener, SocketAddr) {
     let listener = wsbalancer::net::listen::bind_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = listener.local_addr().unwrap();
@@ -81,7 +81,7 @@ async fn an_inherited_unix_socket_is_used_and_its_file_stays() {
     drop(client);
     balancer.terminate();
     balancer.finish().await;
-    assert!(path.exists(), "it is not ours to remove");
+    assert!(path.exists(), "the balancer must not remove it");
     std::fs::remove_file(path).unwrap();
 }
 
@@ -113,11 +113,11 @@ async fn an_inherited_socket_that_cannot_accept_fails_the_start_with_its_name() 
     }
 }
 
-/// Connects, says something, and hears it or that the balancer goes down.
+/// Connects, sends a message, and receives its echo or the Close of a shutdown.
 async fn visit(address: SocketAddr) -> Result<(), String> {
-    let told = |error: &dyn std::fmt::Display| error.to_string();
-    let (mut client, _) = connect_with(address, &[]).await.map_err(|error| told(&error))?;
-    client.send(Message::text("hello")).await.map_err(|error| told(&error))?;
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    let (mut client, _) = connect_with(address, &[]).await.map_err(|error| text(&error))?;
+    client.send(Message::text("hello")).await.map_err(|error| text(&error))?;
     match client.next().await {
         Some(Ok(Message::Text(_))) => {
             let _ = client.close(None).await;
@@ -178,7 +178,7 @@ async fn connections_accepted_before_the_hand_over_are_still_served() {
     let request = handshake("");
     let (some, rest) = request.as_bytes().split_at(20);
     early.write_all(some).await.unwrap();
-    // Those that come in order are taken in order.
+    // Connections are accepted in order.
     drop(connect(address).await);
     balancer.terminate();
     balancer.logs("no longer accepting").await;
@@ -195,8 +195,8 @@ async fn connections_accepted_before_the_hand_over_are_still_served() {
     assert_eq!(&head, b"HTTP/1.1 101");
 }
 
-/// A proxy's connection that waits for another request would get it refused by a process that goes,
-/// while the next one serves the same socket.
+/// On a connection that a proxy keeps, a process that shuts down would refuse the next request, while
+/// the next process serves the same socket.
 #[actix_rt::test]
 async fn an_idle_keep_alive_connection_ends_at_the_hand_over() {
     let pod = Pod::echo().await;
@@ -207,16 +207,16 @@ async fn an_idle_keep_alive_connection_ends_at_the_hand_over() {
     let mut head = [0; 12];
     within("an answer", kept.read_exact(&mut head)).await.unwrap();
     assert_eq!(&head[..9], b"HTTP/1.1 ");
-    // A session, so that the process lives on.
+    // An open session keeps the process running.
     let _session = connect(address).await;
     balancer.until_sessions(1).await;
     balancer.terminate();
     let mut rest = Vec::new();
     within("the end", kept.read_to_end(&mut rest)).await.unwrap();
-    assert!(!rest.windows(9).any(|word| word == b"HTTP/1.1 "), "one answer");
+    assert!(!rest.windows(9).any(|word| word == b"HTTP/1.1 "), "only one response");
     let url = format!("http://{}/livez", balancer.admin);
     let answer = awc::Client::new().get(url).send().await;
-    assert_eq!(answer.expect("a process that still lives").status(), 200);
+    assert_eq!(answer.expect("a process that still runs").status(), 200);
     balancer.terminate();
     balancer.finish().await;
 }

@@ -1,4 +1,4 @@
-//! What brings a client back to its pod.
+//! Affinity: cookies and hashes that return a client to its pod.
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -15,7 +15,7 @@ use crate::support::{
 const COOKIE: [(&str, &str); 2] =
     [("balancer.affinity", "cookie"), ("balancer.cookie_key", "a key for all of these tests")];
 
-/// Head and body of a plain request's answer.
+/// Returns the head and the body of the response to a plain request.
 async fn get(balancer: &Balancer, fields: &str) -> (String, String) {
     let mut stream = TcpStream::connect(balancer.address()).await.unwrap();
     let request = format!("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{fields}\r\n");
@@ -26,7 +26,7 @@ async fn get(balancer: &Balancer, fields: &str) -> (String, String) {
     (head.to_owned(), body.to_owned())
 }
 
-/// The name and value of a `Set-Cookie`, as the client sends them back.
+/// Returns the name and value of a `Set-Cookie` field, as the client sends them back.
 fn cookie(head: &str) -> String {
     let set = header(head, "set-cookie").unwrap_or_else(|| panic!("no cookie in {head}"));
     format!("Cookie: other=1; {}\r\n", set.split(';').next().unwrap())
@@ -53,12 +53,12 @@ async fn a_cookie_returns_the_client_to_its_pod_and_is_set_on_handshakes_and_pla
     let attributes = header(&head, "set-cookie").unwrap().split_once("; ").unwrap().1;
     assert_eq!(attributes, "Path=/; SameSite=Lax; HttpOnly");
     let brought = cookie(&head);
-    // The pod is the most loaded one now, and is still preferred.
+    // The pod now has the most sessions and is still preferred.
     let mut held = Vec::new();
     for _ in 0..5 {
         let (head, name) = get(&balancer, &brought).await;
         assert_eq!(name, first);
-        assert_eq!(header(&head, "set-cookie"), None, "it has the right one");
+        assert_eq!(header(&head, "set-cookie"), None, "the client has the right cookie");
         held.push(raw(balancer.address(), &brought, b"").await);
     }
     let index = ["one", "two", "three"].iter().position(|name| *name == first).unwrap();
@@ -67,7 +67,7 @@ async fn a_cookie_returns_the_client_to_its_pod_and_is_set_on_handshakes_and_pla
 
     let (_client, head) = raw(balancer.address(), "", b"").await;
     let (_, name) = get(&balancer, &cookie(&head)).await;
-    assert_ne!(name, first, "without a cookie the least loaded is chosen");
+    assert_ne!(name, first, "without a cookie the least loaded pod is picked");
 }
 
 #[actix_rt::test]
@@ -76,15 +76,15 @@ async fn a_cookie_is_valid_for_replicas_with_the_same_key_only() {
     let balancer = Balancer::with(&pods, &COOKIE).await;
     let replica = Balancer::with(&pods, &COOKIE).await;
     let other = [COOKIE[0], ("balancer.cookie_key", "an older key of these tests")];
-    let stranger = Balancer::with(&pods, &other).await;
+    let other_replica = Balancer::with(&pods, &other).await;
     let (head, first) = get(&balancer, "").await;
     for _ in 0..5 {
         assert_eq!(get(&replica, &cookie(&head)).await.1, first);
-        let (head, _) = get(&stranger, &cookie(&head)).await;
+        let (head, _) = get(&other_replica, &cookie(&head)).await;
         assert!(header(&head, "set-cookie").is_some());
     }
     assert_eq!(results(&replica).await, [5, 0, 0]);
-    assert_eq!(results(&stranger).await, [0, 0, 5]);
+    assert_eq!(results(&other_replica).await, [0, 0, 5]);
 }
 
 #[actix_rt::test]
@@ -94,17 +94,17 @@ async fn a_client_of_a_missing_or_full_pod_gets_another_pod_and_a_new_cookie() {
         COOKIE[0],
         COOKIE[1],
         ("balancer.max_sessions_per_pod", "1"),
-        // A kept connection would outlive the pod's listener.
+        // A reused connection would outlive the pod's listener.
         ("balancer.reuse_connections", "false"),
     ];
     let balancer = Balancer::with(&pods, &limited).await;
     let (head, first) = get(&balancer, "").await;
     let brought = cookie(&head);
     let _session = raw(balancer.address(), &brought, b"").await;
-    assert_eq!(get(&balancer, &brought).await.1, first, "a request takes no place");
+    assert_eq!(get(&balancer, &brought).await.1, first, "a plain request occupies no session");
     let (_client, head) = raw(balancer.address(), &brought, b"").await;
     let (_, second) = get(&balancer, &cookie(&head)).await;
-    assert_ne!(second, first, "it is full");
+    assert_ne!(second, first, "the first pod is full");
     assert_eq!(results(&balancer).await, [3, 1, 0]);
     let index = ["one", "two", "three"].iter().position(|name| *name == second).unwrap();
     drop(pods.remove(index));

@@ -1,4 +1,4 @@
-//! What operators ask and do through the admin listener.
+//! The API of the admin listener.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -28,7 +28,7 @@ use crate::support::{
     within,
 };
 
-/// Status and JSON of a call with further header fields.
+/// Calls the API with further header fields and returns the status and the JSON.
 async fn call(url: &str, method: Method, fields: &[(&str, &str)], body: &str) -> (u16, Value) {
     let mut request = awc::Client::new().request(method, url);
     for (name, value) in fields {
@@ -49,7 +49,7 @@ async fn post(balancer: &Balancer, path: &str) -> (u16, Value) {
     call(&balancer.admin_url(path), Method::POST, &[], "").await
 }
 
-/// Whether a message comes back.
+/// Returns whether a message is echoed.
 async fn echoes(client: &mut Client) -> bool {
     client.send(Message::text("there?")).await.is_ok()
         && within("an echo", client.next())
@@ -57,7 +57,7 @@ async fn echoes(client: &mut Client) -> bool {
             .is_some_and(|echo| echo.is_ok_and(|message| message == Message::text("there?")))
 }
 
-/// Code and reason of the Close that comes; it is answered.
+/// Waits for the Close, answers it and returns its code and reason.
 async fn close(client: &mut Client) -> Option<(u16, String)> {
     let mut close = None;
     while let Some(message) = within("the Close", client.next()).await {
@@ -72,7 +72,7 @@ fn moved() -> Option<(u16, String)> {
     Some((1012, "moved to another pod".to_owned()))
 }
 
-/// So many clients, by the address of the pod that each is on.
+/// Connects `count` clients and returns them by the address of their pod.
 async fn clients(balancer: &Balancer, count: usize) -> HashMap<String, Vec<Client>> {
     let mut clients = Vec::new();
     for at in 0..count {
@@ -93,7 +93,7 @@ async fn all_echo(clients: &mut [Client]) -> bool {
     join_all(clients.iter_mut().map(echoes)).await.into_iter().all(|echoes| echoes)
 }
 
-/// Waits for the first of `clients` that is closed and takes it out.
+/// Waits until the first of `clients` is closed, and removes it.
 async fn first_moved(clients: &mut Vec<Client>) {
     let closes = clients.iter_mut().map(|client| Box::pin(close(client)));
     let (first, at, _) = select_all(closes).await;
@@ -101,7 +101,7 @@ async fn first_moved(clients: &mut Vec<Client>) {
     clients.remove(at);
 }
 
-/// `state` and `reason` of the pod at `address`.
+/// Returns `state` and `reason` of the pod at `address`.
 async fn state(balancer: &Balancer, address: &str) -> (String, Option<String>) {
     let backends = get(balancer, "/api/backends").await;
     let mut backends = backends.as_array().unwrap().iter();
@@ -150,7 +150,7 @@ async fn idle_sessions_are_distinguished_from_busy_ones() {
     let mut by_pod = clients(&balancer, 2).await;
     let both = by_pod.get_mut(&pod.address.to_string()).unwrap();
     let busy = tokio::sync::Mutex::new(both.remove(0));
-    eventually("one more idle than the other", async || {
+    eventually("one session idle for longer than the other", async || {
         assert!(echoes(&mut *busy.lock().await).await);
         let sessions = get(&balancer, "/api/sessions").await;
         let [busy, idle] = [0, 1].map(|at: usize| sessions[at]["idleMs"].as_u64().unwrap());
@@ -168,13 +168,13 @@ async fn draining_a_pod_moves_only_its_sessions_spread_over_the_given_time() {
     let (mut go, mut stay) = (by_pod.remove(&drained).unwrap(), by_pod.remove(&other).unwrap());
     assert_eq!((go.len(), stay.len()), (20, 20));
 
-    let (status, told) = post(&balancer, &format!("/api/backends/{drained}/drain?over=4s")).await;
+    let (status, body) = post(&balancer, &format!("/api/backends/{drained}/drain?over=4s")).await;
     assert_eq!(
-        (status, &told[0]["address"], &told[0]["state"]),
+        (status, &body[0]["address"], &body[0]["state"]),
         (200, &json!(drained), &json!("draining")),
-        "{told}"
+        "{body}"
     );
-    assert_eq!(told.as_array().unwrap().len(), 1);
+    assert_eq!(body.as_array().unwrap().len(), 1);
     first_moved(&mut go).await;
     let mut left = Vec::new();
     for mut client in go {
@@ -189,7 +189,7 @@ async fn draining_a_pod_moves_only_its_sessions_spread_over_the_given_time() {
     assert!(all_echo(&mut stay).await);
     balancer.until_sessions(20).await;
 
-    let newcomers = join_all((0..5).map(|_| connect(balancer.address()))).await;
+    let new_clients = join_all((0..5).map(|_| connect(balancer.address()))).await;
     balancer.until_sessions(25).await;
     eventually("no new session on the draining pod", async || {
         (pods[0].open(), pods[1].open()) == (0, 25)
@@ -197,11 +197,11 @@ async fn draining_a_pod_moves_only_its_sessions_spread_over_the_given_time() {
     .await;
     let reason = Some("an operator drains it".to_owned());
     assert_eq!(state(&balancer, &drained).await, ("draining".to_owned(), reason));
-    let (status, told) = post(&balancer, &format!("/api/backends/{drained}/undrain")).await;
-    assert_eq!((status, told[0]["state"] == "draining"), (200, false), "{told}");
+    let (status, body) = post(&balancer, &format!("/api/backends/{drained}/undrain")).await;
+    assert_eq!((status, body[0]["state"] == "draining"), (200, false), "{body}");
     let _back = connect(balancer.address()).await;
-    eventually("a session on it", async || pods[0].open() == 1).await;
-    drop(newcomers);
+    eventually("a session on the undrained pod", async || pods[0].open() == 1).await;
+    drop(new_clients);
 }
 
 #[actix_rt::test]
@@ -211,12 +211,12 @@ async fn undrain_stops_moving_sessions_and_a_drain_without_a_time_moves_none() {
     let balancer = Balancer::start(&pods).await;
     let mut by_pod = clients(&balancer, 60).await;
     let mut of = |pod: &String| by_pod.remove(pod).unwrap();
-    let (mut kept, mut moved_away, mut left_alone) = (of(&first), of(&second), of(&third));
+    let (mut kept, mut moved_away, mut undisturbed) = (of(&first), of(&second), of(&third));
     post(&balancer, &format!("/api/backends/{third}/drain")).await;
     post(&balancer, &format!("/api/backends/{first}/drain?over=3s")).await;
     first_moved(&mut kept).await;
     post(&balancer, &format!("/api/backends/{first}/undrain")).await;
-    // Some may have been closed before the call came.
+    // Some may have been closed before the call arrived.
     let mut still = Vec::new();
     for mut client in kept {
         if echoes(&mut client).await {
@@ -224,12 +224,12 @@ async fn undrain_stops_moving_sessions_and_a_drain_without_a_time_moves_none() {
         }
     }
     assert!(still.len() > 5, "{}", still.len());
-    // As long as the others' time would have been.
+    // As long as the drain would have taken.
     post(&balancer, &format!("/api/backends/{second}/drain?over=3s")).await;
     let codes = join_all(moved_away.iter_mut().map(close)).await;
     assert!(codes.iter().all(|code| *code == moved()), "{codes:?}");
-    assert!(all_echo(&mut still).await, "they stay");
-    assert!(all_echo(&mut left_alone).await, "without a time, a drain is for newcomers only");
+    assert!(all_echo(&mut still).await, "sessions stay after undrain");
+    assert!(all_echo(&mut undisturbed).await, "without a time, a drain affects new sessions only");
 }
 
 #[actix_rt::test]
@@ -244,7 +244,7 @@ async fn a_session_that_opens_on_a_draining_pod_is_moved_too() {
     let request = within("a request", read_head(&mut at_pod)).await.unwrap();
     let drained = post(&balancer, &format!("/api/backends/{address}/drain?over=100ms")).await;
     assert_eq!((drained.0, &drained.1[0]["connecting"]), (200, &json!(1)), "{}", drained.1);
-    // As when the pod is ejected meanwhile.
+    // As if the pod were ejected in the meantime.
     let (service, address) = ("default".to_owned(), address.to_string());
     let from = Arc::new(Backend { service, url, address, transport: Transport::Tcp });
     balancer.control.registry.do_send(MoveAll { from, pace: MovePace::AtOnce });
@@ -289,11 +289,13 @@ async fn sessions_of_an_ejected_pod_stay_or_are_closed_as_configured() {
     let mut stays = connect(leaving.address()).await;
     let mut goes = connect(closing.address()).await;
     let address = pod.address.to_string();
-    // Its connections go on, but it takes no new ones.
+    // Its connections stay open, but it accepts no new ones.
     drop(pod);
     assert_eq!(close(&mut goes).await, moved());
-    eventually("the other ejects it too", async || state(&leaving, &address).await.0 == "ejected")
-        .await;
+    eventually("the other balancer ejects the pod too", async || {
+        state(&leaving, &address).await.0 == "ejected"
+    })
+    .await;
     assert!(echoes(&mut stays).await);
 }
 
@@ -302,8 +304,8 @@ async fn a_draining_service_accepts_no_session() {
     let pod = Pod::echo().await;
     let balancer = Balancer::start([&pod]).await;
     let mut stays = connect(balancer.address()).await;
-    let (status, told) = post(&balancer, "/api/services/default/drain").await;
-    assert_eq!((status, &told[0]["state"]), (200, &json!("draining")), "{told}");
+    let (status, body) = post(&balancer, "/api/services/default/drain").await;
+    assert_eq!((status, &body[0]["state"]), (200, &json!("draining")), "{body}");
     let refused = connect_with(balancer.address(), &[]).await.unwrap_err().to_string();
     assert!(refused.contains("503"), "{refused}");
     assert!(echoes(&mut stays).await);
@@ -321,8 +323,8 @@ async fn deleting_a_session_closes_only_that_session() {
     };
     let id = get(&balancer, "/api/sessions").await[0]["id"].as_u64().unwrap();
     let url = balancer.admin_url(&format!("/api/sessions/{id}"));
-    let (status, told) = call(&url, Method::DELETE, &[], "").await;
-    assert_eq!((status, told["id"].as_u64()), (200, Some(id)), "{told}");
+    let (status, body) = call(&url, Method::DELETE, &[], "").await;
+    assert_eq!((status, body["id"].as_u64()), (200, Some(id)), "{body}");
     assert_eq!(close(&mut goes).await, Some((1012, "closed by an operator".to_owned())));
     assert!(echoes(&mut stays).await);
     balancer.until_sessions(1).await;
@@ -335,7 +337,7 @@ async fn unknown_targets_and_impossible_requests_are_answered_with_a_sentence() 
     let balancer = Balancer::start([&pod]).await;
     let of_pod = format!("/api/backends/{}", pod.address);
     for (method, path, status, named) in [
-        (Method::POST, "/api/backends/nobody:80/drain", 404, "\"nobody:80\""),
+        (Method::POST, "/api/backends/missing:80/drain", 404, "\"missing:80\""),
         (Method::POST, "/api/backends/%2Frun%2Fpod.sock/undrain", 404, "\"/run/pod.sock\""),
         (Method::POST, "/api/services/chat/drain", 404, "\"chat\""),
         (Method::DELETE, "/api/sessions/0", 404, "id 0"),
@@ -359,9 +361,9 @@ async fn unknown_targets_and_impossible_requests_are_answered_with_a_sentence() 
         ),
         (Method::POST, "/api/reload", 501, "reads its settings only at its start"),
     ] {
-        let (told, json) = call(&balancer.admin_url(path), method, &[], "loud").await;
+        let (actual, json) = call(&balancer.admin_url(path), method, &[], "loud").await;
         let sentence = json["error"].as_str().unwrap_or_default();
-        assert_eq!(told, status, "{path}: {json}");
+        assert_eq!(actual, status, "{path}: {json}");
         assert!(sentence.contains(named), "{path}: {json}");
     }
     assert_ne!(state(&balancer, &pod.address.to_string()).await.0, "draining");
@@ -378,7 +380,7 @@ async fn calls_that_change_something_need_the_token() {
         assert_eq!(status, 401, "{json}");
         assert!(json["error"].as_str().unwrap().contains("Authorization: Bearer"), "{json}");
     }
-    assert_ne!(state(&balancer, &address).await.0, "draining", "who only looks needs none");
+    assert_ne!(state(&balancer, &address).await.0, "draining", "reading needs no token");
     let right = [("Authorization", "Bearer s3cret")];
     assert_eq!(call(&url, Method::POST, &right, "").await.0, 200);
     assert_eq!(state(&balancer, &address).await.0, "draining");
@@ -413,7 +415,7 @@ async fn requests_through_a_local_proxy_need_the_token_to_change_anything() {
     assert_eq!(call(&url, Method::POST, &fields, "").await.0, 200);
 }
 
-/// Status and `Allow` of the answer, and the sentence in it.
+/// Returns the status, `Allow` and the error sentence of the response.
 async fn refusal(url: &str, method: Method, body: Vec<u8>) -> (u16, Option<String>, String) {
     let request = awc::Client::new().request(method, url);
     let mut answer = request.send_body(body).await.expect("an answer");
@@ -436,8 +438,8 @@ async fn a_wrong_method_is_answered_with_405_and_the_allowed_methods() {
         (Method::POST, "/balancer-metrics", "GET, HEAD"),
     ] {
         let url = balancer.admin_url(path);
-        let (status, told, sentence) = refusal(&url, method.clone(), Vec::new()).await;
-        assert_eq!((status, told.as_deref()), (405, Some(allow)), "{method} {path}");
+        let (status, allowed, sentence) = refusal(&url, method.clone(), Vec::new()).await;
+        assert_eq!((status, allowed.as_deref()), (405, Some(allow)), "{method} {path}");
         assert_eq!(sentence, format!("method {method} not allowed for {path}: use {allow}"));
     }
 }
@@ -447,8 +449,8 @@ async fn an_unreadable_log_level_is_answered_in_json() {
     let balancer = Balancer::with([], &[("services", "http://127.0.0.1:1")]).await;
     let url = balancer.admin_url("/api/log-level");
     for (body, status) in [(vec![0xff, 0xfe], 400), (vec![b'x'; 300_000], 413)] {
-        let (told, _, sentence) = refusal(&url, Method::PUT, body).await;
-        assert_eq!(told, status, "{sentence}");
+        let (actual, _, sentence) = refusal(&url, Method::PUT, body).await;
+        assert_eq!(actual, status, "{sentence}");
         assert!(sentence.contains("expected one of error, warn, info, debug"), "{sentence}");
     }
 }
@@ -481,8 +483,8 @@ async fn the_log_level_can_be_changed_at_run_time() {
         client.close(None).await.unwrap();
         while client.next().await.is_some() {}
         drop(client);
-        // A session is taken off the list after it has said so in the log.
-        eventually("its end", async || {
+        // A session logs its end before it leaves the list.
+        eventually("the end of the session", async || {
             call(&sessions, Method::GET, &[], "").await == (200, json!([]))
         })
         .await;
@@ -491,7 +493,7 @@ async fn the_log_level_can_be_changed_at_run_time() {
     assert_eq!(call(&url, Method::PUT, &[], "debug\n").await, (200, json!({"level": "debug"})));
     session_ends().await;
     let line = balancer.logs("session ").await;
-    assert!(line.contains("session 2 of "), "the first one's end was not to be logged: {line}");
+    assert!(line.contains("session 2 of "), "at info, the end of session 1 is not logged: {line}");
     assert_eq!(call(&url, Method::PUT, &[], "warn").await.0, 200);
     balancer.terminate();
     let (_, log) = balancer.finish().await;

@@ -1,4 +1,4 @@
-//! A side that does not read costs little and slows nobody else.
+//! A side that does not read costs little memory and slows no other session down.
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use std::{
@@ -21,13 +21,13 @@ use crate::support::{
     within,
 };
 
-/// What the sender has for the other side; much more than all buffers on the way.
+/// Bytes that the sender offers: much more than all buffers between the two sides.
 const OFFERED: u64 = 64 << 20;
 
-/// One read's worth, and what an allocator may add for it.
+/// The buffer of one read, and the overhead of the allocator.
 const ALLOWED_GROWTH: u64 = 1 << 20;
 
-/// Sends `OFFERED` patterned bytes; returns the count of those that the socket has taken.
+/// Sends `OFFERED` patterned bytes and returns the count of bytes that the socket has accepted.
 fn send_all(mut stream: tokio::net::tcp::OwnedWriteHalf) -> Arc<AtomicU64> {
     let sent = Arc::<AtomicU64>::default();
     let counter = sent.clone();
@@ -48,7 +48,7 @@ fn pattern(at: u64) -> u8 {
     (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8
 }
 
-/// Waits until `count` has not moved for half a second.
+/// Waits until `count` has not changed for half a second.
 async fn until_stalled(count: &AtomicU64) -> u64 {
     let mut last = u64::MAX;
     let mut same = 0;
@@ -73,13 +73,13 @@ async fn expect_all(mut stream: TcpStream) {
     }
 }
 
-/// The sender is held back by the receiver, the balancer keeps next to nothing, everyone else goes
-/// on, and when the receiver reads at last, all is there.
+/// The receiver slows the sender down, the balancer buffers next to nothing, other sessions are not
+/// affected, and no byte is missing when the receiver reads at last.
 async fn stall(from_pod: bool) {
     let slow_pod = Pod::scripted(Script::default()).await;
     let balancer = Program::run(&slow_pod.url(), &[]).await;
 
-    // Warm up, so that growth is the stalled session's alone.
+    // Warm up, so that only the stalled session adds memory.
     for _ in 0..20 {
         let mut client = connect(balancer.traffic).await;
         let mut at_pod = slow_pod.accept().await.into_websocket().await;
@@ -95,12 +95,12 @@ async fn stall(from_pod: bool) {
     let (sender, receiver) = if from_pod { (at_pod, client) } else { (client, at_pod) };
     let (sender_in, sender_out) = sender.into_split();
     let sent = send_all(sender_out);
-    let taken = until_stalled(&sent).await;
-    assert!(taken < OFFERED, "the sender felt no backpressure");
+    let accepted = until_stalled(&sent).await;
+    assert!(accepted < OFFERED, "the sender is not slowed down");
     let growth = balancer.rss().saturating_sub(before);
     assert!(growth < ALLOWED_GROWTH, "{growth} bytes more for a stalled session");
 
-    // Others are not held up.
+    // Other sessions are not slowed down.
     let mut other = connect(balancer.traffic).await;
     let mut other_at_pod = slow_pod.accept().await.into_websocket().await;
     for number in 0..100 {

@@ -1,4 +1,4 @@
-//! How the balancer goes down: who is still served, who is told when, and what is waited for.
+//! Shutdown: which clients are still served, when sessions are closed, and how long the process waits.
 
 use std::net::SocketAddr;
 
@@ -24,7 +24,7 @@ use crate::support::{
 const DRAIN_DELAY: &str = "WSBALANCER__SERVER__DRAIN_DELAY";
 const DRAIN_TIME: &str = "WSBALANCER__SERVER__DRAIN_TIME";
 
-/// Waits until the readiness probe says no.
+/// Waits until the readiness probe fails.
 async fn until_not_ready(admin: SocketAddr) {
     let url = format!("http://{admin}/readyz");
     eventually("not ready", async || {
@@ -33,14 +33,14 @@ async fn until_not_ready(admin: SocketAddr) {
     .await;
 }
 
-/// The head of the answer to a request of these bytes.
+/// Sends the request and returns the head of the response.
 async fn ask(address: SocketAddr, request: &str) -> String {
     let mut stream = TcpStream::connect(address).await.expect("a listening balancer");
     stream.write_all(request.as_bytes()).await.unwrap();
     within("an answer", read_head(&mut stream)).await.expect("an answer")
 }
 
-/// Whether a message comes back.
+/// Returns whether a message is echoed.
 async fn echoes(client: &mut Client) -> bool {
     client.send(Message::text("still there?")).await.is_ok()
         && within("an echo", client.next())
@@ -48,7 +48,7 @@ async fn echoes(client: &mut Client) -> bool {
             .is_some_and(|echo| echo.is_ok_and(|message| message == Message::text("still there?")))
 }
 
-/// The code of the Close that comes next; it is answered.
+/// Waits for the Close, answers it and returns its code.
 async fn close_code(client: &mut Client) -> Option<u16> {
     let mut code = None;
     while let Some(message) = within("the Close", client.next()).await {
@@ -68,7 +68,7 @@ fn service_restart() -> Vec<u8> {
 async fn connections_are_accepted_during_drain_delay_and_refused_afterwards() {
     let pod = Pod::echo().await;
     let mut balancer = Program::run(&pod.url(), &[(DRAIN_DELAY, "3s")]).await;
-    // It does not answer its Close, so that the balancer has something to wait for.
+    // It does not answer its Close, so that the balancer has to wait.
     let (mut silent, _) = raw(balancer.traffic, "", b"").await;
     balancer.until_sessions(1).await;
     balancer.terminate();
@@ -125,7 +125,7 @@ async fn closes_are_spread_over_drain_time() {
             left.push(client);
         }
     }
-    assert!(left.len() > 20, "{} of 39 are left alone for now", left.len());
+    assert!(left.len() > 20, "{} of 39 are not closed yet", left.len());
     let codes = join_all(left.iter_mut().map(close_code)).await;
     assert!(codes.iter().all(|code| *code == Some(4321)), "{codes:?}");
     let (status, log) = balancer.finish().await;
@@ -133,7 +133,7 @@ async fn closes_are_spread_over_drain_time() {
     assert!(log.contains("40 sessions were open, 0 were cut"), "{log}");
 }
 
-/// A pod that answers when it is told to, and the balancer in front of it.
+/// Starts a pod that the test answers for, and a balancer in front of it.
 async fn slow_pod() -> (TcpListener, Program) {
     let pod = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", pod.local_addr().unwrap());
@@ -141,7 +141,7 @@ async fn slow_pod() -> (TcpListener, Program) {
     (pod, balancer)
 }
 
-/// The next request at the pod.
+/// Waits for the next request at the pod.
 async fn accept(pod: &TcpListener) -> (TcpStream, String) {
     let (mut stream, _) = within("a connection at the pod", pod.accept()).await.unwrap();
     let head = within("a request", read_head(&mut stream)).await.unwrap();
@@ -191,7 +191,7 @@ async fn plain_requests_in_progress_are_answered_completely() {
     assert_eq!(status.code(), Some(0), "{log}");
 }
 
-/// What a proxy does: one connection for one request after the other.
+/// As proxies use it: one connection for several requests.
 #[actix_rt::test]
 async fn idle_keep_alive_connections_close_instead_of_refusing_a_request() {
     let (pod, balancer) = slow_pod().await;
@@ -232,7 +232,7 @@ async fn idle_keep_alive_connections_close_instead_of_refusing_a_request() {
     assert_eq!(status.code(), Some(0), "{log}");
 }
 
-/// A client that waits for a place must not get one that the drain frees.
+/// A queued client must not get a place that the drain frees.
 #[actix_rt::test]
 async fn queued_clients_are_refused_when_the_drain_starts() {
     let pod = Pod::scripted(Script::default()).await;
@@ -254,8 +254,8 @@ async fn queued_clients_are_refused_when_the_drain_starts() {
     assert_eq!(balancer.finish().await.0.code(), Some(0));
 }
 
-/// No session is waited for where all places are others', and no pod has anything to do with those
-/// who wait for one.
+/// All places are occupied by sessions of other balancers, so that the drain has no session to wait
+/// for.
 #[actix_rt::test]
 async fn queued_clients_are_refused_by_a_balancer_without_sessions_too() {
     let pod = Pod::reporting(report(1)).await;
@@ -276,7 +276,7 @@ async fn queued_clients_are_refused_by_a_balancer_without_sessions_too() {
         client.write_all(handshake("").as_bytes()).await.unwrap();
         waiting.push(client);
     }
-    // Those that come in order are taken in order.
+    // Connections are accepted in order.
     let _ = ask(balancer.traffic, "GET / HTTP/1.0\r\nHost: a\r\nUpgrade: websocket\r\n\r\n").await;
     balancer.terminate();
     for client in &mut waiting {

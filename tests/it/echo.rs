@@ -1,4 +1,4 @@
-//! What goes in comes out: messages of every kind, both ways.
+//! Messages of every kind are relayed unchanged in both directions.
 
 use futures_util::{SinkExt as _, StreamExt as _, future::join_all};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -75,7 +75,7 @@ async fn pings_are_relayed_both_ways() {
     client.send(Message::Ping("up".into())).await.unwrap();
     assert_eq!(at_pod.next().await.unwrap().unwrap(), Message::Ping("up".into()));
     at_pod.send(Message::Ping("down".into())).await.unwrap();
-    // tungstenite answers a ping with whatever it sends next, so the order is its own.
+    // tungstenite answers a Ping with its next write, so that the order may differ.
     let mut seen = Vec::new();
     for _ in 0..2 {
         seen.push(within("ping and pong", client.next()).await.unwrap().unwrap());
@@ -147,7 +147,7 @@ async fn a_thousand_concurrent_sessions_are_spread_evenly() {
     balancer.until_sessions(0).await;
 }
 
-/// Random sizes both ways at once, so that partial writes fall everywhere.
+/// Random sizes in both directions at once, so that partial writes occur at every position.
 #[actix_rt::test]
 async fn bytes_keep_their_order_in_both_directions_at_once() {
     let pod = Pod::scripted(Script::default()).await;

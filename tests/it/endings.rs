@@ -1,4 +1,4 @@
-//! Why sessions have ended, as it is counted.
+//! The counter of ended sessions by reason.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::support::{
     within,
 };
 
-/// A balancer with one session between sockets that say nothing by themselves.
+/// A balancer with one session between sockets that the test controls.
 struct Stage {
     balancer: Balancer,
     client: TcpStream,
@@ -36,14 +36,14 @@ impl Stage {
         Self { balancer, client, pod }
     }
 
-    /// Waits for the end; what is counted then is this and nothing else.
+    /// Waits for the end of the session and checks that only this reason is counted.
     async fn ends(&self, reason: &str) {
         self.balancer.until_sessions(0).await;
         assert_eq!(endings(&self.balancer).await, [(reason.to_owned(), 1)]);
     }
 }
 
-/// What is not zero.
+/// Returns the counters that are not zero.
 async fn endings(balancer: &Balancer) -> Vec<(String, u64)> {
     let url = balancer.admin_url("/telemetry");
     let mut answer = awc::Client::new().get(url).send().await.unwrap();
@@ -77,13 +77,13 @@ async fn closes_and_disconnects_are_counted_by_side() {
         let stream = if client_goes { &mut stage.client } else { &mut stage.pod.stream };
         stream.shutdown().await.unwrap();
         let other = if client_goes { &mut stage.pod.stream } else { &mut stage.client };
-        within("the news", other.read_u8()).await.unwrap();
+        within("the Close at the other side", other.read_u8()).await.unwrap();
         other.shutdown().await.unwrap();
         stage.ends(reason).await;
     }
 }
 
-/// A Close that nobody answers, and half a session of which nothing more comes.
+/// The peer does not answer a Close, or stays silent after a half-close.
 #[actix_rt::test]
 async fn the_first_cause_is_counted_and_not_the_cut_that_follows() {
     let settings = [("balancer.close_timeout", "50ms"), ("balancer.half_closed_timeout", "50ms")];
@@ -95,7 +95,7 @@ async fn the_first_cause_is_counted_and_not_the_cut_that_follows() {
     stage.ends("pod_lost").await;
 }
 
-/// Whoever is cut because of what it did is counted for that, whether it answers our Close or not.
+/// A session over a limit is counted as such whether its client answers the Close or not.
 #[actix_rt::test]
 async fn exceeded_limits_are_counted() {
     for answers in [true, false] {
@@ -144,18 +144,18 @@ async fn write_time_outs_are_counted() {
     }
 }
 
-/// Nobody reads from a client that has to wait for its rate: only a write shows that it is gone. What it
-/// has sent would take a minute.
+/// The balancer does not read from a client over its rate, so that only a write reveals the disconnect.
+/// The bytes that the client has sent would take a minute.
 #[actix_rt::test]
 async fn a_lost_client_that_only_a_write_reveals_is_counted() {
     let settings = [("balancer.messages_per_second", "1"), ("balancer.close_timeout", "50ms")];
     let Stage { balancer, mut client, mut pod } = Stage::set(&settings).await;
     let message = masked(FIN | BINARY, b"one");
     client.write_all(&message.repeat(60)).await.unwrap();
-    within("the first", pod.stream.read_exact(&mut vec![0; message.len()])).await.unwrap();
+    within("the first message", pod.stream.read_exact(&mut vec![0; message.len()])).await.unwrap();
     SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
     drop(client);
-    pod.stream.write_all(&unmasked(FIN | BINARY, b"anybody there?")).await.unwrap();
+    pod.stream.write_all(&unmasked(FIN | BINARY, b"still there?")).await.unwrap();
     balancer.until_sessions(0).await;
     assert_eq!(endings(&balancer).await, [("client_lost".to_owned(), 1)]);
 }

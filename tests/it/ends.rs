@@ -1,4 +1,4 @@
-//! How sessions end: close codes, half-closes, deaths.
+//! How sessions end: close codes, half-closes, resets.
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use socket2::SockRef;
@@ -24,7 +24,7 @@ fn close(code: u16, reason: &str) -> Option<CloseFrame> {
     Some(CloseFrame { code: CloseCode::from(code), reason: reason.into() })
 }
 
-/// The pod's last words, our own for it, and the end.
+/// Expects the pod's last bytes, the balancer's Close and the end of the stream.
 async fn until_pod_is_gone(client: &mut TcpStream, last: &[u8]) {
     let mut at_client = Vec::new();
     within("the end", client.read_to_end(&mut at_client)).await.unwrap();
@@ -128,7 +128,7 @@ async fn the_last_bytes_of_a_pod_that_dies_are_delivered() {
 async fn a_reset_on_one_side_ends_the_other() {
     let pod = Pod::scripted(Script::default()).await;
     let balancer = Balancer::start([&pod]).await;
-    // RST: the socket is closed with nobody waiting for its bytes.
+    // Makes closing the socket send an RST.
     let reset = |stream: &tokio::net::TcpStream| {
         SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
     };
@@ -136,7 +136,7 @@ async fn a_reset_on_one_side_ends_the_other() {
     let session = pod.accept().await;
     reset(&session.stream);
     drop(session);
-    // It is not reset with the pod.
+    // The client gets a Close instead of a reset.
     until_pod_is_gone(&mut client, b"").await;
     drop(client);
 
@@ -155,8 +155,8 @@ async fn a_reset_on_one_side_ends_the_other() {
     .await;
 }
 
-/// A pod that closes while its client talks on: without being read to the end, the client would be
-/// reset and might lose the Close it has not read yet.
+/// If the balancer did not read from the client to the end, the client would be reset and might lose
+/// the Close that it has not read yet.
 #[actix_rt::test]
 async fn a_client_that_keeps_sending_is_not_reset_when_its_pod_disconnects() {
     let pod = Pod::scripted(Script::default()).await;
@@ -169,10 +169,12 @@ async fn a_client_that_keeps_sending_is_not_reset_when_its_pod_disconnects() {
     let mut seen = vec![0; goodbye.len()];
     within("the Close", client.read_exact(&mut seen)).await.unwrap();
     assert_eq!(seen, goodbye);
-    // Far more than the buffers of two sockets.
+    // Much more than the buffers of two sockets.
     let words = masked(FIN | TEXT, &[b'x'; 100_000]);
     for _ in 0..200 {
-        within("room", client.write_all(&words)).await.expect("a client that is still heard");
+        within("room in the buffers", client.write_all(&words))
+            .await
+            .expect("a client whose bytes are still read");
     }
     client.shutdown().await.unwrap();
     assert_eq!(within("the end", client.read(&mut [0])).await.unwrap(), 0, "no reset");

@@ -1,4 +1,4 @@
-//! From the request to the 101, and every way that does not lead there.
+//! Handshakes: from the request to the 101 or to a refusal.
 
 use actix_http::ws::hash_key;
 use tokio::{
@@ -15,7 +15,7 @@ use crate::support::{
     within,
 };
 
-/// Sends `request` and returns the whole answer up to the end of the connection.
+/// Sends `request` and returns the whole response up to the end of the connection.
 async fn exchange(balancer: &Balancer, request: &str) -> String {
     let mut stream = TcpStream::connect(balancer.address()).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();

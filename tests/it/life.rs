@@ -1,4 +1,4 @@
-//! What ends a session that would go on: time-outs, silence, limits.
+//! Timeouts, pings and limits that end a session.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ use crate::support::{
     within,
 };
 
-/// The next Close that a library hears of.
+/// Waits for a Close and returns its code.
 async fn close_code(client: &mut Client) -> u16 {
     loop {
         match within("a Close", client.next()).await.expect("a Close").expect("a Close") {
@@ -34,14 +34,14 @@ async fn close_code(client: &mut Client) -> u16 {
     }
 }
 
-/// Everything up to the end of a connection.
+/// Reads up to the end of the connection.
 async fn all(stream: &mut TcpStream) -> Vec<u8> {
     let mut all = Vec::new();
     within("the end", stream.read_to_end(&mut all)).await.unwrap();
     all
 }
 
-/// A whole Close frame from the start of what comes.
+/// Reads one whole Close frame.
 async fn close_frame(stream: &mut TcpStream) -> (u16, String) {
     let mut frame = vec![0; 2];
     within("a Close", stream.read_exact(&mut frame)).await.unwrap();
@@ -92,7 +92,7 @@ async fn an_active_session_is_not_idle_and_idle_timeout_applies_per_service() {
     let balancer = Balancer::with([&pod], &[("balancer.idle_timeout", "1s")]).await;
     let mut silent = connect(balancer.address()).await;
     let mut talking = connect(balancer.address()).await;
-    // As long as it takes until the silent one is closed, and as often again.
+    // Twice as many rounds as it takes until the silent session is closed.
     let mut rounds = 0;
     let mut closed_at = None;
     while closed_at.is_none_or(|at| rounds < 2 * at) {
@@ -118,13 +118,13 @@ async fn a_peer_that_does_not_read_is_disconnected() {
     let mut session = pod.accept().await;
     let (mut read, mut write) = session.stream.split();
     let message = unmasked(FIN | BINARY, &flood);
-    let mut told = Vec::new();
+    let mut received = Vec::new();
     let flooding = async { while write.write_all(&message).await.is_ok() {} };
     tokio::select! {
         () = flooding => {}
-        _ = within("the pod is told", read.read_to_end(&mut told)) => {}
+        _ = within("the Close at the pod", read.read_to_end(&mut received)) => {}
     }
-    assert_eq!(close_of(&told), (1001, "the client is gone".to_owned()));
+    assert_eq!(close_of(&received), (1001, "the client is gone".to_owned()));
     drop(session);
     balancer.until_sessions(0).await;
     drop(client);
@@ -133,13 +133,13 @@ async fn a_peer_that_does_not_read_is_disconnected() {
     let session = pod.accept().await;
     let (mut read, mut write) = client.split();
     let message = masked(FIN | BINARY, &flood);
-    let mut told = Vec::new();
+    let mut received = Vec::new();
     let flooding = async { while write.write_all(&message).await.is_ok() {} };
     tokio::select! {
         () = flooding => {}
-        _ = within("the client is told", read.read_to_end(&mut told)) => {}
+        _ = within("the Close at the client", read.read_to_end(&mut received)) => {}
     }
-    assert_eq!(close_of(&told), (1012, "the pod is gone".to_owned()));
+    assert_eq!(close_of(&received), (1012, "the pod is gone".to_owned()));
     drop(client);
     balancer.until_sessions(0).await;
     drop(session);
@@ -160,7 +160,7 @@ async fn silent_peers_that_answer_pings_stay_and_dead_peers_are_disconnected() {
     let pod = Pod::scripted(Script::default()).await;
     let settings = [("balancer.client_ping_interval", "60ms"), ("balancer.ping_timeout", "1s")];
     let balancer = Balancer::with([&pod], &settings).await;
-    // Its library answers Pings, and it says nothing of its own.
+    // Its library answers Pings; the client itself sends nothing.
     let mut silent = connect(balancer.address()).await;
     let mut silent_at_pod = pod.accept().await;
     let listening = tokio::spawn(async move {
@@ -173,19 +173,19 @@ async fn silent_peers_that_answer_pings_stay_and_dead_peers_are_disconnected() {
     });
     let (_dead, _) = raw(balancer.address(), "", b"").await;
     let mut dead_at_pod = pod.accept().await;
-    let told = all(&mut dead_at_pod.stream).await;
-    assert_eq!(close_of(&told), (1001, "the client is gone".to_owned()));
+    let received = all(&mut dead_at_pod.stream).await;
+    assert_eq!(close_of(&received), (1001, "the client is gone".to_owned()));
     drop(dead_at_pod);
     balancer.until_sessions(1).await;
-    assert!(!listening.is_finished(), "it has heard nothing but Pings");
+    assert!(!listening.is_finished(), "the client has received only Pings");
     let word = unmasked(FIN | BINARY, b"still there?");
     silent_at_pod.stream.write_all(&word).await.unwrap();
-    let (heard, mut client) = within("the word", listening).await.unwrap();
+    let (heard, mut client) = within("the message", listening).await.unwrap();
     assert_eq!(heard.unwrap().unwrap(), Message::binary(&b"still there?"[..]));
     let answer = CloseFrame { code: CloseCode::Normal, reason: "".into() };
     client.close(Some(answer)).await.unwrap();
     let goodbye = close_frame(&mut silent_at_pod.stream).await;
-    assert_eq!(goodbye.0, 1000, "the pod has heard of no Pong");
+    assert_eq!(goodbye.0, 1000, "no Pong reaches the pod");
 }
 
 #[actix_rt::test]
@@ -248,7 +248,7 @@ async fn sessions(balancer: &Balancer) -> Vec<Arc<SessionInfo>> {
     balancer.control.registry.send(ListSessions).await.expect("a registry").0
 }
 
-/// Waits until a session has passed on so many bytes of its pod's.
+/// Waits until a session has relayed this many bytes of its pod.
 async fn until_relayed(balancer: &Balancer, bytes: u64) {
     eventually("relayed bytes", async || {
         sessions(balancer).await.iter().any(|session| session.stats.down.bytes() == bytes)
@@ -256,20 +256,21 @@ async fn until_relayed(balancer: &Balancer, bytes: u64) {
     .await;
 }
 
-/// What ends a session in the table below.
+/// The cause of the end of a session in the table below.
 #[derive(Clone, Copy)]
 enum Fault {
     PodLeaves,
     PodResets,
-    /// Nothing but the settings.
+    /// A timeout of the settings.
     Time,
-    /// The client sends a message of so many bytes.
+    /// The client sends a message of this many bytes.
     Message(usize),
     /// An operator closes the session.
     Operator,
 }
 
-/// The rows of the fault table, each after several words of the pod, as tokio-tungstenite sees them.
+/// The rows of the fault table, each at several positions in the stream from the pod, as
+/// tokio-tungstenite reports them.
 #[actix_rt::test]
 async fn a_client_library_receives_a_close_at_every_position_in_the_stream() {
     let whole = unmasked(FIN | BINARY, b"whole");
@@ -301,7 +302,7 @@ async fn a_client_library_receives_a_close_at_every_position_in_the_stream() {
             match fault {
                 Fault::Message(size) => client.send(Message::binary(vec![0; size])).await.unwrap(),
                 Fault::Operator => {
-                    // What was said has to be on its way, or the Close would come before it.
+                    // The bytes have to be relayed first, or the Close would overtake them.
                     until_relayed(&balancer, said.len() as u64).await;
                     for session in sessions(&balancer).await {
                         let close = CloseById { id: session.id };
@@ -317,7 +318,7 @@ async fn a_client_library_receives_a_close_at_every_position_in_the_stream() {
                 Fault::PodLeaves => drop(session),
                 Fault::Time => {}
             }
-            let told = loop {
+            let received = loop {
                 match within("an end", client.next()).await {
                     Some(Ok(Message::Close(frame))) => break frame,
                     Some(Ok(_)) => {}
@@ -325,13 +326,13 @@ async fn a_client_library_receives_a_close_at_every_position_in_the_stream() {
                 }
             };
             let what = format!("{code} {reason} after {said:?}");
-            match told {
-                Some(CloseFrame { code: told, reason: why }) if at_boundary => {
-                    assert_eq!(u16::from(told), code, "{what}");
+            match received {
+                Some(CloseFrame { code: received, reason: why }) if at_boundary => {
+                    assert_eq!(u16::from(received), code, "{what}");
                     assert!(why.starts_with(reason), "{what}: {why}");
                 }
                 None if !at_boundary => {}
-                told => panic!("{what}: {told:?}"),
+                received => panic!("{what}: {received:?}"),
             }
             drop(client);
             balancer.until_sessions(0).await;

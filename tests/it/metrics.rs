@@ -1,4 +1,4 @@
-//! What the admin listener says.
+//! Metrics, telemetry and probes of the admin listener.
 
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -84,8 +84,8 @@ async fn the_distribution_is_served_as_json_or_html() {
         let url = balancer.admin_url(&format!("/balancer-metrics?{query}"));
         let mut answer = client.get(url).send().await.unwrap();
         assert_eq!(answer.status(), 400);
-        let told: serde_json::Value = answer.json().await.unwrap();
-        assert_eq!(told, json!({ "error": expected }));
+        let body: serde_json::Value = answer.json().await.unwrap();
+        assert_eq!(body, json!({ "error": expected }));
     }
 }
 
@@ -107,14 +107,14 @@ async fn refusals_are_counted_by_reason() {
 
 #[actix_rt::test]
 async fn probes_are_answered_on_the_admin_listener_only() {
-    // No pods at all: that is no reason to be restarted or taken out of service.
+    // A balancer without pods must not be restarted or taken out of service.
     let balancer = Balancer::with([], &[("services", "http://127.0.0.1:1")]).await;
     let client = awc::Client::new();
     for path in ["/livez", "/readyz"] {
         assert_eq!(client.get(balancer.admin_url(path)).send().await.unwrap().status(), 200);
     }
     for path in ["/livez", "/readyz", "/telemetry", "/balancer-metrics", "/api/version"] {
-        // As wget --spider asks.
+        // As `wget --spider` sends it.
         let mut answer = client.head(balancer.admin_url(path)).send().await.unwrap();
         assert_eq!((answer.status().as_u16(), &*answer.body().await.unwrap()), (200, &b""[..]));
     }

@@ -1,4 +1,4 @@
-//! Plain HTTP through the traffic listener.
+//! Plain HTTP requests through the traffic listener.
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -11,7 +11,7 @@ use crate::support::{
     within,
 };
 
-/// A pod that the test plays itself: a bare listener, with a balancer in front.
+/// A bare listener as the pod that the test answers for, and a balancer in front of it.
 struct Stage {
     listener: TcpListener,
     balancer: Balancer,
@@ -32,7 +32,7 @@ impl Stage {
         client
     }
 
-    /// The next connection at the pod, and the head of its first request.
+    /// Waits for the next connection at the pod and returns it with the head of its first request.
     async fn pod(&self) -> (TcpStream, String) {
         let (mut pod, _) = within("a connection", self.listener.accept()).await.unwrap();
         let head = within("a request", read_head(&mut pod)).await.expect("a whole head");
@@ -97,7 +97,7 @@ async fn server_sent_events_arrive_one_by_one() {
         pod.write_all(format!("9\r\ndata: {number}\n\n\r\n").as_bytes()).await.unwrap();
         expect(&mut client, &format!("9\r\ndata: {number}\n\n\r\n")).await;
     }
-    // The client has enough: the pod hears of it.
+    // The client disconnects, and so does the balancer from the pod.
     drop(client);
     assert!(within("the end", pod.read(&mut [0])).await.is_ok_and(|n| n == 0));
 }
@@ -153,7 +153,7 @@ async fn responses_without_a_body_keep_their_content_length() {
         pod.write_all(answer.as_bytes()).await.unwrap();
         let seen = head(&mut client).await;
         assert_eq!(header(&seen, "content-length"), length, "{seen}");
-        // The connection goes on: nothing of a body stands in the way.
+        // The connection stays usable: no body is left in the stream.
         client.write_all(b"GET /next HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
         let next = head(&mut pod).await;
         assert!(next.starts_with("GET /next "), "the pod's connection is used again: {next}");
@@ -188,7 +188,7 @@ async fn only_idempotent_requests_are_retried() {
         if !again {
             client.write_all(b"xy").await.unwrap();
         }
-        // The pod takes the request on the kept connection and hangs up.
+        // The pod reads the request on the reused connection and closes it.
         assert!(head(&mut pod).await.starts_with(method));
         drop(pod);
         if again {

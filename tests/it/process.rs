@@ -1,4 +1,4 @@
-//! The binary as operators meet it: commands, exit codes, signals.
+//! The binary: commands, exit codes, signals.
 
 use std::process::Stdio;
 

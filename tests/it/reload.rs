@@ -14,25 +14,25 @@ use crate::support::{
     Balancer,
     certificate::Certificate,
     client::{Client, connect, connect_with},
-    dns::Dns,
+    dns::NameServer,
     eventually,
     pod::{Pod, answer, read_head, report},
     program::{Program, command},
 };
 
-/// A balancer with a file of settings.
+/// A balancer with a configuration file.
 struct Reloadable {
     program: Program,
     file: PathBuf,
 }
 
 impl Reloadable {
-    /// Nothing changes unless it is asked to.
+    /// Starts a balancer that reloads on request only.
     async fn start(toml: &str) -> Self {
         Self::start_with(toml, &[("WSBALANCER__ADMIN__WATCH_CONFIG", "false")]).await
     }
 
-    /// Its file is watched.
+    /// Starts a balancer that watches its file.
     async fn watching(toml: &str) -> Self {
         Self::start_with(toml, &[("WSBALANCER__ADMIN__WATCH_CONFIG", "true")]).await
     }
@@ -56,7 +56,7 @@ impl Reloadable {
         format!("http://{}{path}", self.program.admin)
     }
 
-    /// What the admin route says to a POST: status, result, problems.
+    /// Requests a reload and returns status, result and problems.
     async fn post(&self) -> (u16, String, Vec<String>) {
         let url = self.admin("/api/reload");
         let mut response = awc::Client::new().post(url).send().await.unwrap();
@@ -69,7 +69,7 @@ impl Reloadable {
         (response.status().as_u16(), result, problems.collect())
     }
 
-    /// Writes the file and has it applied.
+    /// Writes the file and applies it.
     async fn apply(&self, toml: &str) {
         fs::write(&self.file, toml).unwrap();
         assert_eq!(self.post().await, (200, "applied".to_owned(), vec![]));
@@ -80,7 +80,7 @@ impl Reloadable {
         awc::Client::new().get(url).send().await.unwrap().json().await.unwrap()
     }
 
-    /// What is said of the pod at `address`.
+    /// Returns the entry of `pod` in the metrics.
     async fn pod(&self, pod: &Pod) -> Value {
         let metrics = self.metrics().await;
         let all = metrics["services"].as_array().unwrap().clone();
@@ -147,7 +147,7 @@ async fn adding_and_removing_pods_keeps_sessions_and_counts() {
     assert_eq!((a.open(), b.open(), c.open()), (2, 2, 2));
 
     balancer.apply(&services(&[&a, &b, &c])).await;
-    assert_eq!(own(&a).await, json!(2), "as it was");
+    assert_eq!(own(&a).await, json!(2), "unchanged");
     for (index, client) in clients.iter_mut().enumerate() {
         echoes(client, &index.to_string()).await;
     }
@@ -166,8 +166,8 @@ async fn a_pod_with_an_equivalent_url_is_the_same_pod() {
     eventually("a report", async || balancer.metrics().await["totalConnections"] == 5).await;
     let metrics = balancer.metrics().await;
     let pods = metrics["services"].as_array().unwrap();
-    let told = pods.iter().map(|pod| (&pod["url"], &pod["state"], &pod["own"]));
-    assert_eq!(told.collect::<Vec<_>>(), [(&json!(url), &json!("up"), &json!(1))]);
+    let entries = pods.iter().map(|pod| (&pod["url"], &pod["state"], &pod["own"]));
+    assert_eq!(entries.collect::<Vec<_>>(), [(&json!(url), &json!("up"), &json!(1))]);
     echoes(&mut client, "not moved").await;
 }
 
@@ -196,7 +196,7 @@ async fn a_removed_service_cannot_be_drained() {
     assert_eq!(drain("chat").await.0, 200);
 }
 
-/// Its name may come back for other pods.
+/// A new service may have the same name.
 #[actix_rt::test]
 async fn the_drain_of_a_service_ends_when_the_service_is_removed() {
     let [old, web, new] = [Pod::echo().await, Pod::echo().await, Pod::echo().await];
@@ -236,15 +236,15 @@ async fn an_invalid_file_changes_nothing_and_is_reported_everywhere() {
     let pod = Pod::echo().await;
     let balancer = Reloadable::start(&services(&[&pod])).await;
     let mut client = balancer.connect().await;
-    assert_eq!(balancer.metrics().await.get("reload"), None, "there was none");
+    assert_eq!(balancer.metrics().await.get("reload"), None, "no reload yet");
     let bad = services(&[&pod]) + "[balancer]\nretries = \"many\"\nmax_sessions = 1\nretreis = 1\n";
     fs::write(&balancer.file, bad).unwrap();
     let (status, result, problems) = balancer.post().await;
     assert_eq!((status, result.as_str()), (422, "invalid"));
     assert!(problems.iter().any(|problem| problem.contains("balancer.retries = \"many\"")));
     assert!(problems.iter().any(|problem| problem.contains("did you mean")), "{problems:?}");
-    let told = balancer.metrics().await["reload"].clone();
-    assert_eq!((&told["result"], &told["problems"]), (&json!("invalid"), &json!(problems)));
+    let reload = balancer.metrics().await["reload"].clone();
+    assert_eq!((&reload["result"], &reload["problems"]), (&json!("invalid"), &json!(problems)));
     assert_eq!(balancer.reloads("invalid").await, 1);
     assert_eq!(balancer.status().await, 101, "max_sessions is not taken from it");
     echoes(&mut client, "still here").await;
@@ -294,7 +294,7 @@ async fn changed_limits_apply_immediately_and_count_existing_sessions() {
     ] {
         balancer.apply(&(base.clone() + settings)).await;
         assert_eq!(balancer.status().await, status, "{settings}");
-        eventually("the visitor's end", async || pod.open() == held.len()).await;
+        eventually("the end of the extra session", async || pod.open() == held.len()).await;
     }
     for client in &mut held {
         echoes(client, "still in").await;
@@ -331,12 +331,12 @@ async fn a_signal_and_a_changed_file_trigger_a_reload() {
     eventually("the broken file", async || balancer.reloads("invalid").await == 1).await;
     let off = services(&[&b]) + "[admin]\nwatch_config = false\n";
     fs::write(&balancer.file, off).unwrap();
-    eventually("the mended file", async || balancer.reloads("unchanged").await == 1).await;
+    eventually("the repaired file", async || balancer.reloads("unchanged").await == 1).await;
     balancer.program.signal("-HUP");
     eventually("the signal", async || balancer.reloads("unchanged").await == 2).await;
 }
 
-/// The process looks again once it watches, in case that it began to read too early.
+/// The process reads the file again as soon as it watches it, in case that the first read was too early.
 #[actix_rt::test]
 async fn a_file_that_is_being_written_during_the_start_is_read_completely() {
     let [a, b] = [Pod::echo().await, Pod::echo().await];
@@ -395,11 +395,11 @@ async fn services_and_routes_can_be_added_and_removed_and_keep_their_pods() {
     let balancer = Reloadable::start(&toml.concat()).await;
     let _client = balancer.connect().await;
     let mut tunnel = chat.accept().await.into_websocket().await;
-    // This connection outlives the rules.
+    // This connection stays open across the reload.
     let mut plain = TcpStream::connect(balancer.program.traffic).await.unwrap();
     assert_eq!(get(&mut plain, "/").await, "web");
 
-    // "feed" comes before "web" by name and must not be taken for it; "chat" goes.
+    // "feed" sorts before "web" and must not be mistaken for it; "chat" is removed.
     let toml =
         [service("feed", &feed), service("web", &web), route("/f", "feed"), route("/", "web")];
     balancer.apply(&toml.concat()).await;
@@ -415,7 +415,7 @@ async fn services_and_routes_can_be_added_and_removed_and_keep_their_pods() {
     assert!(get(&mut plain, "/f").await.contains("no route"));
 }
 
-/// The body of the answer to a request on a connection that is kept.
+/// Sends a request on an open connection and returns the body of the response.
 async fn get(stream: &mut TcpStream, path: &str) -> String {
     let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
@@ -428,10 +428,10 @@ async fn get(stream: &mut TcpStream, path: &str) -> String {
 
 #[actix_rt::test]
 async fn a_reload_changes_metric_requests_and_starts_discovery() {
-    let dns = Dns::start().await;
+    let dns = NameServer::start().await;
     let whole = "{\"agentsConnections\": 2, \"other\": 7}";
     let pod = Pod::reporting(answer("200 OK", whole)).await;
-    dns.a("chat.", 0, &["127.0.0.1"]);
+    dns.set_a("chat.", 0, &["127.0.0.1"]);
     let base = services(&[&pod]);
     let balancer = Reloadable::start(&base).await;
     let reported = async |count: u64| {
@@ -462,13 +462,13 @@ async fn a_reload_changes_metric_requests_and_starts_discovery() {
     names(1).await;
     let mut client = balancer.connect().await;
     echoes(&mut client, "found by name").await;
-    dns.a("balancers.", 0, &["127.0.0.1"]);
+    dns.set_a("balancers.", 0, &["127.0.0.1"]);
     balancer.apply(&discovered("chat", "replicas = \"dns:balancers\"\n")).await;
     names(2).await;
     echoes(&mut client, "still there").await;
     eventually("one session", async || balancer.metrics().await["ownSessions"] == 1).await;
 
-    balancer.apply(&discovered("nobody", "")).await;
+    balancer.apply(&discovered("missing", "")).await;
     eventually("no pod", async || balancer.status().await == 503).await;
     let pods = balancer.metrics().await["services"].clone();
     let states: Vec<&Value> = pods.as_array().unwrap().iter().map(|pod| &pod["state"]).collect();
@@ -500,7 +500,7 @@ async fn renewed_certificate_authorities_apply_to_new_connections() {
     assert_eq!(balancer.post().await, (200, "unchanged".to_owned(), vec![]));
 }
 
-/// Files that settings name are not watched before these settings hold.
+/// Files of new settings are not watched before these settings are applied.
 #[actix_rt::test]
 async fn a_missing_certificate_file_is_loaded_when_it_appears() {
     let pod = Pod::echo().await;
@@ -510,12 +510,12 @@ async fn a_missing_certificate_file_is_loaded_when_it_appears() {
     let secure = pod.url().replace("http:", "https:");
     let toml = format!("services = [{secure:?}]\n[balancer]\ntls_ca_file = {late:?}\n");
     fs::write(&balancer.file, toml).unwrap();
-    eventually("a complaint", async || balancer.reloads("invalid").await == 1).await;
+    eventually("an invalid reload", async || balancer.reloads("invalid").await == 1).await;
     let problems = balancer.metrics().await["reload"]["problems"].to_string();
     assert!(problems.contains("late.pem"), "{problems}");
     fs::copy(authorities.file("cert.pem"), &late).unwrap();
     eventually("the file", async || balancer.reloads("applied").await == 1).await;
-    assert_eq!(balancer.reloads("invalid").await, 1, "said once");
+    assert_eq!(balancer.reloads("invalid").await, 1, "reported once");
 }
 
 #[actix_rt::test]
@@ -538,7 +538,7 @@ async fn a_reload_can_enable_tls_and_keeps_cookies_valid() {
     certificate.connect(balancer.program.traffic).await.expect("TLS");
     balancer.apply(&(toml + "retries = 1\n")).await;
     let (_again, answer) = connect_with(balancer.program.traffic, &fields).await.unwrap();
-    assert_eq!(answer.headers().get("set-cookie"), None, "the cookie is still understood");
+    assert_eq!(answer.headers().get("set-cookie"), None, "the cookie is still valid");
     assert_eq!((first.open(), second.open()), (2, 0));
 }
 
@@ -587,7 +587,7 @@ async fn twenty_valid_and_invalid_reloads_disturb_no_session() {
         })
     });
     let talks: Vec<_> = talks.collect();
-    eventually("all talk", async || balancer.metrics().await["ownSessions"] == 50).await;
+    eventually("all sessions", async || balancer.metrics().await["ownSessions"] == 50).await;
     for round in 0..20 {
         let toml = match round % 4 {
             0 => services(&all[..1]) + "[balancer]\nmetric_path = \"none\"\n",

@@ -1,4 +1,4 @@
-//! Whose a request is: routes, rewritten paths, allowed origins.
+//! Routes, rewritten paths and allowed origins.
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -12,7 +12,7 @@ use crate::support::{
     within,
 };
 
-/// Status and body of a plain request's answer.
+/// Returns the status and the body of the response to a plain request.
 async fn get(balancer: &Balancer, target: &str, fields: &str) -> (String, String) {
     let mut stream = TcpStream::connect(balancer.address()).await.unwrap();
     let request =
@@ -24,7 +24,7 @@ async fn get(balancer: &Balancer, target: &str, fields: &str) -> (String, String
     (head[9..12].to_owned(), body.to_owned())
 }
 
-/// Two services, `chat` and `web`, with these routes.
+/// Starts two services, `chat` and `web`, with these routes.
 async fn balancer(chat: &Pod, web: &Pod, routes: &str) -> Balancer {
     let toml = format!(
         "[services.chat]\nbackends = [\"{}\"]\n[services.web]\nbackends = [\"{}\"]\n{routes}",
@@ -34,7 +34,7 @@ async fn balancer(chat: &Pod, web: &Pod, routes: &str) -> Balancer {
     Balancer::from_toml(&toml).await
 }
 
-/// The request line that a pod gets of a handshake for `target`.
+/// Returns the request line that a pod receives for a handshake with `target`.
 async fn seen(balancer: &Balancer, pod: &Pod, target: &str) -> String {
     let mut stream = TcpStream::connect(balancer.address()).await.unwrap();
     let request = crate::support::client::handshake("").replace("/ws?room=%C3%A9", target);
@@ -129,7 +129,7 @@ async fn ambiguous_paths_are_refused_when_there_are_routes() {
         assert!(body.contains("segments") && body.contains(target), "{body}");
     }
     let unrouted = Balancer::start([&web]).await;
-    assert_eq!(get(&unrouted, "/ws/../admin", "").await.0, "200", "nothing is decided by it");
+    assert_eq!(get(&unrouted, "/ws/../admin", "").await.0, "200", "the path selects no route");
 }
 
 #[actix_rt::test]

@@ -1,4 +1,4 @@
-//! Which pod gets the connection.
+//! Selection of a pod for a new session.
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use tokio_tungstenite::tungstenite::{Message, protocol::CloseFrame};
@@ -18,7 +18,7 @@ use crate::support::{
     within,
 };
 
-/// Opens `count` connections and returns the clients, which keep them.
+/// Connects `count` clients and returns them.
 async fn open(balancer: &Balancer, count: usize) -> Vec<crate::support::client::Client> {
     let mut clients = Vec::with_capacity(count);
     for _ in 0..count {
@@ -58,7 +58,7 @@ async fn own_counts_are_used_without_reports() {
     let balancer = Balancer::start(&pods).await;
     let mut clients = open(&balancer, 30).await;
     assert_eq!(spread(&pods), [10, 10, 10]);
-    // Five go, wherever they are; the next five fill exactly the gaps.
+    // Five sessions end anywhere; the next five fill exactly these gaps.
     clients.drain(..5);
     balancer.until_sessions(25).await;
     let _five = open(&balancer, 5).await;
@@ -112,9 +112,12 @@ async fn a_pod_whose_reports_stay_at_fifty_gets_no_session_until_the_others_reac
     assert_eq!(spread(&pods), [0, 40, 40, 40]);
     let _next = open(&balancer, 160).await;
     let [frozen, others @ ..] = spread(&pods);
-    // 32 if its report is believed to the end, 70 if our own counts take over at once.
+    // 32 if only its report counted, 70 if only our own counts did.
     assert!((32..=70).contains(&frozen), "{frozen} {others:?}");
-    assert!(others.iter().all(|count| *count >= frozen), "never more than the others: {others:?}");
+    assert!(
+        others.iter().all(|count| *count >= frozen),
+        "never more sessions than the others: {others:?}"
+    );
 }
 
 #[actix_rt::test]
@@ -122,7 +125,7 @@ async fn a_report_includes_clients_of_other_balancers() {
     let pods = [Pod::reporting(report(0)).await, Pod::reporting(report(0)).await];
     let balancer = Balancer::with(&pods, &[("balancer.poll_interval", "100ms")]).await;
     balancer.until_polled().await;
-    // Six clients reach the first pod past the balancer.
+    // Six clients connect to the first pod directly.
     pods[0].set_metric(report(6));
     eventually("the new report", async || balancer.metrics().await["services"][0]["reported"] == 6)
         .await;
@@ -165,7 +168,7 @@ async fn rebalancing_moves_the_youngest_idle_sessions_and_each_client_once() {
     }
     drop(clients.drain(3..));
     balancer.until_sessions(4).await;
-    // They come back at once, as the youngest, and are left alone for an hour.
+    // They reconnect immediately, are the youngest, and are not moved again for an hour.
     let mut back = Vec::new();
     for client in [3, 4] {
         let address = format!("10.0.0.{client}");
@@ -220,7 +223,7 @@ async fn application_closes_do_not_eject_a_pod() {
     for _ in 0..6 {
         let mut client = connect(balancer.address()).await;
         let mut session = pod.accept().await.into_websocket().await;
-        let close = CloseFrame { code: 4401.into(), reason: "who are you?".into() };
+        let close = CloseFrame { code: 4401.into(), reason: "log in again".into() };
         session.close(Some(close)).await.unwrap();
         assert!(within("a Close", client.next()).await.unwrap().unwrap().is_close());
         drop((client, session));

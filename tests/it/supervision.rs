@@ -1,4 +1,4 @@
-//! Control actors that panic, by `--features fault-hooks`.
+//! Control actors that panic, with `--features fault-hooks`.
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::Value;
@@ -17,7 +17,7 @@ async fn break_actor(balancer: &Program, name: &str) {
     assert_eq!(awc::Client::new().post(url).send().await.unwrap().status(), 202);
 }
 
-/// `/balancer-metrics`, unless its question was the one that is lost.
+/// Returns `/balancer-metrics`, unless the panic lost this request.
 async fn metrics(balancer: &Program) -> Option<Value> {
     let url = format!("http://{}/balancer-metrics", balancer.admin);
     awc::Client::new().get(url).send().await.ok()?.json().await.ok()
@@ -54,8 +54,8 @@ async fn sessions_and_counts_survive_panics_and_new_clients_are_served() {
     balancer.terminate();
     let (status, log) = balancer.finish().await;
     assert_eq!(status.code(), Some(0), "{log}");
-    let told = "MetricsActor panicked, one message is lost and the actor continues: panic requested by a test";
-    assert_eq!(log.matches(told).count(), 2, "{log}");
+    let expected = "MetricsActor panicked, one message is lost and the actor continues: panic requested by a test";
+    assert_eq!(log.matches(expected).count(), 2, "{log}");
 }
 
 #[actix_rt::test]

@@ -1,4 +1,4 @@
-//! TLS towards clients and towards pods: one balancer in front of another.
+//! TLS with clients and with pods: one balancer in front of another.
 
 use std::{fs, net::SocketAddr, path::PathBuf};
 
@@ -19,12 +19,12 @@ use crate::support::{
     within,
 };
 
-/// A balancer that speaks TLS with its clients.
+/// Starts a balancer that serves TLS.
 async fn secured(pod: &Pod, certificate: &Certificate) -> Balancer {
     secured_with(pod, certificate, ("balancer.write_timeout", "0s")).await
 }
 
-/// The same with a setting of its own.
+/// Starts a balancer that serves TLS, with one more setting.
 async fn secured_with(pod: &Pod, certificate: &Certificate, own: (&str, &str)) -> Balancer {
     let settings = [
         own,
@@ -35,7 +35,7 @@ async fn secured_with(pod: &Pod, certificate: &Certificate, own: (&str, &str)) -
     Balancer::with([pod], &settings).await
 }
 
-/// In front of what speaks TLS at `address`.
+/// Starts a balancer in front of the TLS listener at `address`.
 async fn in_front(address: SocketAddr, settings: &str) -> Balancer {
     let toml = format!("services = [\"https://{address}\"]\n[balancer]\nretries = 0\n{settings}");
     Balancer::from_toml(&toml).await
@@ -69,19 +69,19 @@ async fn messages_of_every_size_are_relayed_with_tls_on_both_sides() {
     }
 }
 
-/// Small messages, as many as are taken, until the end of what the other side says.
+/// Sends small messages until the peer ends the stream, and returns the bytes that it sent.
 async fn flood(stream: impl AsyncRead + AsyncWrite, message: &[u8]) -> Vec<u8> {
     let (mut read, mut write) = tokio::io::split(stream);
-    let mut told = Vec::new();
+    let mut received = Vec::new();
     let flooding = async {
         while write.write_all(message).await.is_ok() {}
         std::future::pending().await
     };
     tokio::select! {
         () = flooding => {}
-        _ = within("the end", read.read_to_end(&mut told)) => {}
+        _ = within("the end", read.read_to_end(&mut received)) => {}
     }
-    told
+    received
 }
 
 #[actix_rt::test]
@@ -92,8 +92,8 @@ async fn a_tls_client_that_does_not_read_is_disconnected() {
     let mut client = certificate.connect(balancer.address()).await.unwrap();
     client.write_all(handshake("").as_bytes()).await.unwrap();
     let session = pod.accept().await;
-    let told = flood(session.stream, &unmasked(FIN | BINARY, &[0; 1_000])).await;
-    assert_eq!(close_of(&told), (1001, "the client is gone".to_owned()));
+    let received = flood(session.stream, &unmasked(FIN | BINARY, &[0; 1_000])).await;
+    assert_eq!(close_of(&received), (1001, "the client is gone".to_owned()));
     balancer.until_sessions(0).await;
     drop(client);
 }
@@ -106,8 +106,8 @@ async fn a_tls_pod_that_does_not_read_is_disconnected() {
     let outer = in_front(inner.address(), "tls_verify = false\nwrite_timeout = \"300ms\"\n").await;
     let (client, _) = raw(outer.address(), "", b"").await;
     let session = pod.accept().await;
-    let told = flood(client, &masked(FIN | BINARY, &[0; 1_000])).await;
-    assert_eq!(close_of(&told), (1012, "the pod is gone".to_owned()));
+    let received = flood(client, &masked(FIN | BINARY, &[0; 1_000])).await;
+    assert_eq!(close_of(&received), (1012, "the pod is gone".to_owned()));
     outer.until_sessions(0).await;
     drop(session);
 }
@@ -118,8 +118,8 @@ async fn a_pod_with_an_untrusted_certificate_is_not_used() {
     let certificate = Certificate::new("localhost");
     let inner = secured(&pod, &certificate).await;
     let ca = format!("tls_ca_file = {:?}\n", certificate.file("cert.pem"));
-    let stranger = Certificate::new("localhost");
-    let other_ca = format!("tls_ca_file = {:?}\n", stranger.file("cert.pem"));
+    let other_certificate = Certificate::new("localhost");
+    let other_ca = format!("tls_ca_file = {:?}\n", other_certificate.file("cert.pem"));
     for (settings, status) in [
         (ca.clone() + "tls_server_name = \"localhost\"\n", 101),
         (ca.clone(), 502), // the URL has an address, the certificate a name
@@ -192,5 +192,5 @@ async fn changed_certificates_are_loaded_and_invalid_ones_are_not() {
     certificate.renew("localhost");
     shown.reload_changed_files();
     certificate.connect(address).await.expect("the new certificate");
-    assert!(first.connect(address).await.is_err(), "the first one is gone");
+    assert!(first.connect(address).await.is_err(), "the first certificate is replaced");
 }

@@ -125,8 +125,7 @@ fn elements(pattern: &'static str) -> Vec<Element> {
         (_, Some(name)) => Element::Identifier(name),
         _ => Element::AnyOf(word.split('|').collect()),
     };
-    // `_` joins words of which none is wrong by itself.
-    pattern.split([' ', '_']).map(element).collect()
+    pattern.split(' ').map(element).collect()
 }
 
 /// A word of a text or a part of an identifier.

@@ -1,4 +1,4 @@
-//! Resolves the paths that code mentions to the files that define what they name.
+//! Resolves the paths that code mentions to the files that define the named items.
 
 use std::collections::BTreeSet;
 

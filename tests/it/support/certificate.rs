@@ -1,4 +1,4 @@
-//! Certificates in files.
+//! Self-signed certificates in files.
 
 use std::{fs, io, net::SocketAddr, path::PathBuf, sync::Arc};
 
@@ -12,7 +12,7 @@ use tokio_rustls::{
     },
 };
 
-/// A certificate for `name` in files that go with it.
+/// A certificate in files that are removed when it is dropped.
 pub struct Certificate {
     pub folder: PathBuf,
     pub der: CertificateDer<'static>,
@@ -43,7 +43,7 @@ impl Certificate {
         self.folder.join(name).display().to_string()
     }
 
-    /// A client that believes this certificate alone.
+    /// Connects as a client that trusts only this certificate.
     pub async fn connect(&self, address: SocketAddr) -> io::Result<client::TlsStream<TcpStream>> {
         let mut roots = RootCertStore::empty();
         roots.add(self.der.clone()).unwrap();

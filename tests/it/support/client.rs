@@ -33,7 +33,7 @@ pub async fn connect(address: SocketAddr) -> Client {
     connect_with(address, &[]).await.expect("a tunnel").0
 }
 
-/// The request of a client that a test writes by hand, with further header lines.
+/// Returns a handshake request with further header lines.
 pub fn handshake(fields: &str) -> String {
     format!(
         "GET /ws?room=%C3%A9 HTTP/1.1\r\nHost: chat.example.org\r\nUpgrade: websocket\r\n\
@@ -42,7 +42,7 @@ pub fn handshake(fields: &str) -> String {
     )
 }
 
-/// A bare socket past its handshake, and the head of the answer. `early` goes out with the
+/// Returns a bare socket after its handshake, and the head of the response. `early` is sent with the
 /// request, in one segment.
 pub async fn raw(address: SocketAddr, fields: &str, early: &[u8]) -> (TcpStream, String) {
     let mut stream = TcpStream::connect(address).await.unwrap();

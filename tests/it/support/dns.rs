@@ -1,4 +1,4 @@
-//! A name server that says what it is told, over UDP and TCP.
+//! A scripted name server over UDP and TCP.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -22,38 +22,38 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// What is said of a name's records of one type.
+/// The answer to a query for one name and record type.
 #[derive(Clone, Debug)]
-pub enum Say {
+pub enum DnsReply {
     /// Records with this TTL in seconds.
     Records(u32, Vec<RData>),
-    /// First that the name is an alias, with this TTL, of another one; then that one's records.
+    /// An alias with this TTL, followed by the records of its target.
     Alias(u32, String),
     /// An error code, such as SERVFAIL or NXDOMAIN.
     Code(ResponseCode),
-    /// Only that others should be asked.
+    /// A referral to another name server.
     Referral,
-    /// Bytes that are no answer.
+    /// A malformed message.
     Garbage,
-    /// Nothing at all.
+    /// No answer.
     Silence,
 }
 
-/// Records with addresses of one kind.
-pub fn addresses(ttl: u32, ips: &[&str]) -> Say {
+/// Returns A or AAAA records.
+pub fn addresses(ttl: u32, ips: &[&str]) -> DnsReply {
     let data = |ip: &&str| match ip.parse().unwrap() {
         IpAddr::V4(ip) => RData::A(ip.into()),
         IpAddr::V6(ip) => RData::AAAA(ip.into()),
     };
-    Say::Records(ttl, ips.iter().map(data).collect())
+    DnsReply::Records(ttl, ips.iter().map(data).collect())
 }
 
-/// SRV records of (priority, weight, port, target).
-pub fn services(ttl: u32, services: &[(u16, u16, u16, &str)]) -> Say {
+/// Returns SRV records of (priority, weight, port, target).
+pub fn services(ttl: u32, services: &[(u16, u16, u16, &str)]) -> DnsReply {
     let data = |(priority, weight, port, target): &(u16, u16, u16, &str)| {
         RData::SRV(SRV::new(*priority, *weight, *port, name(target)))
     };
-    Say::Records(ttl, services.iter().map(data).collect())
+    DnsReply::Records(ttl, services.iter().map(data).collect())
 }
 
 fn name(text: &str) -> Name {
@@ -62,63 +62,66 @@ fn name(text: &str) -> Name {
     name
 }
 
-/// A name's records of one type: what is said first, once each, and what is said then.
+/// The answers for one name and record type: first those of the queue, once each, then the last one.
 #[derive(Default)]
 struct Records {
-    first: VecDeque<Say>,
-    then: Option<Say>,
-    asked: usize,
-    /// What was said last, to the message with this ID.
-    last: Option<(u16, Say)>,
+    queue: VecDeque<DnsReply>,
+    current: Option<DnsReply>,
+    queries: usize,
+    /// The last answer, and the ID of its message.
+    last: Option<(u16, DnsReply)>,
 }
 
 #[derive(Default)]
 struct Zone {
     records: HashMap<(Name, RecordType), Records>,
-    /// What is said whatever is asked.
-    always: Option<Say>,
-    /// In seconds, of answers that there is nothing.
+    /// The answer to every query, if set.
+    always: Option<DnsReply>,
+    /// TTL of negative answers in seconds.
     negative_ttl: u32,
-    asked: usize,
+    queries: usize,
 }
 
 impl Zone {
-    /// What has records stands there; of other names it is said that they do not exist. A question
-    /// that is repeated because its answer took long is no new one.
-    fn answer(&mut self, id: u16, query: &Query) -> Say {
+    /// Answers a query: unknown names do not exist (NXDOMAIN). A retransmitted query, which has the
+    /// same ID, gets the same answer and is not counted again.
+    fn answer(&mut self, id: u16, query: &Query) -> DnsReply {
         let key = (query.name().to_lowercase(), query.query_type());
         let records = self.records.entry(key.clone()).or_default();
-        if let Some((_, say)) = records.last.as_ref().filter(|(last, _)| *last == id) {
-            return say.clone();
+        if let Some((_, reply)) = records.last.as_ref().filter(|(last, _)| *last == id) {
+            return reply.clone();
         }
-        self.asked += 1;
-        records.asked += 1;
-        let own = records.first.pop_front().or_else(|| records.then.clone());
+        self.queries += 1;
+        records.queries += 1;
+        let own = records.queue.pop_front().or_else(|| records.current.clone());
         let is_there =
-            self.records.iter().any(|((known, _), of)| *known == key.0 && of.then.is_some());
-        let missing =
-            if is_there { Say::Records(0, Vec::new()) } else { Say::Code(ResponseCode::NXDomain) };
-        let say = self.always.clone().or(own).unwrap_or(missing);
-        self.records.entry(key).or_default().last = Some((id, say.clone()));
-        say
+            self.records.iter().any(|((known, _), of)| *known == key.0 && of.current.is_some());
+        let missing = if is_there {
+            DnsReply::Records(0, Vec::new())
+        } else {
+            DnsReply::Code(ResponseCode::NXDomain)
+        };
+        let reply = self.always.clone().or(own).unwrap_or(missing);
+        self.records.entry(key).or_default().last = Some((id, reply.clone()));
+        reply
     }
 }
 
 /// A listening name server.
-pub struct Dns {
+pub struct NameServer {
     pub address: SocketAddr,
     zone: Arc<Mutex<Zone>>,
-    /// Questions through TCP.
+    /// Number of queries over TCP.
     tcp: Arc<AtomicUsize>,
     listening: [JoinHandle<()>; 2],
 }
 
-impl Dns {
-    /// With a zone that holds nothing.
+impl NameServer {
+    /// Starts a name server with an empty zone.
     pub async fn start() -> Self {
         let (udp, tcp) = loop {
             let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-            // Somebody else may have the port for TCP.
+            // Another process may use the same TCP port.
             if let Ok(tcp) = TcpListener::bind(udp.local_addr().unwrap()).await {
                 break (udp, tcp);
             }
@@ -142,50 +145,50 @@ impl Dns {
         Self { address, zone, tcp: count, listening: [over_udp, over_tcp] }
     }
 
-    /// From now on this is said of a name's records; of its others, that there are none.
-    pub fn say(&self, of: &str, kind: RecordType, say: Say) {
-        self.records(of, kind, |records| records.then = Some(say));
+    /// Sets the answer for one name and record type; other types of the name have no records.
+    pub fn set(&self, of: &str, kind: RecordType, reply: DnsReply) {
+        self.records(of, kind, |records| records.current = Some(reply));
     }
 
-    /// The next questions are answered so, one after the other, before what is said else.
-    pub fn say_first(&self, of: &str, kind: RecordType, say: impl IntoIterator<Item = Say>) {
-        self.records(of, kind, |records| records.first.extend(say));
+    /// Sets the answers to the next queries, before the one of [`set`](Self::set).
+    pub fn queue(&self, of: &str, kind: RecordType, reply: impl IntoIterator<Item = DnsReply>) {
+        self.records(of, kind, |records| records.queue.extend(reply));
     }
 
-    /// `say` for A records.
-    pub fn a(&self, of: &str, ttl: u32, ips: &[&str]) {
-        self.say(of, RecordType::A, addresses(ttl, ips));
+    /// Sets A records.
+    pub fn set_a(&self, of: &str, ttl: u32, ips: &[&str]) {
+        self.set(of, RecordType::A, addresses(ttl, ips));
     }
 
-    /// From now on there is no such name.
+    /// Removes a name: it does not exist any more.
     pub fn remove(&self, of: &str) {
         let of = name(of);
         let mut zone = self.zone.lock().unwrap();
         let all = zone.records.iter_mut().filter(|((name, _), _)| *name == of);
-        all.for_each(|(_, records)| records.then = None);
+        all.for_each(|(_, records)| records.current = None);
     }
 
-    /// From now on the same is said whatever is asked, until it is `None`.
-    pub fn always(&self, say: Option<Say>) {
-        self.zone.lock().unwrap().always = say;
+    /// Sets the answer to every query, until it is `None`.
+    pub fn set_always(&self, reply: Option<DnsReply>) {
+        self.zone.lock().unwrap().always = reply;
     }
 
     pub fn set_negative_ttl(&self, seconds: u32) {
         self.zone.lock().unwrap().negative_ttl = seconds;
     }
 
-    /// How often a name's records have been asked for.
-    pub fn asked(&self, of: &str, kind: RecordType) -> usize {
-        self.records(of, kind, |records| records.asked)
+    /// Returns the number of queries for one name and record type.
+    pub fn queries(&self, of: &str, kind: RecordType) -> usize {
+        self.records(of, kind, |records| records.queries)
     }
 
-    /// How often anything has been asked for.
-    pub fn asked_at_all(&self) -> usize {
-        self.zone.lock().unwrap().asked
+    /// Returns the number of all queries.
+    pub fn all_queries(&self) -> usize {
+        self.zone.lock().unwrap().queries
     }
 
-    /// How many of these questions came through TCP.
-    pub fn asked_over_tcp(&self) -> usize {
+    /// Returns the number of queries over TCP.
+    pub fn tcp_queries(&self) -> usize {
         self.tcp.load(SeqCst)
     }
 
@@ -194,13 +197,13 @@ impl Dns {
     }
 }
 
-impl Drop for Dns {
+impl Drop for NameServer {
     fn drop(&mut self) {
         self.listening.iter().for_each(JoinHandle::abort);
     }
 }
 
-/// Length and message, again and again (RFC 1035 §4.2.2).
+/// Serves one TCP connection: each message follows its length (RFC 1035 §4.2.2).
 async fn serve(mut stream: TcpStream, zone: Arc<Mutex<Zone>>, count: Arc<AtomicUsize>) {
     while let Ok(length) = stream.read_u16().await {
         let mut packet = vec![0; length.into()];
@@ -217,10 +220,10 @@ async fn serve(mut stream: TcpStream, zone: Arc<Mutex<Zone>>, count: Arc<AtomicU
     }
 }
 
-/// The answer as it goes over the wire, cut off where it is longer than a packet may be.
+/// Returns the encoded answer, truncated if it is longer than a UDP packet may be.
 fn answer(zone: &Mutex<Zone>, packet: &[u8], is_udp: bool) -> Option<Vec<u8>> {
-    let request = Message::from_vec(packet).expect("a question");
-    let query = request.queries.first().expect("a question").clone();
+    let request = Message::from_vec(packet).expect("a query");
+    let query = request.queries.first().expect("a query").clone();
     let mut zone = zone.lock().unwrap();
     let mut response = Message::response(request.id, request.op_code);
     response.metadata.recursion_desired = request.recursion_desired;
@@ -230,28 +233,28 @@ fn answer(zone: &Mutex<Zone>, packet: &[u8], is_udp: bool) -> Option<Vec<u8>> {
     loop {
         let record = |ttl, data| Record::from_rdata(asked.name().clone(), ttl, data);
         match zone.answer(request.id, &asked) {
-            Say::Records(ttl, data) => {
+            DnsReply::Records(ttl, data) => {
                 response.add_answers(data.into_iter().map(|data| record(ttl, data)));
             }
-            Say::Alias(ttl, target) => {
+            DnsReply::Alias(ttl, target) => {
                 let target = name(&target);
                 response.add_answer(record(ttl, RData::CNAME(CNAME(target.clone()))));
                 asked.set_name(target);
                 continue;
             }
-            Say::Code(code) => response.metadata.response_code = code,
-            Say::Referral => {
+            DnsReply::Code(code) => response.metadata.response_code = code,
+            DnsReply::Referral => {
                 let other = RData::NS(NS(name("ns.example")));
                 response.metadata.recursion_available = false;
                 response.add_authority(Record::from_rdata(name("example"), 60, other));
                 return Some(response.to_vec().unwrap());
             }
-            Say::Garbage => {
+            DnsReply::Garbage => {
                 let mut bytes = response.to_vec().unwrap();
                 bytes.truncate(14);
                 return Some(bytes);
             }
-            Say::Silence => return None,
+            DnsReply::Silence => return None,
         }
         break;
     }

@@ -1,4 +1,4 @@
-//! Frames written by hand (RFC 6455 §5.2), for what a library would not send.
+//! Hand-written frames (RFC 6455 §5.2) that a library would not send.
 
 use wsbalancer::relay::frame::{FrameHeader, unmasked as unmasked_payload};
 
@@ -9,7 +9,7 @@ pub const FIN: u8 = 0x80;
 /// Reserved for permessage-deflate (RFC 7692 §6).
 pub const RSV1: u8 = 0x40;
 
-/// A frame as a server sends it; `first` holds FIN, reserved bits and opcode.
+/// Returns a frame of a server; `first` holds FIN, reserved bits and opcode.
 pub fn unmasked(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![first];
     push_len(&mut frame, payload.len(), 0);
@@ -17,7 +17,7 @@ pub fn unmasked(first: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// A frame as a client sends it.
+/// Returns a masked frame of a client.
 pub fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
     let key = [0xa1, 0xb2, 0xc3, 0xd4];
     let mut frame = vec![first];
@@ -41,7 +41,7 @@ fn push_len(frame: &mut Vec<u8>, len: usize, masked: u8) {
     }
 }
 
-/// Code and reason of one whole Close frame.
+/// Returns the code and the reason of one whole Close frame.
 pub fn close_of(bytes: &[u8]) -> (u16, String) {
     let header = FrameHeader::parse(bytes).expect("a whole header");
     let payload = &bytes[header.header_len..];

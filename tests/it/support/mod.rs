@@ -1,4 +1,4 @@
-//! A balancer on actix's test server, pods that do as they are told, clients of both kinds.
+//! A balancer on actix's test server, scripted pods, WebSocket and raw clients.
 
 pub mod certificate;
 pub mod client;
@@ -24,7 +24,7 @@ use wsbalancer::{
     traffic::{listener, state::TrafficState},
 };
 
-/// How long a test waits for something that must come. Generous: it only shows in failures.
+/// The longest time that a test waits. It is generous because it matters in failures only.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A balancer whose traffic listener is actix's test server.
@@ -35,12 +35,12 @@ pub struct Balancer {
 }
 
 impl Balancer {
-    /// In front of `pods`, polling them as rarely as can be.
+    /// Starts a balancer in front of `pods` that polls them once an hour.
     pub async fn start<'a>(pods: impl IntoIterator<Item = &'a pod::Pod>) -> Self {
         Self::with(pods, &[]).await
     }
 
-    /// With settings beside the defaults, such as `("balancer.retries", "0")`.
+    /// Starts a balancer with further settings, such as `("balancer.retries", "0")`.
     pub async fn with<'a>(
         pods: impl IntoIterator<Item = &'a pod::Pod>,
         settings: &[(&str, &str)],
@@ -48,7 +48,7 @@ impl Balancer {
         Self::of(Self::config(pods, settings)).await
     }
 
-    /// What [`with`](Self::with) goes by.
+    /// Returns the configuration that [`with`](Self::with) uses.
     pub fn config<'a>(
         pods: impl IntoIterator<Item = &'a pod::Pod>,
         settings: &[(&str, &str)],
@@ -62,7 +62,7 @@ impl Balancer {
         Self::resolve(layers)
     }
 
-    /// With the settings of a file.
+    /// Starts a balancer with the settings of a file.
     pub async fn from_toml(toml: &str) -> Self {
         Self::of(Self::resolve(Layers::from_texts(Some(toml), []).expect("TOML"))).await
     }
@@ -105,7 +105,7 @@ impl Balancer {
         format!("http://{}{path}", self.admin)
     }
 
-    /// `/balancer-metrics` as it stands.
+    /// Returns `/balancer-metrics`.
     pub async fn metrics(&self) -> Value {
         let url = self.admin_url("/balancer-metrics");
         let mut response = awc::Client::new().get(url).send().await.expect("an answer");
@@ -113,7 +113,7 @@ impl Balancer {
         response.json().await.expect("JSON")
     }
 
-    /// The counter with this name and these labels.
+    /// Returns the counter with this name and these labels.
     pub async fn counter(&self, name: &str) -> u64 {
         let mut response =
             awc::Client::new().get(self.admin_url("/telemetry")).send().await.expect("an answer");
@@ -126,13 +126,13 @@ impl Balancer {
         self.control.registry.send(CountSessions).await.expect("a registry")
     }
 
-    /// Waits until `sessions` sessions live.
+    /// Waits until `sessions` sessions are registered, which is shortly after their 101.
     pub async fn until_sessions(&self, sessions: usize) {
         eventually(&format!("{sessions} sessions"), async || self.sessions().await == sessions)
             .await;
     }
 
-    /// Waits until every pod's count is known.
+    /// Waits until every pod has reported its count.
     pub async fn until_polled(&self) {
         eventually("all pods polled", async || {
             let metrics = self.metrics().await;
@@ -146,11 +146,11 @@ impl Balancer {
 /// Waits until `condition` holds.
 ///
 /// # Panics
-/// When it does not within [`PATIENCE`].
+/// Panics if it does not hold within [`PATIENCE`].
 pub async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
     let start = Instant::now();
     while !condition().await {
-        assert!(start.elapsed() < PATIENCE, "never came: {what}");
+        assert!(start.elapsed() < PATIENCE, "timed out waiting for {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -158,7 +158,9 @@ pub async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
 /// Waits for `future`.
 ///
 /// # Panics
-/// When it takes longer than [`PATIENCE`].
+/// Panics if it takes longer than [`PATIENCE`].
 pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("never came: {what}"))
+    tokio::time::timeout(PATIENCE, future)
+        .await
+        .unwrap_or_else(|_| panic!("timed out waiting for {what}"))
 }

@@ -1,4 +1,4 @@
-//! Pods that do as they are told: raw TCP, so that nothing is prettier than on the wire.
+//! Scripted pods on raw TCP, so that tests see the bytes on the wire.
 
 use std::{
     net::SocketAddr,
@@ -23,27 +23,27 @@ use tokio_tungstenite::{
 
 use super::within;
 
-/// How a pod answers requests.
+/// The responses of a pod.
 #[derive(Clone, Debug)]
 pub struct Script {
-    /// Whole answer to the metric route.
+    /// The whole response to a metric request.
     pub metric: Vec<u8>,
-    /// What becomes of upgrades.
+    /// The response to an upgrade.
     pub upgrade: Upgrade,
-    /// Whole answer to a plain request, however often it is asked on one connection.
+    /// The whole response to each plain request on a connection.
     pub plain: Vec<u8>,
 }
 
-/// What a pod does with an upgrade.
+/// The reaction of a pod to an upgrade.
 #[derive(Clone, Debug)]
 pub enum Upgrade {
-    /// 101 with these further header lines and, in the same segment, these bytes.
+    /// Sends a 101 with these header lines and, in the same segment, these bytes.
     Accept { fields: &'static str, early: Vec<u8> },
-    /// This answer, then the end of the connection.
+    /// Sends this response and closes the connection.
     Answer(Vec<u8>),
-    /// Nothing at all.
+    /// Sends nothing and keeps the connection open.
     Silence,
-    /// The end of the connection.
+    /// Closes the connection.
     HangUp,
 }
 
@@ -55,33 +55,33 @@ impl Default for Script {
     }
 }
 
-/// A metric answer with `connections`.
+/// Returns a metric response with `connections`.
 pub fn report(connections: u64) -> Vec<u8> {
     answer("200 OK", &format!("{{\"agentsConnections\": {connections}}}"))
 }
 
-/// A whole answer with `body`.
+/// Returns a whole response with `body`.
 pub fn answer(status: &str, body: &str) -> Vec<u8> {
     let len = body.len();
     format!("HTTP/1.1 {status}\r\nContent-Length: {len}\r\nConnection: close\r\n\r\n{body}")
         .into_bytes()
 }
 
-/// An upgraded connection in the test's own hands.
+/// An upgraded connection that the test controls.
 pub struct Session {
-    /// The request head as it arrived.
+    /// The request head as received.
     pub request: String,
     pub stream: TcpStream,
 }
 
 impl Session {
-    /// As a WebSocket, the pod's side.
+    /// Returns the pod's side as a WebSocket.
     pub async fn into_websocket(self) -> WebSocketStream<TcpStream> {
         WebSocketStream::from_raw_socket(self.stream, Role::Server, Some(no_limits())).await
     }
 }
 
-/// Sizes are not what the tests are about.
+/// Returns a configuration without limits of sizes.
 pub fn no_limits() -> WebSocketConfig {
     WebSocketConfig::default().max_message_size(None).max_frame_size(None)
 }
@@ -97,24 +97,24 @@ pub struct Pod {
 }
 
 impl Pod {
-    /// Hands upgraded connections to the test, through [`accept`](Self::accept).
+    /// Starts a pod that passes upgraded connections to the test, through [`accept`](Self::accept).
     pub async fn scripted(script: Script) -> Self {
         Self::start(script, false).await
     }
 
-    /// Answers plain requests with its name and hands upgraded connections to the test.
+    /// Starts a scripted pod that answers plain requests with its name.
     pub async fn named(name: &str) -> Self {
         let length = name.len();
         let plain = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{name}");
         Self::scripted(Script { plain: plain.into_bytes(), ..Script::default() }).await
     }
 
-    /// Echoes every message.
+    /// Starts a pod that echoes every message.
     pub async fn echo() -> Self {
         Self::start(Script::default(), true).await
     }
 
-    /// Echoes every message and answers the metric route with `metric`.
+    /// Starts a pod that echoes every message and answers metric requests with `metric`.
     pub async fn reporting(metric: Vec<u8>) -> Self {
         Self::start(Script { metric, ..Script::default() }, true).await
     }
@@ -151,18 +151,18 @@ impl Pod {
         format!("http://{}", self.address)
     }
 
-    /// The next upgraded connection of a scripted pod.
+    /// Waits for the next upgraded connection of a scripted pod.
     pub async fn accept(&self) -> Session {
         let mut sessions = self.sessions.lock().await;
         within("a connection at the pod", sessions.recv()).await.expect("a running pod")
     }
 
-    /// How many upgrades have been asked for so far.
+    /// Returns the number of upgrade requests so far.
     pub fn upgrades(&self) -> usize {
         self.upgrades.load(SeqCst)
     }
 
-    /// Connections that an echoing pod holds now.
+    /// Returns the number of open connections of an echoing pod.
     pub fn open(&self) -> usize {
         self.open.load(SeqCst)
     }
@@ -178,7 +178,7 @@ impl Drop for Pod {
     }
 }
 
-/// Reads one request and answers it; an upgraded connection is returned.
+/// Reads and answers one request, and returns the connection if it is upgraded.
 async fn answer_one(
     mut stream: TcpStream,
     script: Script,
@@ -210,7 +210,7 @@ async fn answer_one(
             None
         }
         Upgrade::Silence => {
-            // Until the balancer gives up.
+            // Until the balancer closes the connection.
             let _ = stream.read(&mut [0]).await;
             None
         }
@@ -218,7 +218,7 @@ async fn answer_one(
     }
 }
 
-/// The 101 for `request`, with further header lines.
+/// Returns the 101 for `request`, with further header lines.
 pub fn switching(request: &str, fields: &str) -> String {
     let key = header(request, "sec-websocket-key").expect("a handshake");
     let accept = String::from_utf8(hash_key(key.as_bytes()).to_vec()).unwrap();
@@ -228,7 +228,7 @@ pub fn switching(request: &str, fields: &str) -> String {
     )
 }
 
-/// Reads byte by byte up to the empty line, so that what follows stays in the socket.
+/// Reads byte by byte up to the empty line, so that the following bytes stay in the socket.
 pub async fn read_head(stream: &mut TcpStream) -> Option<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -237,7 +237,7 @@ pub async fn read_head(stream: &mut TcpStream) -> Option<String> {
     String::from_utf8(head).ok()
 }
 
-/// Value of the first field called `name` in a head.
+/// Returns the value of the first field `name` in a head.
 pub fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     head.lines()
         .filter_map(|line| line.split_once(':'))

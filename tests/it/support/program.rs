@@ -1,4 +1,4 @@
-//! The real binary as a child process.
+//! The wsbalancer binary as a child process.
 
 use std::{
     net::SocketAddr,
@@ -14,7 +14,7 @@ use tokio::{
 
 use super::{eventually, within};
 
-/// `wsbalancer run` on free ports; killed with the test.
+/// `wsbalancer run` on free ports; killed when the test ends.
 pub struct Program {
     child: Child,
     log: Lines<BufReader<ChildStderr>>,
@@ -22,13 +22,13 @@ pub struct Program {
     pub admin: SocketAddr,
 }
 
-/// The binary with a clean environment.
+/// Returns a command for the binary with a clean environment.
 pub fn command() -> Command {
     clean(Command::new(env!("CARGO_BIN_EXE_wsbalancer")))
 }
 
-/// The binary with `sockets` handed over to it as systemd does it, one or two; they go in by way of
-/// its standard input and output.
+/// Returns a command for the binary that inherits one or two `sockets` as from systemd; a shell passes
+/// them from its standard input and output.
 pub fn activated(sockets: &[OwnedFd], names: &str) -> Command {
     let mut shell = Command::new("sh");
     let script = "exec 3<&0 4<&1 </dev/null >/dev/null; LISTEN_PID=$$ exec \"$0\" run";
@@ -54,15 +54,15 @@ fn clean(mut command: Command) -> Command {
 }
 
 impl Program {
-    /// Starts it in front of `services`, with further `WSBALANCER__…` variables. Unless these say
-    /// otherwise, it closes all sessions as soon as it is told to end.
+    /// Starts it in front of `services`, with further `WSBALANCER__…` variables. By default it closes
+    /// all sessions as soon as it receives SIGTERM.
     pub async fn run(services: &str, variables: &[(&str, &str)]) -> Self {
         let mut command = command();
         command.arg("run").env("WSBALANCER_SERVICES", services).envs(variables.iter().copied());
         Self::start(command).await
     }
 
-    /// Starts `command`, on free ports unless it says otherwise, and waits until it listens.
+    /// Starts `command`, by default on free ports, and waits until it listens.
     pub async fn start(command: Command) -> Self {
         let mut program = Self::spawn(command);
         let line = program.logs("traffic on ").await;
@@ -73,7 +73,7 @@ impl Program {
         program
     }
 
-    /// Starts `command` like [`start`](Self::start), but does not wait: its addresses are unknown.
+    /// Starts `command` like [`start`](Self::start), but does not wait, so that its addresses are unknown.
     pub fn spawn(mut command: Command) -> Self {
         for (name, value) in [
             ("WSBALANCER__SERVER__LISTEN", "127.0.0.1:0"),
@@ -115,12 +115,12 @@ impl Program {
         assert!(sent.success());
     }
 
-    /// The next line of its log that contains `text`.
+    /// Waits for the next line of its log that contains `text`.
     pub async fn logs(&mut self, text: &str) -> String {
         until(&mut self.log, text).await
     }
 
-    /// Its exit status and everything it logged since the start.
+    /// Waits for the end and returns the exit status and the rest of the log.
     pub async fn finish(mut self) -> (ExitStatus, String) {
         let mut log = String::new();
         while let Some(line) = within("the end of the log", self.log.next_line()).await.unwrap() {
@@ -130,7 +130,7 @@ impl Program {
         (within("the exit", self.child.wait()).await.unwrap(), log)
     }
 
-    /// Resident memory in bytes (`/proc/PID/smaps_rollup`).
+    /// Returns the resident memory in bytes (`/proc/PID/smaps_rollup`).
     pub fn rss(&self) -> u64 {
         let pid = self.child.id().expect("a running child");
         let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
@@ -139,7 +139,7 @@ impl Program {
     }
 }
 
-/// The next line that contains `text`.
+/// Waits for the next line that contains `text`.
 pub async fn until<R: AsyncRead + Unpin>(lines: &mut Lines<BufReader<R>>, text: &str) -> String {
     loop {
         let line = within(text, lines.next_line()).await.unwrap().expect("more output");
