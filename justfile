@@ -1,4 +1,4 @@
-# The lanes: what `.ci/run` and the hosted workflow run, one by one. CONTRIBUTING.md says what they need.
+# The lanes of checks. `.ci/run` and the hosted workflow run them; CONTRIBUTING.md describes them.
 #
 # Every check runs through `.ci/step`, which prints its time and records its result in target/ci.
 
