@@ -164,7 +164,10 @@ async fn an_empty_answer_differs_from_a_failed_lookup() {
         let error = resolver.resolve().await.unwrap_err();
         assert!(matches!(error, LookupError::Refused(_)), "{error:?}");
         let text = error.to_string();
-        assert!(text.starts_with("chat. A: 127.0.0.1:") && text.contains(expected), "{text}");
+        assert!(
+            text.starts_with("chat. A: name server 127.0.0.1:") && text.contains(expected),
+            "{text}"
+        );
     }
 }
 
