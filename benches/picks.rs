@@ -17,12 +17,13 @@ use std::{
 use wsbalancer::domain::{
     balance::{
         affinity::Preference,
-        health::HealthSettings,
-        lease::{Backend, Lease, Purpose, Transport},
-        pool::{PollTarget, Pool, PoolSettings},
+        lease::{Lease, Purpose},
+        poll::PollTarget,
+        pool::Pool,
+        settings::PoolSettings,
         strategy::Strategy,
     },
-    report::Report,
+    fixtures,
 };
 
 /// Per strategy and number of pods.
@@ -89,27 +90,12 @@ struct Traffic {
 impl Traffic {
     fn new(pods: usize, strategy: Strategy) -> Self {
         // Its index is a pod's address, and so found again without a map.
-        let backend = |index: usize| Backend {
-            service: "default".to_owned(),
-            url: format!("http://{index}"),
-            address: index.to_string(),
-            transport: Transport::Tcp,
-        };
+        let backend = |index: usize| fixtures::backend(&index.to_string());
         let settings = PoolSettings {
             strategy,
             replicas: 2,
             stale_after: Duration::from_secs(3_600),
-            max_sessions: None,
-            max_sessions_per_pod: None,
-            health: HealthSettings {
-                eject_after: 3,
-                eject_time: Duration::from_secs(30),
-                eject_time_max: Duration::from_secs(600),
-                cold_time: Duration::from_secs(5),
-            },
-            grace: Duration::from_secs(60),
-            affinity_key: None,
-            shares: Default::default(),
+            ..PoolSettings::default()
         };
         let pool = Pool::new((0..pods).map(backend), settings, 1);
         let mut traffic = Self {
@@ -148,8 +134,8 @@ impl Traffic {
 
     /// The pod tells what this replica and another one like it have on it.
     fn report(&mut self, pod: usize) {
-        let poll = self.targets[pod].begin(self.now);
-        let report = Report { connections: Some(2 * self.open[pod]), ..Report::default() };
+        let poll = self.targets[pod].start_poll(self.now);
+        let report = fixtures::report(2 * self.open[pod]);
         self.pool.record(poll, Ok(report), self.now);
     }
 

@@ -79,4 +79,5 @@ pub mod net;
 pub mod relay;
 pub mod services;
 pub mod telemetry;
+pub mod token_bucket;
 pub mod traffic;

@@ -13,11 +13,14 @@ use fastrand::Rng;
 use wsbalancer::domain::{
     balance::{
         affinity::Preference,
-        health::HealthSettings,
-        lease::{Backend, Lease, Purpose, Transport},
-        pool::{Poll, PollTarget, Pool, PoolSettings},
+        backend::Backend,
+        lease::{Lease, Purpose},
+        poll::{Poll, PollTarget},
+        pool::Pool,
+        settings::PoolSettings,
         strategy::Strategy,
     },
+    fixtures,
     report::{Report, ReportError},
 };
 
@@ -72,17 +75,7 @@ impl Settings {
             strategy,
             replicas: self.told,
             stale_after: Duration::from_secs(30).max(3 * self.poll),
-            max_sessions: None,
-            max_sessions_per_pod: None,
-            health: HealthSettings {
-                eject_after: 3,
-                eject_time: Duration::from_secs(30),
-                eject_time_max: Duration::from_secs(600),
-                cold_time: Duration::from_secs(5),
-            },
-            grace: Duration::from_secs(60),
-            affinity_key: None,
-            shares: Default::default(),
+            ..PoolSettings::default()
         }
     }
 }
@@ -106,14 +99,14 @@ impl Slot {
     /// The pod has not taken the connection.
     pub fn failed(self) {
         if let Self::Lease(lease) = self {
-            lease.failed("connection refused".to_owned());
+            lease.record_failure("connection refused".to_owned());
         }
     }
 
     /// The pod has dropped the session soon after it opened.
     pub fn died_early(&self) {
         if let Self::Lease(lease) = self {
-            lease.died_early();
+            lease.record_early_death();
         }
     }
 }
@@ -173,12 +166,7 @@ enum Chooser {
 
 /// A pod's index is its address, and so found again without a map.
 fn backend(pod: usize) -> Backend {
-    Backend {
-        service: "pods".to_owned(),
-        url: format!("http://{pod}"),
-        address: pod.to_string(),
-        transport: Transport::Tcp,
-    }
+    fixtures::backend(&pod.to_string())
 }
 
 fn index(backend: &Backend) -> usize {
@@ -281,7 +269,7 @@ impl Replica {
             return Pending { pod, poll: None };
         };
         let target = targets.iter().find(|target| index(target.backend()) == pod);
-        Pending { pod, poll: target.map(|target| target.begin(now)) }
+        Pending { pod, poll: target.map(|target| target.start_poll(now)) }
     }
 
     /// Its answer has come; `past` sessions were past the balancer when it was given.

@@ -12,8 +12,8 @@ use actix::{
 
 use crate::{
     domain::{
-        balance::lease::Backend,
-        dns::{Answer, KnownAddresses, LookupError, Notice},
+        balance::backend::Backend,
+        dns::{Answer, KnownAddresses, LookupError, LookupEvent},
         service_id::ServiceId,
     },
     net::dns::{DnsSource, Resolver, ResolverSettings},
@@ -168,17 +168,17 @@ impl DiscoveryActor {
     ) {
         let mut lookups = self.lookups.iter_mut();
         let Some(active) = lookups.find(|active| active.id == id) else { return };
-        let step = active.known.take(answer, Instant::now());
-        if let Some(notice) = &step.notice {
-            active.log_notice(notice);
+        let step = active.known.update(answer, Instant::now());
+        if let Some(event) = &step.event {
+            active.log_event(event);
         }
-        if matches!(step.notice, Some(Notice::Empty(_))) {
+        if matches!(step.event, Some(LookupEvent::Empty(_))) {
             active.resolver.forget_completed_name();
         }
         if step.changed {
             active.report(&self.backends, &self.replicas);
         }
-        let wait = step.again_in.mul_f64(1.0 + JITTER * fastrand::f64());
+        let wait = step.wait.mul_f64(1.0 + JITTER * fastrand::f64());
         ctx.run_later(wait, move |discovery, ctx| discovery.look_up(id, ctx));
     }
 }
@@ -203,17 +203,17 @@ impl ActiveLookup {
         format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
     }
 
-    fn log_notice(&self, notice: &Notice) {
+    fn log_event(&self, event: &LookupEvent) {
         let (topic, count) = (self.topic(), self.count());
-        match notice {
-            Notice::Keeps(error) => {
+        match event {
+            LookupEvent::Failed(error) => {
                 log::warn!("{topic}: lookup failed, keeping {count}: {error}");
             }
-            Notice::Doubts(absence) => {
+            LookupEvent::FirstEmpty(absence) => {
                 log::warn!("{topic}: keeping {count} until a second answer confirms: {absence}")
             }
-            Notice::Empty(absence) => log::warn!("{topic}: {count}: {absence}"),
-            Notice::Recovered => log::info!("{topic}: lookup works again, {count}"),
+            LookupEvent::Empty(absence) => log::warn!("{topic}: {count}: {absence}"),
+            LookupEvent::Recovered => log::info!("{topic}: lookup works again, {count}"),
         }
     }
 
@@ -295,7 +295,7 @@ impl Handler<GetLookups> for DiscoveryActor {
             target: active.lookup.target.clone(),
             source: active.lookup.source.clone(),
             addresses: active.known.addresses().len(),
-            failure: active.known.trouble(now),
+            failure: active.known.problem(now),
         };
         LookupStatuses(self.lookups.iter().map(status).collect())
     }

@@ -18,9 +18,13 @@ use super::{
 use crate::domain::{
     balance::{
         affinity::Preference,
-        lease::{Backend, Lease, Load, Purpose},
-        pool::{BackendSnapshot, News, NoBackend, Pool, PoolSettings, State},
+        backend::Backend,
+        events::PoolEvent,
+        lease::{Lease, Load, Purpose},
+        pool::{NoBackend, Pool},
         rebalance::{RebalanceSettings, Rebalancer},
+        settings::PoolSettings,
+        snapshot::{BackendSnapshot, BackendState},
     },
     service_id::ServiceId,
 };
@@ -152,7 +156,7 @@ impl ManagedService {
     /// Drains all backends, because the settings do not name the service any more.
     fn retire(&mut self, now: Instant) {
         self.is_configured = false;
-        self.pool.retire(now);
+        self.pool.remove_all_backends(now);
     }
 
     /// Starts pollers for backends that are new and stops those of forgotten backends.
@@ -165,19 +169,23 @@ impl ManagedService {
 
     /// Logs the pool's events and moves the sessions of backends that drain or fail.
     fn handle_events(&mut self, move_all: &Recipient<MoveAll>) {
-        for event in self.pool.take_news() {
+        for event in self.pool.take_events() {
             log_event(&event);
             let (from, pace) = match event {
-                News::Drains { backend, .. } => (backend, pace(self.rules.pod_drain_time)),
-                News::DrainsNoMore { backend } | News::Forgotten { backend } => {
+                PoolEvent::DrainStarted { backend, .. } => {
+                    (backend, pace(self.rules.pod_drain_time))
+                }
+                PoolEvent::DrainEnded { backend } | PoolEvent::Removed { backend } => {
                     (backend, MovePace::Never)
                 }
-                News::Ejected { backend, .. } | News::Down { backend, .. }
+                PoolEvent::Ejected { backend, .. } | PoolEvent::ReportedDown { backend, .. }
                     if self.rules.closes_ejected =>
                 {
                     (backend, MovePace::AtOnce)
                 }
-                News::Ejected { .. } | News::Down { .. } | News::FailsOpen => continue,
+                PoolEvent::Ejected { .. }
+                | PoolEvent::ReportedDown { .. }
+                | PoolEvent::AllEjected { .. } => continue,
             };
             move_all.do_send(MoveAll { from, pace });
         }
@@ -233,7 +241,7 @@ impl MetricsActor {
     fn forget_backends(&mut self, ctx: &mut Context<Self>) {
         let now = Instant::now();
         for service in self.services.values_mut() {
-            service.pool.forget(now);
+            service.pool.remove_expired(now);
         }
         self.handle_events();
         self.update_pollers(&ctx.address().recipient());
@@ -269,7 +277,7 @@ impl Actor for MetricsActor {
 impl Supervised for MetricsActor {
     fn restarting(&mut self, _: &mut Self::Context) {
         for service in self.services.values_mut() {
-            service.pool.mend();
+            service.pool.invalidate_cache();
         }
     }
 }
@@ -397,19 +405,19 @@ impl Handler<SetDrain> for MetricsActor {
         for ManagedService { rules, is_configured, pool, .. } in self.services.values_mut() {
             let matching = match &target {
                 DrainTarget::Service(name) if *name != rules.service || !*is_configured => continue,
-                DrainTarget::Service(_) => pool.drain(None, drain),
-                DrainTarget::Address(address) => pool.drain(Some(address), drain),
+                DrainTarget::Service(_) => pool.set_operator_drain(None, drain),
+                DrainTarget::Address(address) => pool.set_operator_drain(Some(address), drain),
             };
             if matches!(target, DrainTarget::Address(_)) && matching.is_empty() {
                 continue;
             }
             // Their moves are started below, at the pace that the operator asks for.
-            pool.take_news().iter().for_each(log_event);
+            pool.take_events().iter().for_each(log_event);
             let mut snapshot = pool.snapshot(now);
             snapshot.retain(|pod| matching.contains(&pod.backend));
             for pod in &snapshot {
                 let pace = match pod.state {
-                    State::Draining => pace(over.unwrap_or(rules.pod_drain_time)),
+                    BackendState::Draining => pace(over.unwrap_or(rules.pod_drain_time)),
                     _ => MovePace::Never,
                 };
                 self.move_all.do_send(MoveAll { from: pod.backend.clone(), pace });
@@ -421,12 +429,16 @@ impl Handler<SetDrain> for MetricsActor {
 }
 
 /// Drains are expected; ejections and missing pods need an operator's attention.
-fn log_event(event: &News) {
+fn log_event(event: &PoolEvent) {
     match event {
-        News::Drains { .. } | News::DrainsNoMore { .. } | News::Forgotten { .. } => {
+        PoolEvent::DrainStarted { .. }
+        | PoolEvent::DrainEnded { .. }
+        | PoolEvent::Removed { .. } => {
             log::info!("{event}");
         }
-        News::Ejected { .. } | News::Down { .. } | News::FailsOpen => log::warn!("{event}"),
+        PoolEvent::Ejected { .. }
+        | PoolEvent::ReportedDown { .. }
+        | PoolEvent::AllEjected { .. } => log::warn!("{event}"),
     }
 }
 
@@ -436,8 +448,7 @@ mod tests {
 
     use super::*;
     use crate::domain::{
-        balance::{health::HealthSettings, lease::Transport, strategy::Strategy},
-        service_id::ServiceIds,
+        balance::health::HealthSettings, fixtures::backend, service_id::ServiceIds,
     };
 
     /// Ignores all requests to move sessions.
@@ -459,30 +470,9 @@ mod tests {
         fn handle(&mut self, _: MoveAll, _: &mut Self::Context) {}
     }
 
-    fn backend(address: &str) -> Backend {
-        let service = "default".to_owned();
-        let url = format!("http://{address}");
-        Backend { service, url, address: address.to_owned(), transport: Transport::Tcp }
-    }
-
     fn rules(backends: Option<Vec<Backend>>) -> ServiceRules {
-        let health = HealthSettings {
-            eject_after: 3,
-            eject_time: Duration::from_secs(30),
-            eject_time_max: Duration::from_secs(600),
-            cold_time: Duration::ZERO,
-        };
-        let settings = PoolSettings {
-            strategy: Strategy::LeastConnections,
-            replicas: 1,
-            stale_after: Duration::from_secs(30),
-            max_sessions: None,
-            max_sessions_per_pod: None,
-            health,
-            grace: Duration::from_secs(60),
-            affinity_key: None,
-            shares: Default::default(),
-        };
+        let health = HealthSettings { cold_time: Duration::ZERO, ..HealthSettings::default() };
+        let settings = PoolSettings { health, ..PoolSettings::default() };
         ServiceRules {
             service: "default".to_owned(),
             settings,
@@ -503,7 +493,7 @@ mod tests {
     /// Addresses of the backends that do not drain.
     async fn addresses(actor: &Addr<MetricsActor>) -> Vec<String> {
         let Backends(backends) = actor.send(Snapshot).await.unwrap();
-        let active = backends.into_iter().filter(|backend| backend.state != State::Draining);
+        let active = backends.into_iter().filter(|backend| backend.state != BackendState::Draining);
         active.map(|backend| backend.backend.address.clone()).collect()
     }
 

@@ -20,8 +20,8 @@ use tokio::io::AsyncReadExt as _;
 use crate::{
     domain::{
         balance::{
-            lease::{Backend, Transport},
-            pool::{Poll, PollTarget},
+            backend::{Backend, Transport},
+            poll::{Poll, PollTarget},
         },
         report::{MAX_REPORT_LEN, Report, ReportError, check_status, query::Question},
         service_id::ServiceId,
@@ -116,7 +116,7 @@ async fn poll_forever(
 ) {
     let timeout = settings.timeout;
     loop {
-        let poll = target.begin(Instant::now());
+        let poll = target.start_poll(Instant::now());
         let result = actix_rt::time::timeout(timeout, client.poll()).await.unwrap_or_else(|_| {
             client.sender = None;
             Err(ReportError::Unreachable(format!("no answer within {timeout:?}")))

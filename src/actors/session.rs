@@ -145,10 +145,10 @@ impl SessionActor {
         let is_unwell = || stats.down.close_code().is_some_and(|code| UNWELL.contains(&code));
         match stats.first_end() {
             Some(FirstEnd::Close(Direction::Down)) if !is_unwell() => {
-                self.permit.lease.ended_early();
+                self.permit.lease.record_early_end();
             }
             Some(FirstEnd::Close(Direction::Down) | FirstEnd::Vanished(Direction::Down)) => {
-                self.permit.lease.died_early();
+                self.permit.lease.record_early_death();
             }
             _ => {}
         }

@@ -194,7 +194,10 @@ mod tests {
             session::{QueueWaker, SessionActor, SessionPermit, SessionRules},
         },
         domain::{
-            balance::lease::{Backend, Gauge, Lease, Load, Purpose, Transport},
+            balance::{
+                backend::{Backend, Transport},
+                lease::{Gauge, Lease, Load, Purpose},
+            },
             session::timeouts::SessionTimeouts,
         },
         relay::{TunnelPeer, TunnelRules, close::CloseCode},

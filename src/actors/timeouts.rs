@@ -198,7 +198,7 @@ mod tests {
     use super::*;
     use crate::{
         domain::{
-            balance::lease::{Backend, Transport},
+            balance::backend::{Backend, Transport},
             session::timeouts::SessionTimeouts,
         },
         relay::{self, Tunnel, TunnelRules, close::CloseCode},

@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::{
     actors::discovery::{LookupStatus, LookupTarget},
     config::live::ReloadOutcome,
-    domain::balance::pool::{BackendSnapshot, State},
+    domain::balance::snapshot::{BackendSnapshot, BackendState},
 };
 
 /// The whole answer of `/balancer-metrics`.
@@ -171,13 +171,13 @@ fn is_zero(count: &u32) -> bool {
 fn split(snapshot: BackendSnapshot) -> (ServiceEntry, PodEntry) {
     let BackendSnapshot { backend, state, reason, report, error, load, estimate, .. } = snapshot;
     let state = match state {
-        State::Up => "up",
-        State::Cold => "cold",
-        State::Draining => "draining",
-        State::Full => "full",
-        State::Ejected => "ejected",
-        State::Stale => "stale",
-        State::Unknown => "unknown",
+        BackendState::Up => "up",
+        BackendState::Cold => "cold",
+        BackendState::Draining => "draining",
+        BackendState::Full => "full",
+        BackendState::Ejected => "ejected",
+        BackendState::Stale => "stale",
+        BackendState::Unknown => "unknown",
     };
     let (report, age) = report.unzip();
     let service = ServiceEntry {
@@ -212,7 +212,10 @@ fn split(snapshot: BackendSnapshot) -> (ServiceEntry, PodEntry) {
 mod tests {
     use super::*;
     use crate::domain::{
-        balance::lease::{Backend, Load, Transport},
+        balance::{
+            backend::{Backend, Transport},
+            lease::Load,
+        },
         report::{Report, ReportError},
         service_id::ServiceIds,
     };
@@ -229,7 +232,7 @@ mod tests {
                 address: address.into(),
                 transport: Transport::Tcp,
             }),
-            state: State::Up,
+            state: BackendState::Up,
             report: None,
             error: None,
             reason: None,
@@ -294,7 +297,7 @@ mod tests {
     #[test]
     fn unknown_values_are_left_out() {
         let backend = BackendSnapshot {
-            state: State::Unknown,
+            state: BackendState::Unknown,
             error: Some(ReportError::Status(500)),
             load: Load { open: 3, connecting: 0, requests: 5 },
             estimate: 3,
@@ -305,7 +308,7 @@ mod tests {
         assert_eq!(
             json["podMetrics"]["http://b:3001"][0],
             serde_json::json!({
-                "address": "b:3001", "state": "unknown", "error": "status 500 instead of 200"
+                "address": "b:3001", "state": "unknown", "error": "status 500, expected 200"
             })
         );
         assert_eq!(json["services"][0].get("reported"), None);

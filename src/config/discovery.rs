@@ -7,7 +7,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::{parse::parse_pod_url, reader::Reader};
 use crate::{
-    domain::balance::lease::{Backend, Transport},
+    domain::balance::backend::{Backend, Transport},
     net::dns::{DnsSource, HostName},
 };
 

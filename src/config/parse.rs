@@ -17,8 +17,8 @@ use ipnet::IpNet;
 use crate::{
     domain::{
         balance::{
-            lease::{Backend, Transport},
-            settings::Share,
+            backend::{Backend, Transport},
+            settings::Capacity,
         },
         routing::route::has_dot_segments,
     },
@@ -84,23 +84,23 @@ pub(super) fn parse_path(text: &str) -> Result<String, String> {
 }
 
 /// Parses a pod's URL and the options after it: `http://pod:3001 weight=3 max_connections=500`.
-pub(super) fn parse_pod(text: &str, service: &str) -> Result<(Backend, Share), String> {
+pub(super) fn parse_pod(text: &str, service: &str) -> Result<(Backend, Capacity), String> {
     let mut words = text.split_whitespace();
     let backend = parse_pod_url(words.next().unwrap_or_default(), service)?;
-    let mut share = Share::default();
+    let mut capacity = Capacity::default();
     for word in words {
         match word.split_once('=') {
             Some(("weight", weight)) => {
                 let weight = weight.parse().ok().filter(|weight| WEIGHTS.contains(weight));
                 let (least, most) = WEIGHTS.into_inner();
-                share.weight =
+                capacity.weight =
                     weight.ok_or_else(|| format!("expected weight={least} to {most}"))?;
             }
             Some(("max_connections", max)) => {
                 let max = max.parse().ok().filter(|max| *max > 0);
                 let max =
                     max.ok_or("expected a whole number, at least 1, after max_connections=")?;
-                share.max_connections = Some(max);
+                capacity.max_connections = Some(max);
             }
             _ => {
                 let advice = "unknown option, expected weight=3 or max_connections=500";
@@ -108,7 +108,7 @@ pub(super) fn parse_pod(text: &str, service: &str) -> Result<(Backend, Share), S
             }
         }
     }
-    Ok((backend, share))
+    Ok((backend, capacity))
 }
 
 /// Parses a pod's URL: `http://host:port`, `https://host:port` or `unix:/path`, without anything

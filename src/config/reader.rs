@@ -21,7 +21,7 @@ use super::{
     },
 };
 use crate::{
-    domain::balance::{lease::Backend, settings::Share},
+    domain::balance::{backend::Backend, settings::Capacity},
     net::listen::ListenAddress,
     relay::close::CloseCode,
 };
@@ -31,7 +31,7 @@ use crate::{
 pub(super) struct PodList {
     pub backends: Vec<Backend>,
     /// Options of the pods that have any, by address.
-    pub shares: BTreeMap<String, Share>,
+    pub capacities: BTreeMap<String, Capacity>,
 }
 
 /// Keys of a `[[routes]]` table.
@@ -272,13 +272,13 @@ impl Reader {
     /// Reads a list of pods with their options.
     pub(super) fn pods(&mut self, key: &str, service: &str) -> PodList {
         let mut pods = PodList::default();
-        for (backend, share) in self.list(key, |text| parse_pod(text, service)) {
+        for (backend, capacity) in self.list(key, |text| parse_pod(text, service)) {
             if pods.backends.iter().any(|known| known.address == backend.address) {
                 self.add_problem(key, format!("{:?} is listed twice", backend.url));
                 continue;
             }
-            if share != Share::default() {
-                pods.shares.insert(backend.address.clone(), share);
+            if capacity != Capacity::default() {
+                pods.capacities.insert(backend.address.clone(), capacity);
             }
             pods.backends.push(backend);
         }

@@ -5,7 +5,7 @@ use super::{
     reader::Reader,
     services::ServiceSettings,
 };
-use crate::domain::routing::route::{HostPattern, Rewrite, Route, Router};
+use crate::domain::routing::route::{HostPattern, Rewrite, Route, RouteTie, Router};
 
 /// Reads the routes. Without any, every request goes to the only service.
 pub(super) fn read_routes(reader: &mut Reader, services: &[ServiceSettings]) -> Router<String> {
@@ -28,13 +28,13 @@ pub(super) fn read_routes(reader: &mut Reader, services: &[ServiceSettings]) -> 
     }
     let routes: Vec<Route<String>> =
         tables.iter().map(|table| read_route(reader, table, services)).collect();
-    Router::new(routes).unwrap_or_else(|(one, other)| {
+    Router::new(routes).unwrap_or_else(|RouteTie { first, second }| {
         let advice = format!(
             "is as specific as routes.{}, and a request can match both: change host, path_prefix or \
              methods of one of them",
-            tables[one]
+            tables[first]
         );
-        reader.add_problem_in_table(&format!("routes.{}", tables[other]), advice);
+        reader.add_problem_in_table(&format!("routes.{}", tables[second]), advice);
         Router::default()
     })
 }

@@ -6,7 +6,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::{discovery::DiscoverySettings, reader::Reader};
 use crate::{
-    domain::balance::lease::{Backend, Transport},
+    domain::balance::backend::{Backend, Transport},
     net::tls::{ClientTls, ClientTlsSettings, KeyPair, TlsFileError},
 };
 

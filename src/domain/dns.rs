@@ -1,8 +1,8 @@
-//! What DNS says of a set of addresses, and what to make of it.
+//! Evaluates DNS answers: which addresses a name has, and when to look it up again.
 //!
-//! Pods hang on these answers, so doubt keeps what is known: a look-up that fails changes nothing,
-//! and that there are no addresses any more must be said twice in a row, because name servers that
-//! restart deny names for a moment.
+//! A wrong empty answer would remove all pods. So a failed look-up changes nothing, and an empty set is
+//! accepted only after two empty answers in a row, because a name server that restarts may deny names
+//! for a moment.
 
 use std::{
     mem::discriminant,
@@ -12,59 +12,49 @@ use std::{
 
 use thiserror::Error;
 
-/// Look-ups in a row that must find nothing before nothing is believed.
-const ABSENCES: u32 = 2;
+/// The number of empty answers in a row after which the set is empty.
+const EMPTY_ANSWERS: u32 = 2;
 
-/// How soon and how late an answer is asked for again, whatever its records say; `min` is not
+/// The shortest and the longest time between two look-ups, whatever TTL the records have. `min` is not
 /// greater than `max`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TtlBounds {
-    /// At the soonest.
     pub min: Duration,
-    /// At the latest.
     pub max: Duration,
 }
 
 impl TtlBounds {
-    /// `ttl` within the bounds.
+    /// Returns `ttl` limited to the bounds.
     pub fn clamp(&self, ttl: Duration) -> Duration {
         ttl.max(self.min).min(self.max)
     }
 
-    /// The wait after so many failures in a row: doubled each time.
+    /// Returns the wait after this many failures in a row. It doubles with each failure.
     pub fn back_off(&self, failures: u32) -> Duration {
         let factor = 2_u32.saturating_pow(failures.saturating_sub(1));
         self.min.saturating_mul(factor).min(self.max)
     }
 }
 
-/// What DNS knows.
+/// The result of a look-up that did not fail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// There are addresses.
     Found {
-        /// Sorted, each once, and not none.
+        /// Sorted, without duplicates, not empty.
         addresses: Vec<SocketAddr>,
-        /// When to ask again.
         ttl: Duration,
-        /// What could not be looked up.
         missing: Missing,
     },
-    /// There are none.
-    None {
-        /// How that was said.
-        absence: Absence,
-        /// When to ask again.
-        ttl: Duration,
-    },
+    /// The name has no addresses.
+    None { absence: Absence, ttl: Duration },
 }
 
-/// Why addresses of a kind could not be looked up while others could.
+/// Why the addresses of one family could not be looked up while those of the other could.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Missing {
-    /// A records.
+    /// The error for A records.
     pub v4: Option<LookupError>,
-    /// AAAA records.
+    /// The error for AAAA records.
     pub v6: Option<LookupError>,
 }
 
@@ -73,146 +63,154 @@ impl Missing {
         self.v4.as_ref().or(self.v6.as_ref())
     }
 
-    fn has(&self, address: &SocketAddr) -> bool {
+    fn is_family_missing(&self, address: &SocketAddr) -> bool {
         if address.is_ipv4() { self.v4.is_some() } else { self.v6.is_some() }
     }
 }
 
-/// How DNS says that there are no addresses (RFC 2308).
+/// The two kinds of empty answers (RFC 2308).
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum Absence {
-    /// NXDOMAIN.
-    #[error("the name does not exist (NXDOMAIN)")]
+    #[error("name does not exist (NXDOMAIN)")]
     NoSuchName,
-    /// NODATA.
-    #[error("the name has no such records (NODATA)")]
+    #[error("name has no such records (NODATA)")]
     NoRecords,
 }
 
-/// Why nobody knows whether there are addresses. The texts name question and server.
+/// Why a look-up failed. The texts name the question and the name server.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum LookupError {
-    /// A name server answers that it cannot or will not, such as SERVFAIL or REFUSED, or nonsense.
+    /// The name server sent an error, such as SERVFAIL or REFUSED, or an invalid answer.
     #[error("{0}")]
     Refused(String),
-    /// No answer in time.
+    /// The name server did not answer in time.
     #[error("{0}")]
     TimedOut(String),
-    /// A name server could not be asked.
+    /// The name server could not be reached.
     #[error("{0}")]
     Unreachable(String),
-    /// There is no name server to ask.
-    #[error("no name server is known: {0}")]
+    #[error("no name server configured: {0}")]
     NoServers(String),
 }
 
-/// What people should hear of a look-up.
+/// A change that operators should know of.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Notice {
-    /// It failed, at least in part, in a way that was not heard of yet. What was known is kept.
-    Keeps(LookupError),
-    /// It found nothing for the first time. What was known is kept.
-    Doubts(Absence),
-    /// There is nothing.
+pub enum LookupEvent {
+    /// The look-up failed, at least in part, with a new kind of error. Known addresses are kept.
+    Failed(LookupError),
+    /// The first empty answer came. Known addresses are kept until the next answer.
+    FirstEmpty(Absence),
+    /// There are no addresses.
     Empty(Absence),
-    /// All is well again.
+    /// The look-up succeeded after a problem.
     Recovered,
 }
 
-impl Notice {
-    /// Whether who has heard one has heard the other.
-    fn is_like(&self, other: &Self) -> bool {
+impl LookupEvent {
+    /// Returns whether two events are of the same kind, so that only the first is reported.
+    fn is_same_kind(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Keeps(one), Self::Keeps(other)) => discriminant(one) == discriminant(other),
+            (Self::Failed(one), Self::Failed(other)) => discriminant(one) == discriminant(other),
             _ => discriminant(self) == discriminant(other),
         }
     }
 }
 
-/// What follows from a look-up.
+/// What to do after a look-up.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Step {
-    /// Whether the addresses are others than before, or there are none as far as is known now:
-    /// whoever counts on them may still have those of another name.
+pub struct NextStep {
+    /// Whether the addresses have changed, or the set has just become empty. After the latter their
+    /// user must be told even if the set was empty before: it may still use the addresses of
+    /// another name.
     pub changed: bool,
-    /// What people should hear.
-    pub notice: Option<Notice>,
-    /// When to look again.
-    pub again_in: Duration,
+    pub event: Option<LookupEvent>,
+    /// The time until the next look-up.
+    pub wait: Duration,
 }
 
-/// The addresses that are believed in.
+/// The addresses of a name, as far as they are known.
 #[derive(Debug)]
 pub struct KnownAddresses {
     bounds: TtlBounds,
     addresses: Vec<SocketAddr>,
-    absences: u32,
+    /// Empty answers in a row.
+    empty_answers: u32,
+    /// Failures in a row.
     failures: u32,
-    /// What is wrong, and since when.
-    trouble: Option<(Notice, Instant)>,
+    problem: Option<Problem>,
+}
+
+/// A problem that the last look-up had.
+#[derive(Debug)]
+struct Problem {
+    event: LookupEvent,
+    since: Instant,
 }
 
 impl KnownAddresses {
-    /// None yet.
     pub fn new(bounds: TtlBounds) -> Self {
-        Self { bounds, addresses: Vec::new(), absences: 0, failures: 0, trouble: None }
+        Self { bounds, addresses: Vec::new(), empty_answers: 0, failures: 0, problem: None }
     }
 
-    /// Sorted, each once.
+    /// Returns the addresses, sorted and without duplicates.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
     }
 
-    /// What is wrong, and for how long.
-    pub fn trouble(&self, now: Instant) -> Option<(String, Duration)> {
-        let (notice, since) = self.trouble.as_ref()?;
-        let text = match notice {
-            Notice::Keeps(error) => error.to_string(),
-            Notice::Doubts(absence) | Notice::Empty(absence) => absence.to_string(),
-            Notice::Recovered => return None,
+    /// Returns the problem of the last look-up and how long it has lasted.
+    pub fn problem(&self, now: Instant) -> Option<(String, Duration)> {
+        let Problem { event, since } = self.problem.as_ref()?;
+        let text = match event {
+            LookupEvent::Failed(error) => error.to_string(),
+            LookupEvent::FirstEmpty(absence) | LookupEvent::Empty(absence) => absence.to_string(),
+            LookupEvent::Recovered => return None,
         };
         Some((text, now.saturating_duration_since(*since)))
     }
 
-    /// Takes in what a look-up brought.
-    pub fn take(&mut self, looked_up: Result<Answer, LookupError>, now: Instant) -> Step {
-        let (changed, trouble, again_in) = match looked_up {
+    /// Updates the addresses with the result of a look-up.
+    pub fn update(&mut self, result: Result<Answer, LookupError>, now: Instant) -> NextStep {
+        let (changed, problem, wait) = match result {
             Ok(Answer::Found { mut addresses, ttl, missing }) => {
-                (self.absences, self.failures) = (0, 0);
-                addresses.extend(self.addresses.iter().filter(|known| missing.has(known)));
+                (self.empty_answers, self.failures) = (0, 0);
+                addresses
+                    .extend(self.addresses.iter().filter(|known| missing.is_family_missing(known)));
                 addresses.sort_unstable();
                 addresses.dedup();
                 let changed = addresses != self.addresses;
                 self.addresses = addresses;
-                (changed, missing.error().cloned().map(Notice::Keeps), ttl)
+                (changed, missing.error().cloned().map(LookupEvent::Failed), ttl)
             }
             Ok(Answer::None { absence, ttl }) => {
-                self.absences += 1;
+                self.empty_answers += 1;
                 self.failures = 0;
-                let changed = self.absences == ABSENCES;
+                let changed = self.empty_answers == EMPTY_ANSWERS;
                 if changed {
                     self.addresses.clear();
                 }
-                let is_doubted = !self.addresses.is_empty();
-                let notice = if is_doubted { Notice::Doubts } else { Notice::Empty };
-                (changed, Some(notice(absence)), ttl)
+                let event = match self.addresses.is_empty() {
+                    true => LookupEvent::Empty(absence),
+                    false => LookupEvent::FirstEmpty(absence),
+                };
+                (changed, Some(event), ttl)
             }
             Err(error) => {
-                self.absences = 0;
+                self.empty_answers = 0;
                 self.failures += 1;
-                (false, Some(Notice::Keeps(error)), self.bounds.back_off(self.failures))
+                (false, Some(LookupEvent::Failed(error)), self.bounds.back_off(self.failures))
             }
         };
-        Step { changed, notice: self.note(trouble, now), again_in }
+        NextStep { changed, event: self.set_problem(problem, now), wait }
     }
 
-    /// What is new in `trouble`.
-    fn note(&mut self, trouble: Option<Notice>, now: Instant) -> Option<Notice> {
-        let before = self.trouble.take();
-        let Some(notice) = trouble else { return before.map(|_| Notice::Recovered) };
-        let since = before.filter(|(before, _)| before.is_like(&notice)).map(|(_, since)| since);
-        self.trouble = Some((notice.clone(), since.unwrap_or(now)));
-        since.is_none().then_some(notice)
+    /// Stores the problem of the last look-up. Returns an event if it is of a new kind or over.
+    fn set_problem(&mut self, problem: Option<LookupEvent>, now: Instant) -> Option<LookupEvent> {
+        let before = self.problem.take();
+        let Some(event) = problem else { return before.map(|_| LookupEvent::Recovered) };
+        let same = before.filter(|before| before.event.is_same_kind(&event));
+        let since = same.as_ref().map_or(now, |same| same.since);
+        self.problem = Some(Problem { event: event.clone(), since });
+        same.is_none().then_some(event)
     }
 }
 
@@ -242,9 +240,9 @@ mod tests {
         LookupError::Refused(text.to_owned())
     }
 
-    /// Whether the set changed, what was said, and the seconds until the next look-up.
-    fn told(step: Step) -> (bool, Option<Notice>, u64) {
-        (step.changed, step.notice, step.again_in.as_secs())
+    /// Returns the parts of a step, with the wait in seconds.
+    fn parts(step: NextStep) -> (bool, Option<LookupEvent>, u64) {
+        (step.changed, step.event, step.wait.as_secs())
     }
 
     #[test]
@@ -254,89 +252,100 @@ mod tests {
     }
 
     #[test]
-    fn a_set_that_stays_is_no_change() {
+    fn the_same_set_again_is_no_change() {
         let mut known = KnownAddresses::new(BOUNDS);
         let now = Instant::now();
-        assert_eq!(told(known.take(found(&[1, 2]), now)), (true, None, 5));
-        assert_eq!(told(known.take(found(&[1, 2]), now)), (false, None, 5));
-        assert_eq!(told(known.take(found(&[1, 3]), now)), (true, None, 5));
+        assert_eq!(parts(known.update(found(&[1, 2]), now)), (true, None, 5));
+        assert_eq!(parts(known.update(found(&[1, 2]), now)), (false, None, 5));
+        assert_eq!(parts(known.update(found(&[1, 3]), now)), (true, None, 5));
         assert_eq!(known.addresses(), addresses(&[1, 3]));
     }
 
     #[test]
-    fn failures_keep_what_is_known_and_wait_longer_each_time() {
+    fn failures_keep_the_addresses_and_double_the_wait() {
         let mut known = KnownAddresses::new(BOUNDS);
         let start = Instant::now();
-        known.take(found(&[1, 2]), start);
-        let keeps = |text| Some(Notice::Keeps(refused(text)));
-        assert_eq!(told(known.take(Err(refused("a")), start)), (false, keeps("a"), 1));
+        known.update(found(&[1, 2]), start);
+        let failed = |text| Some(LookupEvent::Failed(refused(text)));
+        assert_eq!(parts(known.update(Err(refused("a")), start)), (false, failed("a"), 1));
         let waits: Vec<u64> =
-            (0..6).map(|_| known.take(Err(refused("b")), start).again_in.as_secs()).collect();
+            (0..6).map(|_| known.update(Err(refused("b")), start).wait.as_secs()).collect();
         assert_eq!(waits, [2, 4, 8, 16, 30, 30]);
-        assert_eq!(known.take(Err(refused("c")), start).notice, None, "said once");
+        assert_eq!(known.update(Err(refused("c")), start).event, None, "reported once");
         let other = LookupError::TimedOut("silence".into());
         assert_eq!(
-            known.take(Err(other.clone()), start + SECOND).notice,
-            Some(Notice::Keeps(other)),
-            "another kind of failure is said too"
+            known.update(Err(other.clone()), start + SECOND).event,
+            Some(LookupEvent::Failed(other)),
+            "another kind of failure is reported too"
         );
         assert_eq!(known.addresses(), addresses(&[1, 2]));
-        assert_eq!(known.trouble(start + 3 * SECOND), Some(("silence".into(), 2 * SECOND)));
+        assert_eq!(known.problem(start + 3 * SECOND), Some(("silence".into(), 2 * SECOND)));
 
-        assert_eq!(told(known.take(found(&[1, 2]), start)), (false, Some(Notice::Recovered), 5));
-        assert_eq!(known.trouble(start), None);
-        assert_eq!(known.take(Err(refused("d")), start).again_in, SECOND, "counted anew");
+        assert_eq!(
+            parts(known.update(found(&[1, 2]), start)),
+            (false, Some(LookupEvent::Recovered), 5)
+        );
+        assert_eq!(known.problem(start), None);
+        assert_eq!(
+            known.update(Err(refused("d")), start).wait,
+            SECOND,
+            "failures are counted from the start"
+        );
     }
 
     #[test]
-    fn nothing_is_believed_when_it_is_said_twice_in_a_row() {
+    fn an_empty_set_is_accepted_after_two_empty_answers_in_a_row() {
         let mut known = KnownAddresses::new(BOUNDS);
         let now = Instant::now();
-        let doubts = Some(Notice::Doubts(Absence::NoSuchName));
-        let empty = Some(Notice::Empty(Absence::NoSuchName));
-        known.take(found(&[1]), now);
-        assert_eq!(told(known.take(none(), now)), (false, doubts.clone(), 2));
-        assert_eq!(told(known.take(found(&[1]), now)), (false, Some(Notice::Recovered), 5));
-        assert_eq!(told(known.take(none(), now)), (false, doubts.clone(), 2));
-        known.take(Err(refused("x")), now);
-        assert_eq!(told(known.take(none(), now)), (false, doubts, 2), "not in a row");
-        assert_eq!(told(known.take(none(), now)), (true, empty.clone(), 2));
-        assert_eq!(told(known.take(none(), now)), (false, None, 2));
+        let first_empty = Some(LookupEvent::FirstEmpty(Absence::NoSuchName));
+        let empty = Some(LookupEvent::Empty(Absence::NoSuchName));
+        known.update(found(&[1]), now);
+        assert_eq!(parts(known.update(none(), now)), (false, first_empty.clone(), 2));
+        assert_eq!(parts(known.update(found(&[1]), now)), (false, Some(LookupEvent::Recovered), 5));
+        assert_eq!(parts(known.update(none(), now)), (false, first_empty.clone(), 2));
+        known.update(Err(refused("x")), now);
+        assert_eq!(parts(known.update(none(), now)), (false, first_empty, 2), "not in a row");
+        assert_eq!(parts(known.update(none(), now)), (true, empty.clone(), 2));
+        assert_eq!(parts(known.update(none(), now)), (false, None, 2));
         assert!(known.addresses().is_empty());
 
         let mut new = KnownAddresses::new(BOUNDS);
-        assert_eq!(told(new.take(none(), now)), (false, empty, 2), "there is nothing to keep");
-        let step = told(new.take(none(), now));
-        assert_eq!(step, (true, None, 2), "unless somebody keeps what another name had");
-        assert_eq!(told(new.take(none(), now)), (false, None, 2));
-        assert_eq!(told(new.take(found(&[1]), now)), (true, Some(Notice::Recovered), 5));
+        assert_eq!(
+            parts(new.update(none(), now)),
+            (false, empty, 2),
+            "there are no addresses to keep"
+        );
+        let step = parts(new.update(none(), now));
+        assert_eq!(step, (true, None, 2), "the user may still have the addresses of another name");
+        assert_eq!(parts(new.update(none(), now)), (false, None, 2));
+        assert_eq!(parts(new.update(found(&[1]), now)), (true, Some(LookupEvent::Recovered), 5));
     }
 
     #[test]
-    fn addresses_of_a_kind_that_could_not_be_looked_up_stay() {
+    fn addresses_of_a_family_that_could_not_be_looked_up_are_kept() {
         let mut known = KnownAddresses::new(BOUNDS);
         let now = Instant::now();
         let v6: SocketAddr = "[fd00::1]:80".parse().unwrap();
         let both = [&addresses(&[1, 2])[..], &[v6]].concat();
         let all = Missing::default();
-        known.take(Ok(Answer::Found { addresses: both, ttl: SECOND, missing: all }), now);
+        known.update(Ok(Answer::Found { addresses: both, ttl: SECOND, missing: all }), now);
         let missing = Missing { v4: None, v6: Some(refused("AAAA")) };
         let partly = Answer::Found { addresses: addresses(&[2, 3]), ttl: SECOND, missing };
-        let step = known.take(Ok(partly.clone()), now);
-        assert_eq!(told(step), (true, Some(Notice::Keeps(refused("AAAA"))), 1));
+        let step = known.update(Ok(partly.clone()), now);
+        assert_eq!(parts(step), (true, Some(LookupEvent::Failed(refused("AAAA"))), 1));
         assert_eq!(known.addresses(), [&addresses(&[2, 3])[..], &[v6]].concat());
-        assert_eq!(told(known.take(Ok(partly), now)), (false, None, 1));
+        assert_eq!(parts(known.update(Ok(partly), now)), (false, None, 1));
     }
 
     proptest! {
         /// 0 to 5: that many addresses; 6: none; 7: a failure.
         #[test]
-        fn the_set_is_the_last_one_found_unless_denied_twice(said in prop::collection::vec(0u8..8, 1..60)) {
+        fn the_set_is_the_last_one_found_until_two_empty_answers(answers in prop::collection::vec(0u8..8, 1..60)) {
             let mut known = KnownAddresses::new(BOUNDS);
             let (mut expected, mut denials) = (Vec::new(), 0);
             let mut sent = Vec::new();
-            for said in said {
-                let looked_up = match said {
+            for answer in answers {
+                let looked_up = match answer {
                     0 | 6 => none(),
                     7 => Err(refused("x")),
                     hosts => found(&(1..=hosts).collect::<Vec<_>>()),
@@ -347,10 +356,10 @@ mod tests {
                     _ if denials == 2 => expected.clear(),
                     _ => {}
                 }
-                let step = known.take(looked_up, Instant::now());
+                let step = known.update(looked_up, Instant::now());
                 prop_assert_eq!(known.addresses(), &expected[..]);
                 prop_assert_eq!(step.changed, expected != sent || denials == 2);
-                prop_assert!(BOUNDS.min <= step.again_in && step.again_in <= BOUNDS.max);
+                prop_assert!(BOUNDS.min <= step.wait && step.wait <= BOUNDS.max);
                 sent.clone_from(&expected);
             }
         }

@@ -1,10 +1,12 @@
-//! Which backend gets the next connection: plain data and arithmetic.
+//! The rules of the balancer: plain data and arithmetic.
 //!
-//! No actor, no clock, no I/O: time comes in as a parameter and randomness from a seed, so that
-//! the same code serves, is property-tested and can be simulated.
+//! Nothing here uses actors, clocks or I/O. Time is a parameter and randomness comes from a seed, so
+//! that the same code serves connections, is tested with random inputs, and runs in a simulation.
 
 pub mod balance;
 pub mod dns;
+#[doc(hidden)]
+pub mod fixtures;
 pub mod report;
 pub mod routing;
 pub mod service_id;

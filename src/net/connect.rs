@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{tcp::TcpSettings, tls::ClientTls};
 use crate::{
-    domain::balance::lease::{Backend, Transport},
+    domain::balance::backend::{Backend, Transport},
     relay::Io,
 };
 

@@ -11,7 +11,8 @@ use crate::{
     },
     domain::{
         balance::{
-            lease::{Backend, Lease, Purpose},
+            backend::Backend,
+            lease::{Lease, Purpose},
             pool::NoBackend,
         },
         session::admission::Ticket,
@@ -91,7 +92,7 @@ impl<'a> Attempts<'a> {
         self.ticket = ticket;
         let (address, reason) = (backend.address.clone(), error.to_string());
         log::warn!("pod {address} failed: {reason}");
-        lease.failed(reason.clone());
+        lease.record_failure(reason.clone());
         drop(queue_waker);
         self.tried.push(backend);
         self.last = Some(Refusal::Pod { address, reason, is_timeout: error.is_timeout() });

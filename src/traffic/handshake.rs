@@ -29,7 +29,7 @@ use crate::{
         registry::SessionInfo,
         session::{SessionActor, SessionPermit, SessionRules},
     },
-    domain::{balance::lease::Backend, session::admission::Ticket},
+    domain::{balance::backend::Backend, session::admission::Ticket},
     relay::TunnelPeer,
 };
 

@@ -21,7 +21,7 @@ use super::{
     worker::{UpstreamHandle, WorkerState},
 };
 use crate::domain::{
-    balance::lease::Backend,
+    balance::backend::Backend,
     routing::route::{Rewrite, has_dot_segments},
     service_id::ServiceId,
 };

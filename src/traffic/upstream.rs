@@ -22,7 +22,7 @@ use thiserror::Error;
 use tokio::{io::AsyncReadExt as _, time::timeout};
 
 use crate::{
-    domain::balance::lease::Backend,
+    domain::balance::backend::Backend,
     net::connect::{ConnectError, ConnectSettings, Connector},
     relay::{Io, TunnelPeer},
 };

@@ -15,7 +15,7 @@ use wsbalancer::{
         metrics::Reconfigure,
         registry::{MoveAll, MovePace},
     },
-    domain::balance::lease::{Backend, Transport},
+    domain::balance::backend::{Backend, Transport},
     services,
 };
 
@@ -195,7 +195,7 @@ async fn draining_a_pod_moves_only_its_sessions_spread_over_the_given_time() {
         (pods[0].open(), pods[1].open()) == (0, 25)
     })
     .await;
-    let reason = Some("an operator drains it".to_owned());
+    let reason = Some("requested by an operator".to_owned());
     assert_eq!(state(&balancer, &drained).await, ("draining".to_owned(), reason));
     let (status, body) = post(&balancer, &format!("/api/backends/{drained}/undrain")).await;
     assert_eq!((status, body[0]["state"] == "draining"), (200, false), "{body}");

@@ -11,7 +11,7 @@ use wsbalancer::{
         ReplicasChanged, SetLookups,
     },
     domain::{
-        balance::lease::{Backend, Transport},
+        balance::backend::{Backend, Transport},
         dns::{Absence, Answer, LookupError, Missing, TtlBounds},
         service_id::{ServiceId, ServiceIds},
     },

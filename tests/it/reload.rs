@@ -141,7 +141,7 @@ async fn adding_and_removing_pods_keeps_sessions_and_counts() {
     })
     .await;
     let left = balancer.pod(&a).await;
-    let reason = "it is not among the service's pods any more";
+    let reason = "no longer among the service's pods";
     assert_eq!((&left["state"], &left["reason"]), (&json!("draining"), &json!(reason)));
     clients.extend(join_all((0..2).map(|_| balancer.connect())).await);
     assert_eq!((a.open(), b.open(), c.open()), (2, 2, 2));

@@ -5,8 +5,8 @@ use tokio_tungstenite::tungstenite::{Message, protocol::CloseFrame};
 use wsbalancer::{
     actors::registry::MoveSessions,
     domain::balance::{
-        lease::{Backend, Transport},
-        rebalance::Moves,
+        backend::{Backend, Transport},
+        rebalance::MovePlan,
     },
 };
 
@@ -159,7 +159,7 @@ async fn rebalancing_moves_the_youngest_idle_sessions_and_each_client_once() {
         address: pod.address.to_string(),
         transport: Transport::Tcp,
     };
-    let moves = || MoveSessions(Moves { from: from.clone().into(), count: 2 });
+    let moves = || MoveSessions(MovePlan { from: from.clone().into(), count: 2 });
     balancer.control.registry.send(moves()).await.unwrap();
     for moved in [4, 3] {
         let message = within("a Close", clients[moved].next()).await.unwrap().unwrap();
@@ -211,7 +211,7 @@ async fn a_pod_that_drops_its_sessions_is_ejected() {
     balancer.until_sessions(2).await;
     assert_eq!((bad.upgrades(), good.open()), (3, 2));
     let metrics = balancer.metrics().await;
-    assert!(metrics["services"][0]["reason"].as_str().unwrap().contains("dropped 3 sessions"));
+    assert!(metrics["services"][0]["reason"].as_str().unwrap().contains("3 sessions dropped"));
     assert!(metrics["services"][0]["ejectedForMs"].as_u64().is_some());
     drop(clients);
 }

@@ -12,7 +12,7 @@ use super::sessions::{Entry, RegistryActor, SessionInfo};
 use crate::{
     actors::ending::Ending,
     domain::{
-        balance::{lease::Backend, rebalance::Moves},
+        balance::{backend::Backend, rebalance::MovePlan},
         session::departures::Departures,
     },
 };
@@ -72,7 +72,7 @@ pub enum MovePace {
 /// Each client address is moved at most once an hour.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-pub struct MoveSessions(pub Moves);
+pub struct MoveSessions(pub MovePlan);
 
 impl Handler<DrainAll> for RegistryActor {
     type Result = ();
@@ -174,7 +174,7 @@ impl RegistryActor {
     }
 
     /// Closes those of `candidates` (id, bytes relayed so far) that have relayed nothing since.
-    fn move_idle(&mut self, candidates: &[(u64, u64)], moves: &Moves) {
+    fn move_idle(&mut self, candidates: &[(u64, u64)], moves: &MovePlan) {
         let mut moved = 0;
         for (id, bytes) in candidates {
             let Some(Entry { info, close_sent: false, .. }) = self.sessions.get(id) else {

@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     actors::ending::Ending,
-    domain::{balance::lease::Backend, session::departures::Departures},
+    domain::{balance::backend::Backend, session::departures::Departures},
     relay::{TunnelStats, close::CloseCode},
 };
 

@@ -5,7 +5,7 @@ use log::LevelFilter;
 use super::*;
 use crate::{
     config::AffinitySettings,
-    domain::balance::settings::Share,
+    domain::balance::settings::Capacity,
     net::dns::{DnsSource, HostName},
 };
 
@@ -91,12 +91,12 @@ fn pods_can_have_weights_and_limits() {
         [("WSBALANCER_SERVICES", "http://a:1 weight=2.5, http://b:1 max_connections=9,http://c:1")];
     let config = resolve(None, &variables).unwrap();
     let ServiceSettings { backends, balancer, .. } = &config.services[0];
-    let shares = &balancer.pool.shares;
+    let capacities = &balancer.pool.capacities;
     let urls: Vec<_> = backends.iter().map(|pod| pod.url.as_str()).collect();
     assert_eq!(urls, ["http://a:1", "http://b:1", "http://c:1"]);
-    assert_eq!(shares["a:1"], Share { weight: 2.5, max_connections: None });
-    assert_eq!(shares["b:1"], Share { weight: 1.0, max_connections: Some(9) });
-    assert_eq!(shares.len(), 2);
+    assert_eq!(capacities["a:1"], Capacity { weight: 2.5, max_connections: None });
+    assert_eq!(capacities["b:1"], Capacity { weight: 1.0, max_connections: Some(9) });
+    assert_eq!(capacities.len(), 2);
 
     let wrong = "http://a:1 weight=0,http://b:1 max_connections=0,http://c:1 wieght=3";
     let problems = resolve(None, &[("WSBALANCER_SERVICES", wrong)]).unwrap_err().to_string();

@@ -21,8 +21,8 @@ use super::{
 use crate::{
     domain::{
         balance::{
-            health::HealthSettings, lease::Backend, pool::PoolSettings,
-            rebalance::RebalanceSettings, strategy::Strategy,
+            backend::Backend, health::HealthSettings, rebalance::RebalanceSettings,
+            settings::PoolSettings, strategy::Strategy,
         },
         dns::TtlBounds,
         report::query::Question,
@@ -219,7 +219,7 @@ fn read_balancer(
             health: read_health(reader),
             grace: reader.duration("balancer.discovery_grace", millis(0)..=24 * hour),
             affinity_key: affinity.cookie_key().cloned(),
-            shares: pods.shares.clone(),
+            capacities: pods.capacities.clone(),
         },
         replicas_name,
         resolver: read_resolver(reader, connect.timeout),

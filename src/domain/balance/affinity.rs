@@ -1,71 +1,72 @@
-//! What brings a client back to the backend it has been on before.
+//! Affinity: a client returns to the backend of its last session, by cookie or by hash.
 //!
-//! A *tag* names a backend to those who hold the key and to nobody else; a cookie carries it under
-//! a seal. Hashing needs neither key nor cookie: of all backends the one with the highest score
-//! for the client's value is preferred (rendezvous hashing: Thaler and Ravishankar, "Using
-//! Name-Based Mappings to Increase Hit Rates", 1998), so that a backend that goes takes only its
-//! own clients' preference along.
+//! A cookie contains a *tag*, which stands for a backend and means nothing without the key, and a
+//! seal, which shows that the tag was made with the key. A hash needs neither key nor cookie: the
+//! client prefers the backend with the highest score for its value (rendezvous hashing: Thaler and
+//! Ravishankar, "Using Name-Based Mappings to Increase Hit Rates", 1998). If a backend leaves, only
+//! its own clients get another preference.
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use ring::{
     hmac::{self, HMAC_SHA256},
     rand::SystemRandom,
 };
+use subtle::ConstantTimeEq as _;
 
-/// Bytes of a tag and of a seal: half an HMAC-SHA256 each (RFC 2104 §5).
+/// The bytes of a tag and of a seal: half an HMAC-SHA256 each (RFC 2104 §5).
 const LEN: usize = 16;
 
-/// Names a backend of a service under a [`Key`].
+/// Stands for a backend of a service; made with a [`Key`].
 pub type Tag = [u8; LEN];
 
-/// Which backend a client should get if it can be had.
+/// The backend that a client should get if it is usable.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Preference {
-    /// The least loaded.
+    /// No preference.
     #[default]
     None,
-    /// The one with this tag.
+    /// The backend with this tag.
     Tag(Tag),
-    /// The one with the highest [`score`] for this hash.
+    /// The backend with the highest [`score`] for this hash.
     Hash(u64),
 }
 
-/// Makes and reads cookies. Replicas that share the secret understand each other's.
+/// Makes and reads affinity cookies. Replicas with the same secret can read each other's cookies.
 #[derive(Clone, Debug)]
 pub struct Key(hmac::Key);
 
 impl Key {
-    /// The key that `secret` makes.
+    /// Derives the key from `secret`.
     pub fn new(secret: &str) -> Self {
         Self(hmac::Key::new(HMAC_SHA256, secret.as_bytes()))
     }
 
-    /// A key that nobody else has.
+    /// Creates a random key.
     pub fn random() -> Self {
         let random = SystemRandom::new();
         Self(hmac::Key::generate(HMAC_SHA256, &random).expect("the system has random bytes"))
     }
 
-    /// The tag of the backend at `address` in `service`.
+    /// Returns the tag of the backend at `address` in `service`.
     pub fn tag(&self, service: &str, address: &str) -> Tag {
         self.half_mac(b"pod", service, address.as_bytes())
     }
 
-    /// A cookie's value for the backend with `tag`: 43 characters that say nothing without the key.
+    /// Returns a cookie value for the backend with `tag`: 43 characters that mean nothing without the
+    /// key.
     pub fn seal(&self, service: &str, tag: Tag) -> String {
         let seal = self.half_mac(b"cookie", service, &tag);
         BASE64_URL_SAFE_NO_PAD.encode([tag, seal].concat())
     }
 
-    /// The tag in a cookie's value, if this key has sealed it for `service`.
+    /// Returns the tag in a cookie value, if this key has sealed it for `service`.
     pub fn open(&self, service: &str, value: &str) -> Option<Tag> {
         let bytes = BASE64_URL_SAFE_NO_PAD.decode(value).ok()?;
         let (tag, seal) = bytes.split_first_chunk::<LEN>()?;
         let seal: &Tag = seal.try_into().ok()?;
         let expected = self.half_mac(b"cookie", service, tag);
-        // Every byte is compared, so that the time taken says nothing about where they differ.
-        let difference = seal.iter().zip(expected).fold(0, |all, (a, b)| all | (a ^ b));
-        (difference == 0).then_some(*tag)
+        // In constant time: the duration must not show where the bytes differ.
+        bool::from(seal[..].ct_eq(&expected[..])).then_some(*tag)
     }
 
     fn half_mac(&self, purpose: &[u8], service: &str, text: &[u8]) -> Tag {
@@ -80,19 +81,19 @@ impl Key {
     }
 }
 
-/// A hash that is the same in every replica and release (FNV-1a, 64 bit).
+/// Hashes `bytes` in the same way in every replica and release (FNV-1a, 64 bit).
 pub fn hash(bytes: &[u8]) -> u64 {
     const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
     const PRIME: u64 = 0x0100_0000_01b3;
     bytes.iter().fold(OFFSET, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(PRIME))
 }
 
-/// How much a client with the hash `client` prefers the backend with the hash `backend`.
+/// Returns how strongly a client with the hash `client` prefers the backend with the hash `backend`.
 pub fn score(client: u64, backend: u64) -> u64 {
     mix(client ^ mix(backend))
 }
 
-/// Spreads every bit over all others (the finalizer of SplitMix64: Steele, Lea and Flood, "Fast
+/// Lets each bit of `word` change all bits of the result (the finalizer of SplitMix64: Steele, Lea and Flood, "Fast
 /// Splittable Pseudorandom Number Generators", 2014).
 fn mix(mut word: u64) -> u64 {
     word = word.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -120,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn no_bit_of_a_cookie_can_be_changed_and_no_byte_left_out() {
+    fn a_cookie_with_a_changed_bit_or_a_missing_character_is_rejected() {
         let key = Key::random();
         let value = key.seal("chat", key.tag("chat", "10.0.0.1:3001"));
         let bytes = BASE64_URL_SAFE_NO_PAD.decode(&value).unwrap();
@@ -137,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn tags_differ_by_service_and_address_and_their_borders_count() {
+    fn tags_differ_by_service_and_address() {
         let key = Key::random();
         let tags =
             [key.tag("a", "b:1"), key.tag("a", "b:2"), key.tag("ab", ":1"), key.tag("", "ab:1")];
@@ -147,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn rendezvous_spreads_evenly_and_moves_only_those_of_a_backend_that_goes() {
+    fn rendezvous_hashing_is_even_and_moves_only_the_clients_of_a_removed_backend() {
         let backends: Vec<u64> =
             (0..5).map(|n| hash(format!("10.0.0.{n}:80").as_bytes())).collect();
         let choose = |client: u64, backends: &[u64]| {
@@ -168,8 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn hashes_never_change() {
-        // Published test vectors of FNV-1a and of SplitMix64.
+    fn hashes_match_the_published_test_vectors() {
         assert_eq!(hash(b"foobar"), 0x85944171f73967e8);
         assert_eq!(mix(0), 0xe220a8397b1dcdaf);
     }

@@ -1,22 +1,21 @@
-//! Counts that fade: each halves once per half-life.
+//! Counts that halve once per half-life.
 
 use std::time::{Duration, Instant};
 
-/// A count of events of which old ones weigh less.
+/// A count of events in which older events count less.
 #[derive(Clone, Debug)]
-pub struct Decaying {
+pub struct DecayingCount {
     half_life: Duration,
     value: f64,
     at: Option<Instant>,
 }
 
-impl Decaying {
-    /// Nothing counted yet.
+impl DecayingCount {
     pub fn new(half_life: Duration) -> Self {
         Self { half_life, value: 0.0, at: None }
     }
 
-    /// What is left of all events at `now`.
+    /// Returns the decayed count at `now`.
     pub fn value(&self, now: Instant) -> f64 {
         let Some(at) = self.at else { return 0.0 };
         let half_lives =
@@ -24,7 +23,7 @@ impl Decaying {
         self.value * (-half_lives).exp2()
     }
 
-    /// `count` more events at `now`.
+    /// Adds `count` events at `now`.
     pub fn add(&mut self, count: f64, now: Instant) {
         self.value = self.value(now) + count;
         self.at = Some(now);
@@ -36,9 +35,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn events_fade() {
+    fn a_count_halves_once_per_half_life() {
         let start = Instant::now();
-        let mut count = Decaying::new(Duration::from_secs(2));
+        let mut count = DecayingCount::new(Duration::from_secs(2));
         assert!(count.value(start) == 0.0);
         count.add(8.0, start);
         assert!((count.value(start + Duration::from_secs(4)) - 2.0).abs() < 1e-9);

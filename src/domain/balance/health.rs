@@ -1,12 +1,12 @@
-//! Whether a backend should get connections: what went wrong on it, ejection and return.
+//! Outlier ejection: which failures of a backend count, when it is ejected, and how it returns.
 //!
 //! ```text
-//!   well ──failures in a row, early deaths, silent polls──► ejected
-//!     ▲                                                        │ its time is over
-//!     └──────── the same time without trouble ──── on probation, cold at first
+//!   healthy ──failures in a row, early deaths, missed polls──► ejected
+//!      ▲                                                          │ its time is over
+//!      └──── the same time without a failure ──── on probation, cold at first
 //! ```
 //!
-//! On probation one failure is enough, and the next ejection lasts twice as long.
+//! On probation a single failure ejects the backend again, for twice as long.
 
 use std::{
     sync::{
@@ -16,45 +16,57 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::decay::Decaying;
+use super::decay::DecayingCount;
+use crate::token_bucket::TokenBucket;
 
 /// A session that its pod ends within this time, without a proper Close, has died early.
 pub const EARLY_DEATH: Duration = Duration::from_secs(5);
 
-/// How long until a session that ended early counts as half a one.
-const GHOST_HALF_LIFE: Duration = Duration::from_secs(10);
+/// After this time a session that ended early counts as half a session in the estimate.
+const EARLY_END_HALF_LIFE: Duration = Duration::from_secs(10);
 
-/// Early deaths further apart than this have nothing to do with each other.
-const DEATHS_IN_A_ROW: Duration = Duration::from_secs(60);
+/// Early deaths that are further apart than this are unrelated.
+const STREAK_TIME: Duration = Duration::from_secs(60);
 
-/// Share of an ejection's time by which it is moved at random, so that pods and replicas do not
-/// come back in step.
+/// Each ejection is longer or shorter by up to this fraction at random, so that pods and replicas
+/// do not return at the same moment.
 const JITTER: f64 = 0.2;
 
-/// How many times its fair share of arrivals a cold backend gets at most.
+/// A cold backend gets at most this many times its fair share of the arrivals.
 const COLD_SHARE: f64 = 3.0;
 
-/// Arrivals that a cold backend may get in a row, when others got what it might have had.
+/// The most arrivals in a row for a cold backend, if it got fewer than its share before.
 const COLD_BURST: f64 = 2.0;
 
-/// What the rules about health are.
+/// When a backend is ejected, and how it returns. The defaults are those of `config/default.toml`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HealthSettings {
-    /// Failures in a row until a backend is ejected; 0 means never.
+    /// The number of failures in a row that eject a backend; 0 means never.
     pub eject_after: u32,
-    /// How long the first ejection lasts.
+    /// The length of the first ejection.
     pub eject_time: Duration,
-    /// How long an ejection lasts at most.
+    /// The greatest length of an ejection.
     pub eject_time_max: Duration,
     /// How long a new backend, or one that was ejected, is cold.
     pub cold_time: Duration,
 }
 
-/// What leases tell of one backend, shared between them and the pool.
+impl Default for HealthSettings {
+    fn default() -> Self {
+        Self {
+            eject_after: 3,
+            eject_time: Duration::from_secs(30),
+            eject_time_max: Duration::from_secs(600),
+            cold_time: Duration::from_secs(5),
+        }
+    }
+}
+
+/// What the leases on one backend record of its failures. Shared between them and the pool.
 #[derive(Debug, Default)]
-#[repr(C)] // A pick reads the first field only.
-pub struct Trouble {
-    /// Counts what the pool should look at.
+#[repr(C)] // A pick reads only the first field.
+pub struct FailureCounters {
+    /// Grows with each change that the pool should evaluate.
     changes: AtomicU32,
     failed_in_a_row: AtomicU32,
     opened: AtomicU64,
@@ -63,297 +75,316 @@ pub struct Trouble {
     last_failure: Mutex<Option<String>>,
 }
 
-impl Trouble {
-    /// The backend has taken a connection or answered a request.
-    pub fn succeeded(&self) {
-        // A store alone would take the line from its readers every time.
+impl FailureCounters {
+    /// Records that the backend has accepted a connection or answered a request.
+    pub fn record_success(&self) {
+        // A store without this check would take the cache line from its readers every time.
         if self.failed_in_a_row.load(Relaxed) != 0 {
             self.failed_in_a_row.store(0, Relaxed);
         }
     }
 
-    /// A session has opened.
-    pub fn opened(&self) {
+    /// Records that a session has opened.
+    pub fn record_opened(&self) {
         self.opened.fetch_add(1, Relaxed);
-        self.succeeded();
+        self.record_success();
     }
 
-    /// The backend has not taken a connection, for this reason.
-    pub fn failed(&self, reason: String) {
+    /// Records that the backend has not accepted a connection, for this reason.
+    pub fn record_failure(&self, reason: String) {
         *self.last_failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
         self.failed_in_a_row.fetch_add(1, Relaxed);
         self.changes.fetch_add(1, Relaxed);
     }
 
-    fn is_well(&self) -> bool {
+    fn has_succeeded_last(&self) -> bool {
         self.failed_in_a_row.load(Relaxed) == 0
     }
 
-    /// Differs from what it was when there is something new.
+    /// Returns a number that grows with each failure and each early end.
     pub fn changes(&self) -> u32 {
         self.changes.load(Relaxed)
     }
 
-    /// The backend has ended a session within [`EARLY_DEATH`], in good order or not. Such a
-    /// session counts for a while longer, lest its backend looks empty and attracts everyone.
-    pub fn ended_early(&self) {
+    /// Records that the backend has ended a session within [`EARLY_DEATH`], properly or not. The
+    /// session stays in the estimate for a while, so that the backend does not look empty and
+    /// attract all arrivals.
+    pub fn record_early_end(&self) {
         self.ended_early.fetch_add(1, Relaxed);
         self.changes.fetch_add(1, Relaxed);
     }
 
-    /// The backend has dropped a session within [`EARLY_DEATH`], which is a failure.
-    pub fn died_early(&self) {
+    /// Records that the backend has dropped a session within [`EARLY_DEATH`], which is a failure.
+    pub fn record_early_death(&self) {
         self.died_early.fetch_add(1, Relaxed);
-        self.ended_early();
+        self.record_early_end();
     }
 }
 
 /// Early deaths that belong together.
 #[derive(Clone, Copy, Debug)]
-struct Row {
+struct DeathStreak {
     since: Instant,
-    /// Sessions that had been opened when it began, without the first one that died.
+    /// Sessions that had opened before the first one that died.
     opened_before: u64,
     deaths: u64,
 }
 
-impl Row {
-    /// Sessions that have opened since it began and have not died, when `opened` have in all.
+impl DeathStreak {
+    /// Returns how many sessions have opened since the streak began and have not died, given that
+    /// `opened` have opened in all.
     fn survivors(&self, opened: u64) -> u64 {
         opened.saturating_sub(self.opened_before + self.deaths)
     }
 }
 
-/// What the pool makes of it.
+/// The health of one backend, as the pool evaluates it.
 #[derive(Debug)]
 pub struct Health {
-    ejected: Option<Ejection>,
-    /// Length of the last ejection, and until when the backend is on probation after it.
-    last: Option<(Duration, Instant)>,
+    ejection: Option<Ejection>,
+    /// The last ejection, over or not.
+    last: Option<PastEjection>,
     cold_until: Option<Instant>,
-    /// Arrivals that a cold backend may take now.
-    tokens: f64,
-    ghosts: Decaying,
-    /// Some of them still count.
-    is_haunted: bool,
+    /// Arrivals that a cold backend may get now.
+    cold_arrivals: TokenBucket,
+    /// Sessions that ended early.
+    early_ends: DecayingCount,
+    /// Whether `early_ends` still counts at least one session after rounding.
+    has_early_ends: bool,
     seen_ends: u64,
     seen_deaths: u64,
-    row: Option<Row>,
-    silent_polls: u32,
-    silence: String,
+    streak: Option<DeathStreak>,
+    missed_polls: u32,
+    /// Why the last poll was missed.
+    missed_because: String,
 }
 
-/// A backend is out for a while.
+/// An ejection under way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ejection {
-    /// When it gets its next chance.
     pub until: Instant,
-    /// What it did.
     pub reason: String,
-    cause: Cause,
+    cause: EjectionCause,
 }
 
-/// What has led to an ejection, and so what ends it before its time.
+/// What is remembered of an ejection.
+#[derive(Clone, Copy, Debug)]
+struct PastEjection {
+    /// Without jitter.
+    length: Duration,
+    probation_until: Instant,
+}
+
+/// The kind of failure that has led to an ejection. It decides what ends the ejection early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Cause {
-    /// Failures in a row: a success, which only comes when all are ejected.
+enum EjectionCause {
+    /// Failures in a row. A success ends the ejection; it is only possible if all are ejected.
     Failures,
-    /// Early deaths: nothing, because taking connections is what it still does.
+    /// Early deaths. Nothing ends the ejection early: the backend still accepts connections.
     Deaths,
-    /// Silent polls: an answer.
+    /// Missed polls. An answer ends the ejection.
     Polls,
 }
 
 impl Default for Health {
     fn default() -> Self {
         Self {
-            ejected: None,
+            ejection: None,
             last: None,
             cold_until: None,
-            tokens: 1.0,
-            ghosts: Decaying::new(GHOST_HALF_LIFE),
+            cold_arrivals: TokenBucket::new(1.0),
+            early_ends: DecayingCount::new(EARLY_END_HALF_LIFE),
+            has_early_ends: false,
             seen_ends: 0,
             seen_deaths: 0,
-            is_haunted: false,
-            row: None,
-            silent_polls: 0,
-            silence: String::new(),
+            streak: None,
+            missed_polls: 0,
+            missed_because: String::new(),
         }
     }
 }
 
 impl Health {
-    /// A backend that has come later than the others.
-    pub fn newcomer(settings: &HealthSettings, now: Instant) -> Self {
+    /// Creates the health of a backend that has joined later than others, and so starts cold.
+    pub fn new_cold(settings: &HealthSettings, now: Instant) -> Self {
         Self { cold_until: Some(now + settings.cold_time), ..Self::default() }
     }
 
-    /// The backend is out at `now`.
+    /// Returns the ejection, if the backend is ejected at `now`.
     pub fn ejection(&self, now: Instant) -> Option<&Ejection> {
-        self.ejected.as_ref().filter(|ejection| ejection.until > now)
+        self.ejection.as_ref().filter(|ejection| ejection.until > now)
     }
 
-    /// The backend takes but a share of what others would give it.
+    /// Returns whether the backend gets only a limited part of the arrivals.
     pub fn is_cold(&self, now: Instant) -> bool {
         self.cold_until.is_some_and(|until| until > now)
     }
 
-    /// Neither ejected nor cold, now or when it was looked at last, no ghost counts any more, and
-    /// it answers polls.
+    /// Returns whether the backend was neither ejected nor cold at the last update, has no sessions
+    /// that ended early, and answers polls.
     pub fn is_calm(&self) -> bool {
-        let in_place = self.ejected.is_none() && self.cold_until.is_none();
-        in_place && self.silent_polls == 0 && !self.is_haunted
+        let is_warm = self.ejection.is_none() && self.cold_until.is_none();
+        is_warm && self.missed_polls == 0 && !self.has_early_ends
     }
 
-    /// What sessions that ended early still count.
-    pub fn ghosts(&self, now: Instant) -> u64 {
-        if self.is_haunted { self.ghosts.value(now).round() as u64 } else { 0 }
+    /// Returns how many of the sessions that ended early still count in the estimate.
+    pub fn early_ends(&self, now: Instant) -> u64 {
+        if self.has_early_ends { self.early_ends.value(now).round() as u64 } else { 0 }
     }
 
-    /// Takes in what leases have told since the last time. Says so when the backend is ejected.
-    pub fn look(
+    /// Evaluates the failures since the last update. Returns the ejection if a new one starts.
+    pub fn update(
         &mut self,
-        trouble: &Trouble,
+        failures: &FailureCounters,
         settings: &HealthSettings,
         rng: &mut fastrand::Rng,
         now: Instant,
     ) -> Option<&Ejection> {
-        self.count_deaths(trouble, now);
+        self.count_early_ends(failures, now);
         self.cold_until = self.cold_until.filter(|until| *until > now);
-        if let Some(ejection) = &self.ejected {
-            let is_well = ejection.cause == Cause::Failures && trouble.is_well();
-            if ejection.until > now && !is_well {
+        if let Some(ejection) = &self.ejection {
+            let has_recovered =
+                ejection.cause == EjectionCause::Failures && failures.has_succeeded_last();
+            if ejection.until > now && !has_recovered {
                 return None;
             }
-            self.come_back(trouble, settings, now);
+            self.end_ejection(failures, settings, now);
         }
-        let (reason, cause) = self.reason(trouble, settings, now)?;
-        let doubled = match self.last {
-            Some((length, probation)) if now < probation => length * 2,
+        let (reason, cause) = self.find_reason(failures, settings, now)?;
+        let length = match self.last {
+            Some(last) if now < last.probation_until => last.length * 2,
             _ => settings.eject_time,
         };
-        let length = doubled.min(settings.eject_time_max);
+        let length = length.min(settings.eject_time_max);
         let jittered = length.mul_f64(1.0 + JITTER * (2.0 * rng.f64() - 1.0));
         let until = now + jittered;
-        self.last = Some((length, until + jittered));
-        self.ejected = Some(Ejection { until, reason, cause });
-        self.ejected.as_ref()
+        self.last = Some(PastEjection { length, probation_until: until + jittered });
+        self.ejection = Some(Ejection { until, reason, cause });
+        self.ejection.as_ref()
     }
 
-    fn count_deaths(&mut self, trouble: &Trouble, now: Instant) {
-        let ended = trouble.ended_early.load(Relaxed);
+    fn count_early_ends(&mut self, failures: &FailureCounters, now: Instant) {
+        let ended = failures.ended_early.load(Relaxed);
         if ended != self.seen_ends {
-            self.ghosts.add((ended - self.seen_ends) as f64, now);
+            self.early_ends.add((ended - self.seen_ends) as f64, now);
             self.seen_ends = ended;
-            self.is_haunted = true;
+            self.has_early_ends = true;
         }
-        self.is_haunted &= self.ghosts.value(now) >= 0.5;
-        let died = trouble.died_early.load(Relaxed);
-        let more = died - self.seen_deaths;
-        if more == 0 {
+        self.has_early_ends &= self.early_ends.value(now) >= 0.5;
+        let died = failures.died_early.load(Relaxed);
+        let new_deaths = died - self.seen_deaths;
+        if new_deaths == 0 {
             return;
         }
         self.seen_deaths = died;
-        let opened = trouble.opened.load(Relaxed);
-        let belongs = |row: &Row| {
-            let age = now.duration_since(row.since);
-            let thriving = age > EARLY_DEATH && row.survivors(opened) > row.deaths;
-            age < DEATHS_IN_A_ROW && !thriving
+        let opened = failures.opened.load(Relaxed);
+        let continues = |streak: &DeathStreak| {
+            let age = now.duration_since(streak.since);
+            let is_thriving = age > EARLY_DEATH && streak.survivors(opened) > streak.deaths;
+            age < STREAK_TIME && !is_thriving
         };
-        let row = self.row.filter(belongs).unwrap_or(Row {
+        let streak = self.streak.filter(continues).unwrap_or(DeathStreak {
             since: now,
-            opened_before: opened.saturating_sub(more),
+            opened_before: opened.saturating_sub(new_deaths),
             deaths: 0,
         });
-        self.row = Some(Row { deaths: row.deaths + more, ..row });
+        self.streak = Some(DeathStreak { deaths: streak.deaths + new_deaths, ..streak });
     }
 
-    /// Why the backend should be ejected, if it should.
-    fn reason(
+    /// Returns why the backend should be ejected, if it should.
+    fn find_reason(
         &self,
-        trouble: &Trouble,
+        failures: &FailureCounters,
         settings: &HealthSettings,
         now: Instant,
-    ) -> Option<(String, Cause)> {
+    ) -> Option<(String, EjectionCause)> {
         if settings.eject_after == 0 {
             return None;
         }
-        let on_probation = self.last.is_some_and(|(_, probation)| now < probation);
-        let enough = if on_probation { 1 } else { settings.eject_after };
-        let failures = trouble.failed_in_a_row.load(Relaxed);
-        if failures >= enough {
-            let last = trouble.last_failure.lock().unwrap_or_else(PoisonError::into_inner);
-            let last = last.as_deref().unwrap_or("failed");
-            return Some((
-                format!("{failures} failures in a row, the last: {last}"),
-                Cause::Failures,
-            ));
+        let is_on_probation = self.last.is_some_and(|last| now < last.probation_until);
+        let enough = if is_on_probation { 1 } else { settings.eject_after };
+        let failed_in_a_row = failures.failed_in_a_row.load(Relaxed);
+        if failed_in_a_row >= enough {
+            let last = failures.last_failure.lock().unwrap_or_else(PoisonError::into_inner);
+            let last = last.as_deref().unwrap_or("no reason given");
+            let count = match failed_in_a_row {
+                1 => "1 connect failure".to_owned(),
+                more => format!("{more} connect failures in a row"),
+            };
+            return Some((format!("{count} ({last})"), EjectionCause::Failures));
         }
-        // Where most sessions live, a few that do not are their clients' bad luck.
-        if let Some(row) = self.row
-            && row.deaths >= u64::from(enough)
-            && row.survivors(trouble.opened.load(Relaxed)) <= row.deaths
+        // If most sessions survive, a few that die do not show a broken backend.
+        if let Some(streak) = self.streak
+            && streak.deaths >= u64::from(enough)
+            && streak.survivors(failures.opened.load(Relaxed)) <= streak.deaths
         {
-            let told = format!("dropped {} sessions within {EARLY_DEATH:?} each", row.deaths);
-            return Some((told, Cause::Deaths));
+            let count = match streak.deaths {
+                1 => "1 session".to_owned(),
+                more => format!("{more} sessions"),
+            };
+            let reason = format!("{count} dropped within {EARLY_DEATH:?} of opening");
+            return Some((reason, EjectionCause::Deaths));
         }
-        // Probation is about clients: a single lost poll is no reason.
-        (self.silent_polls >= settings.eject_after).then(|| {
-            (
-                format!("{} polls without an answer: {}", self.silent_polls, self.silence),
-                Cause::Polls,
-            )
+        // Probation does not apply to polls: a single lost one is no failure.
+        (self.missed_polls >= settings.eject_after).then(|| {
+            let (count, reason) = (self.missed_polls, &self.missed_because);
+            (format!("{count} polls in a row without an answer ({reason})"), EjectionCause::Polls)
         })
     }
 
-    fn come_back(&mut self, trouble: &Trouble, settings: &HealthSettings, now: Instant) {
-        self.ejected = None;
-        self.row = None;
-        trouble.succeeded();
-        self.warm_up(settings, now);
+    fn end_ejection(
+        &mut self,
+        failures: &FailureCounters,
+        settings: &HealthSettings,
+        now: Instant,
+    ) {
+        self.ejection = None;
+        self.streak = None;
+        failures.record_success();
+        self.start_cold(settings, now);
     }
 
-    /// Forgets what was, as for a newcomer; sessions of before may still be on the backend.
-    pub fn start_anew(&mut self, trouble: &Trouble, settings: &HealthSettings, now: Instant) {
+    /// Forgets earlier failures, as if the backend were new. Its open sessions may be older.
+    pub fn reset(&mut self, failures: &FailureCounters, settings: &HealthSettings, now: Instant) {
         self.last = None;
-        self.silent_polls = 0;
-        self.come_back(trouble, settings, now);
+        self.missed_polls = 0;
+        self.end_ejection(failures, settings, now);
     }
 
-    fn warm_up(&mut self, settings: &HealthSettings, now: Instant) {
+    fn start_cold(&mut self, settings: &HealthSettings, now: Instant) {
         self.cold_until = Some(now + settings.cold_time);
-        self.tokens = 1.0;
+        self.cold_arrivals = TokenBucket::new(1.0);
     }
 
-    /// A poll has brought an answer, whatever it said.
-    pub fn answered_poll(&mut self, settings: &HealthSettings, now: Instant) {
-        self.silent_polls = 0;
-        if self.ejected.as_ref().is_some_and(|ejection| ejection.cause == Cause::Polls) {
-            self.ejected = None;
-            self.warm_up(settings, now);
+    /// Records that the backend has answered a poll, readably or not.
+    pub fn record_poll_answer(&mut self, settings: &HealthSettings, now: Instant) {
+        self.missed_polls = 0;
+        if self.ejection.as_ref().is_some_and(|ejection| ejection.cause == EjectionCause::Polls) {
+            self.ejection = None;
+            self.start_cold(settings, now);
         }
     }
 
-    /// A poll has brought none.
-    pub fn missed_poll(&mut self, why: &str) {
-        self.silent_polls = self.silent_polls.saturating_add(1);
-        why.clone_into(&mut self.silence);
+    /// Records that the backend has not answered a poll.
+    pub fn record_missed_poll(&mut self, reason: &str) {
+        self.missed_polls = self.missed_polls.saturating_add(1);
+        reason.clone_into(&mut self.missed_because);
     }
 
-    /// Whether a cold backend may take this arrival, of which `fair` would be its share.
-    ///
-    /// Its allowance grows with the arrivals themselves, so that no rate needs to be known.
-    pub fn admits(&mut self, fair: f64, now: Instant) -> bool {
+    /// Returns whether the backend may get this arrival. If it is cold, its allowance grows with
+    /// every arrival at the pool, of which `fair_share` would be its part, so no rate of arrivals
+    /// has to be known.
+    pub fn admits_arrival(&mut self, fair_share: f64, now: Instant) -> bool {
         if !self.is_cold(now) {
             return true;
         }
-        self.tokens = (self.tokens + COLD_SHARE * fair).min(COLD_BURST);
-        self.tokens >= 1.0
+        self.cold_arrivals.add(COLD_SHARE * fair_share, COLD_BURST);
+        self.cold_arrivals.tokens() >= 1.0
     }
 
-    /// A cold backend has taken one.
-    pub fn took_one(&mut self) {
-        self.tokens -= 1.0;
+    /// Records that a cold backend has got an arrival.
+    pub fn record_arrival(&mut self) {
+        self.cold_arrivals.take(1.0);
     }
 }
 
@@ -361,39 +392,36 @@ impl Health {
 mod tests {
     use super::*;
 
-    const SETTINGS: HealthSettings = HealthSettings {
-        eject_after: 3,
-        eject_time: Duration::from_secs(30),
-        eject_time_max: Duration::from_secs(100),
-        cold_time: Duration::from_secs(5),
-    };
+    fn settings() -> HealthSettings {
+        HealthSettings { eject_time_max: Duration::from_secs(100), ..HealthSettings::default() }
+    }
 
-    /// Looks at a backend at many moments.
-    struct Watched {
+    /// A backend's health in simulated time.
+    struct TestBackend {
         health: Health,
-        trouble: Trouble,
+        failures: FailureCounters,
         now: Instant,
         rng: fastrand::Rng,
     }
 
-    impl Watched {
+    impl TestBackend {
         fn new() -> Self {
-            let (health, trouble) = (Health::default(), Trouble::default());
-            Self { health, trouble, now: Instant::now(), rng: fastrand::Rng::with_seed(1) }
+            let (health, failures) = (Health::default(), FailureCounters::default());
+            Self { health, failures, now: Instant::now(), rng: fastrand::Rng::with_seed(1) }
         }
 
-        /// Whether it is ejected just now.
-        fn ejects(&mut self) -> bool {
-            self.health.look(&self.trouble, &SETTINGS, &mut self.rng, self.now).is_some()
+        /// Returns whether an update starts an ejection.
+        fn becomes_ejected(&mut self) -> bool {
+            self.health.update(&self.failures, &settings(), &mut self.rng, self.now).is_some()
         }
 
-        fn is_out(&mut self) -> bool {
-            self.ejects();
+        fn is_ejected(&mut self) -> bool {
+            self.becomes_ejected();
             self.health.ejection(self.now).is_some()
         }
 
         fn fail(&mut self, times: u32) {
-            (0..times).for_each(|_| self.trouble.failed("refused".to_owned()));
+            (0..times).for_each(|_| self.failures.record_failure("refused".to_owned()));
         }
 
         fn pass(&mut self, seconds: u64) {
@@ -402,165 +430,165 @@ mod tests {
     }
 
     #[test]
-    fn failures_in_a_row_eject_and_a_success_between_does_not() {
-        let mut pod = Watched::new();
+    fn failures_in_a_row_eject_unless_a_success_is_between_them() {
+        let mut pod = TestBackend::new();
         pod.fail(2);
-        pod.trouble.opened();
+        pod.failures.record_opened();
         pod.fail(2);
-        assert!(!pod.is_out());
+        assert!(!pod.is_ejected());
         pod.fail(1);
-        assert!(pod.ejects());
-        assert!(!pod.ejects(), "said once");
+        assert!(pod.becomes_ejected());
+        assert!(!pod.becomes_ejected(), "reported once");
         assert!(pod.health.ejection(pod.now).unwrap().reason.contains("refused"));
     }
 
     #[test]
-    fn each_ejection_lasts_twice_as_long_until_it_has_been_well_as_long() {
-        let mut pod = Watched::new();
+    fn each_ejection_lasts_twice_as_long_until_the_probation_is_over() {
+        let mut pod = TestBackend::new();
         let mut lengths = Vec::new();
         for _ in 0..4 {
             pod.fail(3);
-            assert!(pod.ejects());
+            assert!(pod.becomes_ejected());
             let until = pod.health.ejection(pod.now).unwrap().until;
             lengths.push((until - pod.now).as_secs_f64());
             pod.now = until;
-            assert!(!pod.is_out(), "it gets a chance");
+            assert!(!pod.is_ejected(), "it is back");
         }
         for (length, expected) in lengths.iter().zip([30.0, 60.0, 100.0, 100.0]) {
             assert!((length / expected - 1.0).abs() <= JITTER, "{lengths:?}");
         }
         pod.fail(1);
-        assert!(pod.is_out(), "one is enough on probation");
+        assert!(pod.is_ejected(), "one failure is enough on probation");
         pod.pass(500);
-        assert!(!pod.is_out());
+        assert!(!pod.is_ejected());
         pod.fail(2);
-        assert!(!pod.is_out(), "and not after it");
+        assert!(!pod.is_ejected(), "but not after it");
         pod.fail(1);
-        assert!(pod.ejects());
+        assert!(pod.becomes_ejected());
         let length = pod.health.ejection(pod.now).unwrap().until - pod.now;
         assert!(length.as_secs_f64() <= 30.0 * (1.0 + JITTER), "back to the first length");
     }
 
     #[test]
-    fn a_pod_that_drops_sessions_is_ejected_and_one_that_loses_a_few_is_not() {
-        let mut dropping = Watched::new();
+    fn a_pod_that_drops_its_sessions_is_ejected_and_one_that_loses_a_few_is_not() {
+        let mut dropping = TestBackend::new();
         for death in 1..=3 {
-            assert!(!dropping.is_out(), "{death}");
-            dropping.trouble.opened();
-            dropping.trouble.died_early();
+            assert!(!dropping.is_ejected(), "{death}");
+            dropping.failures.record_opened();
+            dropping.failures.record_early_death();
         }
-        assert!(dropping.is_out());
-        assert_eq!(dropping.health.ghosts(dropping.now), 3, "they count for a while");
+        assert!(dropping.is_ejected());
+        assert_eq!(dropping.health.early_ends(dropping.now), 3, "they still count");
         dropping.pass(100);
-        assert_eq!(dropping.health.ghosts(dropping.now), 0);
+        assert_eq!(dropping.health.early_ends(dropping.now), 0);
 
-        let mut strict = Watched::new();
+        let mut strict = TestBackend::new();
         for _ in 0..20 {
-            strict.trouble.opened();
-            strict.trouble.ended_early();
-            assert!(!strict.is_out(), "it may have its reasons");
+            strict.failures.record_opened();
+            strict.failures.record_early_end();
+            assert!(!strict.is_ejected(), "a proper end is no failure");
         }
-        assert_eq!(strict.health.ghosts(strict.now), 20, "but it does not look empty");
+        assert_eq!(strict.health.early_ends(strict.now), 20, "but they still count");
 
-        let mut busy = Watched::new();
+        let mut busy = TestBackend::new();
         for session in 0..100 {
-            busy.trouble.opened();
+            busy.failures.record_opened();
             if session % 4 == 3 {
-                busy.trouble.died_early();
+                busy.failures.record_early_death();
             }
-            assert!(!busy.is_out(), "{session}");
+            assert!(!busy.is_ejected(), "{session}");
         }
-        // However many it has taken before, a pod that starts dropping is found out soon.
+        // A pod that starts to drop sessions is ejected soon, however many it has held before.
         busy.pass(6);
         for _ in 0..4 {
-            busy.trouble.opened();
-            busy.trouble.died_early();
+            busy.failures.record_opened();
+            busy.failures.record_early_death();
         }
-        assert!(busy.is_out());
+        assert!(busy.is_ejected());
     }
 
     #[test]
-    fn silent_polls_eject_until_the_first_answer() {
-        let mut pod = Watched::new();
+    fn missed_polls_eject_until_the_first_answer() {
+        let mut pod = TestBackend::new();
         for _ in 0..3 {
-            assert!(!pod.is_out());
-            pod.health.missed_poll("refused");
+            assert!(!pod.is_ejected());
+            pod.health.record_missed_poll("refused");
         }
-        assert!(pod.is_out());
-        pod.health.answered_poll(&SETTINGS, pod.now);
-        assert!(!pod.is_out());
+        assert!(pod.is_ejected());
+        pod.health.record_poll_answer(&settings(), pod.now);
+        assert!(!pod.is_ejected());
         assert!(pod.health.is_cold(pod.now));
     }
 
     #[test]
-    fn a_cold_backend_takes_three_times_its_share_and_no_more() {
+    fn a_cold_backend_gets_at_most_three_times_its_share() {
         let start = Instant::now();
-        let mut health = Health::newcomer(&SETTINGS, start);
-        // 5,000 arrivals in 5 s, of which a tenth would be fair, in bursts and pauses.
+        let mut health = Health::new_cold(&settings(), start);
+        // 5,000 arrivals in 5 s, in bursts; a tenth is the fair share.
         let at = |arrival: u64| start + Duration::from_millis(arrival / 500 * 500);
         let taken = (0..5_000).filter(|arrival| {
-            let admits = health.admits(0.1, at(*arrival));
+            let admits = health.admits_arrival(0.1, at(*arrival));
             if admits {
-                health.took_one();
+                health.record_arrival();
             }
             admits
         });
         let taken = taken.count();
         assert!((1_495..=1_502).contains(&taken), "{taken}");
-        // What it has not taken, it may not take later.
+        // What it has not used, it may not use later.
         for arrival in 0..100 {
-            health.admits(0.1, at(arrival));
+            health.admits_arrival(0.1, at(arrival));
         }
         let mut in_a_row = 0;
-        while health.admits(0.1, start) {
-            health.took_one();
+        while health.admits_arrival(0.1, start) {
+            health.record_arrival();
             in_a_row += 1;
         }
         assert!(in_a_row <= 2, "{in_a_row}");
-        assert!(!health.is_cold(start + SETTINGS.cold_time));
+        assert!(!health.is_cold(start + settings().cold_time));
     }
 
     #[test]
-    fn who_starts_anew_is_judged_by_what_comes() {
-        let mut pod = Watched::new();
+    fn after_a_reset_only_new_failures_count() {
+        let mut pod = TestBackend::new();
         for _ in 0..3 {
-            pod.trouble.opened();
-            pod.trouble.died_early();
+            pod.failures.record_opened();
+            pod.failures.record_early_death();
         }
         pod.fail(3);
-        assert!(pod.is_out());
-        pod.health.start_anew(&pod.trouble, &SETTINGS, pod.now);
-        assert!(!pod.is_out());
+        assert!(pod.is_ejected());
+        pod.health.reset(&pod.failures, &settings(), pod.now);
+        assert!(!pod.is_ejected());
         pod.fail(2);
-        assert!(!pod.is_out(), "not on probation either");
+        assert!(!pod.is_ejected(), "not on probation either");
         pod.fail(1);
-        assert!(pod.is_out());
+        assert!(pod.is_ejected());
     }
 
     #[test]
-    fn a_success_ends_an_ejection_for_failures_but_not_for_early_deaths() {
-        let mut failing = Watched::new();
+    fn a_success_ends_an_ejection_for_failures_but_not_one_for_early_deaths() {
+        let mut failing = TestBackend::new();
         failing.fail(3);
-        assert!(failing.is_out());
-        failing.trouble.opened();
-        assert!(!failing.is_out());
+        assert!(failing.is_ejected());
+        failing.failures.record_opened();
+        assert!(!failing.is_ejected());
         assert!(failing.health.is_cold(failing.now));
 
-        let mut dropping = Watched::new();
+        let mut dropping = TestBackend::new();
         for _ in 0..3 {
-            dropping.trouble.opened();
-            dropping.trouble.died_early();
+            dropping.failures.record_opened();
+            dropping.failures.record_early_death();
         }
-        assert!(dropping.is_out());
-        dropping.trouble.opened();
-        assert!(dropping.is_out());
+        assert!(dropping.is_ejected());
+        dropping.failures.record_opened();
+        assert!(dropping.is_ejected());
     }
 
     #[test]
-    fn nothing_is_ejected_when_that_is_off() {
-        let mut pod = Watched::new();
+    fn nothing_is_ejected_if_ejection_is_off() {
+        let mut pod = TestBackend::new();
         pod.fail(100);
-        let off = HealthSettings { eject_after: 0, ..SETTINGS };
-        assert!(pod.health.look(&pod.trouble, &off, &mut pod.rng, pod.now).is_none());
+        let off = HealthSettings { eject_after: 0, ..settings() };
+        assert!(pod.health.update(&pod.failures, &off, &mut pod.rng, pod.now).is_none());
     }
 }

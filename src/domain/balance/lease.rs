@@ -1,101 +1,44 @@
-//! A session's slot on a backend, released by being dropped.
+//! A lease counts a session or a request on its backend until it is dropped.
 
-use std::{
-    hash::{Hash, Hasher},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-use super::health::Trouble;
-
-/// Where a backend is reached. However its URL is written, it is the same one.
-#[derive(Clone, Debug)]
-pub struct Backend {
-    /// The service it belongs to.
-    pub service: String,
-    /// The URL as it was configured, verbatim.
-    pub url: String,
-    /// `host:port` taken from the URL, or the path of a Unix-domain socket.
-    pub address: String,
-    /// What connections to it are made of.
-    pub transport: Transport,
-}
-
-/// What a connection is made of.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Transport {
-    /// TCP alone (`http:`, `ws:`).
-    #[default]
-    Tcp,
-    /// TLS over TCP (`https:`, `wss:`).
-    Tls,
-    /// A Unix-domain socket (`unix:`).
-    Unix,
-}
-
-impl Backend {
-    fn identity(&self) -> (&str, &str, Transport) {
-        (&self.service, &self.address, self.transport)
-    }
-
-    /// The name and port in `Host` fields that are not the client's.
-    pub fn host(&self) -> &str {
-        match self.transport {
-            Transport::Unix => "localhost",
-            Transport::Tcp | Transport::Tls => &self.address,
-        }
-    }
-}
-
-impl PartialEq for Backend {
-    fn eq(&self, other: &Self) -> bool {
-        self.identity() == other.identity()
-    }
-}
-
-impl Eq for Backend {}
-
-impl Hash for Backend {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.identity().hash(state);
-    }
-}
+use super::{backend::Backend, health::FailureCounters};
 
 /// This replica's own load on one backend, shared between the pool and the leases.
 ///
-/// All counts live in one word, so that a reader never sees a session in two or in none.
+/// All counts are in one word, so that a reader never sees a session counted twice or not at all.
 #[derive(Debug, Default)]
-#[repr(C)] // A pick reads the counts and the troubles' first field: in one cache line.
+#[repr(C)] // A pick reads the counts and the first field of the failures: one cache line.
 pub struct Gauge {
     counts: AtomicU64,
-    /// What went wrong, for the pool to judge.
-    pub trouble: Trouble,
+    pub failures: FailureCounters,
 }
 
-/// Bits of a count: room for two million, more than a process may have descriptors.
+/// Bits of one count: up to two million, more than a process may have descriptors.
 const BITS: u32 = 21;
 const MASK: u64 = (1 << BITS) - 1;
 
-/// One in each count.
+/// The value of one in each count.
 const OPEN: u64 = 1;
 const CONNECTING: u64 = 1 << BITS;
 const REQUEST: u64 = 1 << (2 * BITS);
 
-/// What a slot is for.
+/// What a lease is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// A handshake and the session that it leads to.
     Session,
-    /// A plain request. It is no connection that anybody reports or limits.
+    /// A plain request. Neither reports nor limits count it.
     Request,
 }
 
 /// A reading of a [`Gauge`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Load {
-    /// Sessions in the tunnel.
+    /// Sessions after their handshake.
     pub open: u32,
     /// Handshakes under way.
     pub connecting: u32,
@@ -104,7 +47,7 @@ pub struct Load {
 }
 
 impl Gauge {
-    /// All counts at one instant.
+    /// Returns all counts at one instant.
     pub fn load(&self) -> Load {
         let word = self.counts.load(Relaxed);
         let count = |unit: u64| ((word / unit) & MASK) as u32;
@@ -112,10 +55,10 @@ impl Gauge {
     }
 }
 
-/// A slot on `backend`: counted as connecting, then as open, or as a request; and not at all once
+/// Counts a session (first as connecting, then as open) or a request on `backend`, until it is
 /// dropped.
 ///
-/// Invariant: each lease stands in its gauge exactly once, whatever its session goes through.
+/// Invariant: the gauge counts each lease exactly once, in every phase of its session.
 #[derive(Debug)]
 pub struct Lease {
     backend: Arc<Backend>,
@@ -124,7 +67,7 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Takes a slot for a handshake or a request that begins.
+    /// Counts a handshake or a request that starts.
     pub fn new(backend: Arc<Backend>, gauge: Arc<Gauge>, purpose: Purpose) -> Self {
         let weight = match purpose {
             Purpose::Session => CONNECTING,
@@ -134,36 +77,36 @@ impl Lease {
         Self { backend, gauge, weight }
     }
 
-    /// The handshake succeeded: from now on the slot counts as an open session.
+    /// Records that the handshake succeeded: from now on the lease counts as an open session.
     pub fn establish(&mut self) {
         let step = OPEN.wrapping_sub(self.weight);
         self.gauge.counts.fetch_add(step, Relaxed);
         self.weight = OPEN;
-        self.gauge.trouble.opened();
+        self.gauge.failures.record_opened();
     }
 
-    /// The backend has answered a plain request.
-    pub fn answered(&self) {
-        self.gauge.trouble.succeeded();
+    /// Records that the backend has answered a plain request.
+    pub fn record_answer(&self) {
+        self.gauge.failures.record_success();
     }
 
-    /// The backend has not taken the connection, for this reason.
-    pub fn failed(self, reason: String) {
-        self.gauge.trouble.failed(reason);
+    /// Records that the backend has not accepted the connection, for this reason.
+    pub fn record_failure(self, reason: String) {
+        self.gauge.failures.record_failure(reason);
     }
 
-    /// The backend has ended the session, for a reason of its own, within
+    /// Records that the backend has ended the session properly within
     /// [`EARLY_DEATH`](super::health::EARLY_DEATH).
-    pub fn ended_early(&self) {
-        self.gauge.trouble.ended_early();
+    pub fn record_early_end(&self) {
+        self.gauge.failures.record_early_end();
     }
 
-    /// The backend has dropped the session within [`EARLY_DEATH`](super::health::EARLY_DEATH).
-    pub fn died_early(&self) {
-        self.gauge.trouble.died_early();
+    /// Records that the backend has dropped the session within
+    /// [`EARLY_DEATH`](super::health::EARLY_DEATH).
+    pub fn record_early_death(&self) {
+        self.gauge.failures.record_early_death();
     }
 
-    /// The backend the slot is on.
     pub fn backend(&self) -> &Arc<Backend> {
         &self.backend
     }
@@ -180,20 +123,17 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    fn backend() -> Arc<Backend> {
-        let [service, url, address] = ["default", "http://a:3001", "a:3001"].map(ToOwned::to_owned);
-        Arc::new(Backend { service, url, address, transport: Transport::Tcp })
-    }
+    use crate::domain::fixtures;
 
     proptest! {
-        /// Steps: 0 begins a handshake, 1 establishes one (twice does no harm), 2 drops one,
-        /// 3 begins a request.
+        /// Steps: 0 starts a handshake, 1 establishes one (perhaps twice), 2 drops one, 3 starts a
+        /// request.
         #[test]
-        fn leases_are_counted_exactly(steps in prop::collection::vec((0u8..4, any::<prop::sample::Index>()), 0..200)) {
+        fn the_gauge_counts_each_lease_once(steps in prop::collection::vec((0u8..4, any::<prop::sample::Index>()), 0..200)) {
             let gauge = Arc::<Gauge>::default();
             let mut leases: Vec<(Lease, char)> = Vec::new();
-            let lease = |purpose| Lease::new(backend(), gauge.clone(), purpose);
+            let backend = Arc::new(fixtures::backend("pod"));
+            let lease = |purpose| Lease::new(backend.clone(), gauge.clone(), purpose);
             for (step, index) in steps {
                 match step {
                     0 => leases.push((lease(Purpose::Session), 'c')),

@@ -1,273 +1,96 @@
-//! The backends of a service, what is known of each, and the choice between them.
+//! The backends of one service, and the choice between them.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    num::NonZeroU32,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Instant};
 
 use thiserror::Error;
 
 use super::{
-    affinity::{self, Preference},
-    backend::{Entry, Surprise, Tier},
-    health::{Health, HealthSettings},
-    lease::{Backend, Gauge, Lease, Load, Purpose},
-    pick_cache::{Glance, Others},
-    settings::Share,
-    strategy::{Candidates, Strategy},
-    unseen::Unseen,
+    affinity::Preference,
+    backend::Backend,
+    events::PoolEvent,
+    health::Health,
+    lease::{Lease, Purpose},
+    member::PoolMember,
+    pick_cache::{CommonTerms, PickCache},
+    poll::{Poll, PollTarget},
+    settings::PoolSettings,
+    snapshot::BackendSnapshot,
+    strategy::{Candidates, Tier},
+    unseen::UnseenSessions,
 };
 use crate::domain::report::{Report, ReportError};
 
-/// What the pool needs from the configuration.
-#[derive(Clone, Debug)]
-pub struct PoolSettings {
-    /// How the next backend is chosen.
-    pub strategy: Strategy,
-    /// Balancer replicas that share the pods, at least 1.
-    pub replicas: u32,
-    /// A report older than this is stale: own counts decide instead.
-    pub stale_after: Duration,
-    /// This replica's sessions on all backends together.
-    pub max_sessions: Option<NonZeroU32>,
-    /// Connections of one backend, by its estimate.
-    pub max_sessions_per_pod: Option<NonZeroU32>,
-    /// When a backend is ejected, and what happens after.
-    pub health: HealthSettings,
-    /// How long a backend that is not among the service's any more is remembered.
-    pub grace: Duration,
-    /// What backends are called in cookies, where there are cookies.
-    pub affinity_key: Option<affinity::Key>,
-    /// How large backends are, by their address; those that are missing are like any other.
-    pub shares: BTreeMap<String, Share>,
-}
-
-/// Why no backend could be given.
+/// Why a pick found no backend.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum NoBackend {
-    /// The service has none.
-    #[error("the service has no backends")]
+    #[error("service has no pods")]
     Empty,
-    /// Every one has been tried for this connection.
-    #[error("every backend has been tried")]
+    #[error("all pods were tried without success")]
     AllTried,
-    /// Every one that has not been tried holds as many connections as it may.
-    #[error("every backend is full")]
+    /// All backends that have not been tried have reached their limit of connections.
+    #[error("all pods are full")]
     AllFull,
-    /// Every one that has not been tried takes no new connections.
-    #[error("every backend is draining")]
+    /// All backends that have not been tried take no new connections.
+    #[error("all pods are draining")]
     AllDraining,
-    /// The service holds as many sessions as it may.
-    #[error("the service is full")]
+    /// This replica's sessions have reached the service's limit.
+    #[error("service is full (max_sessions reached)")]
     ServiceFull,
-}
-
-/// How much the pool knows of a backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// Its last report is fresh.
-    Up,
-    /// It is new, or back after an ejection, and takes but a share of what it would otherwise.
-    Cold,
-    /// Its last report is too old to be believed.
-    Stale,
-    /// It has given no report that could be read.
-    Unknown,
-    /// It takes no new connections: an operator wants that, it said so, or it is not among the
-    /// service's pods any more.
-    Draining,
-    /// It holds as many connections as it may.
-    Full,
-    /// It has failed too often, or says that it is down.
-    Ejected,
-}
-
-/// A backend as the pool saw it at one instant.
-#[derive(Clone, Debug)]
-pub struct BackendSnapshot {
-    /// Where it is.
-    pub backend: Arc<Backend>,
-    /// How it is.
-    pub state: State,
-    /// Why it is so, where that is not obvious.
-    pub reason: Option<String>,
-    /// Its last report and that report's age.
-    pub report: Option<(Report, Duration)>,
-    /// Why the last poll gave no report.
-    pub error: Option<ReportError>,
-    /// This replica's own sessions on it.
-    pub load: Load,
-    /// What selection compares, for its weight.
-    pub estimate: u64,
-    /// Its share of the connections, relative to others.
-    pub weight: f64,
-    /// Connections that it may hold.
-    pub limit: Option<u64>,
-    /// How long it is still ejected.
-    pub ejected_for: Option<Duration>,
-}
-
-/// What operators should hear of.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum News {
-    /// A backend is out for a while.
-    Ejected {
-        /// Which one.
-        backend: Arc<Backend>,
-        /// For how long.
-        length: Duration,
-        /// What it did.
-        reason: String,
-    },
-    /// A backend says that it is down.
-    Down {
-        /// Which one.
-        backend: Arc<Backend>,
-        /// In its own words.
-        reason: String,
-    },
-    /// Every backend that might take connections is ejected, so they are tried all the same.
-    FailsOpen,
-    /// A backend takes no new connections from now on.
-    Drains {
-        /// Which one.
-        backend: Arc<Backend>,
-        /// Who wants that.
-        reason: &'static str,
-    },
-    /// A backend that was draining takes new connections again.
-    DrainsNoMore {
-        /// Which one.
-        backend: Arc<Backend>,
-    },
-    /// A backend that is not among the service's any more has been gone for long.
-    Forgotten {
-        /// Which one.
-        backend: Arc<Backend>,
-    },
-}
-
-impl fmt::Display for News {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Ejected { backend, length, reason } => {
-                write!(f, "{} is ejected for {length:.1?}: {reason}", backend.url)
-            }
-            Self::Down { backend, reason } => {
-                write!(f, "{} says that it is down: {reason}", backend.url)
-            }
-            Self::FailsOpen => f.write_str("all pods are ejected, so they are tried all the same"),
-            Self::Drains { backend, reason } => {
-                write!(f, "{} drains: {reason}", backend.address)
-            }
-            Self::DrainsNoMore { backend } => {
-                write!(f, "{} takes connections again", backend.address)
-            }
-            Self::Forgotten { backend } => write!(f, "{} is forgotten", backend.address),
-        }
-    }
-}
-
-/// A poll under way: remembers what was open when it was sent.
-#[derive(Debug)]
-pub struct Poll {
-    backend: Arc<Backend>,
-    sent_at: Instant,
-    own_when_sent: u32,
-}
-
-impl Poll {
-    /// The backend that was asked.
-    pub fn backend(&self) -> &Backend {
-        &self.backend
-    }
-}
-
-/// What a poll needs to start: where to ask, and the load to remember.
-#[derive(Clone, Debug)]
-pub struct PollTarget {
-    backend: Arc<Backend>,
-    gauge: Arc<Gauge>,
-}
-
-impl PollTarget {
-    /// The backend to ask.
-    pub fn backend(&self) -> &Backend {
-        &self.backend
-    }
-
-    /// To be called when the request is sent, not when its answer comes: whatever opens in
-    /// between may be missing from the answer.
-    pub fn begin(&self, now: Instant) -> Poll {
-        Poll { backend: self.backend.clone(), sent_at: now, own_when_sent: self.gauge.load().open }
-    }
 }
 
 /// The backends of one service.
 #[derive(Debug)]
 pub struct Pool {
     settings: PoolSettings,
-    entries: Vec<Entry>,
-    /// One per entry.
-    glances: Vec<Glance>,
-    /// How long they hold, if they do: until the first report goes stale.
-    glances_until: Option<Instant>,
-    /// How many of them discovery finds, and their weights together.
-    there: usize,
-    weights: f64,
-    unseen: Unseen,
+    members: Vec<PoolMember>,
+    cache: PickCache,
+    unseen: UnseenSessions,
     rng: fastrand::Rng,
-    /// Picks so far.
-    turn: usize,
-    /// Reused by every pick: those of the best tier so far.
+    /// The number of picks so far.
+    picks: usize,
+    /// Reused by every pick.
     candidates: Candidates,
-    /// An operator wants no new connections on any, not on those that are yet to come either.
+    /// An operator drains the whole service, including backends that join later.
     operator_drains: bool,
-    /// The last pick found ejected backends only.
-    fails_open: bool,
-    news: Vec<News>,
+    /// The last pick found only ejected backends.
+    all_ejected: bool,
+    events: Vec<PoolEvent>,
 }
 
 impl Pool {
-    /// A pool of `backends`; `seed` decides how ties fall.
+    /// Creates a pool of `backends`. `seed` decides the choice between equals.
     pub fn new(
         backends: impl IntoIterator<Item = Backend>,
         settings: PoolSettings,
         seed: u64,
     ) -> Self {
-        let entry = |backend| Entry::new(backend, &settings, Health::default());
-        let entries: Vec<Entry> = backends.into_iter().map(entry).collect();
-        let mut pool = Self {
-            there: 0,
-            weights: 0.0,
-            glances: Vec::new(),
-            glances_until: None,
-            unseen: Unseen::default(),
-            entries,
+        let member = |backend| PoolMember::new(backend, &settings, Health::default());
+        Self {
+            members: backends.into_iter().map(member).collect(),
+            cache: PickCache::default(),
+            unseen: UnseenSessions::default(),
             settings,
             rng: fastrand::Rng::with_seed(seed),
-            turn: 0,
+            picks: 0,
             candidates: Candidates::default(),
             operator_drains: false,
-            fails_open: false,
-            news: Vec::new(),
-        };
-        pool.take_stock();
-        pool
+            all_ejected: false,
+            events: Vec::new(),
+        }
     }
 
-    /// Takes a slot on the preferred backend if it is fit and not in `tried`, else on the one that
-    /// the strategy chooses among those that are: with least connections the smallest estimate
-    /// for its weight, of equals the fewest plain requests under way, of equals any.
+    /// Chooses a backend and returns a lease on it.
     ///
-    /// Cold backends that have had their share come next, and ejected ones when nobody else is
-    /// left. For a request there is always room, because it adds no connection.
+    /// The preferred backend is chosen if it is usable and not in `tried`, else the one that the
+    /// strategy chooses among the usable ones. With least connections that is the backend with the
+    /// smallest estimate for its weight; among equals the one with the fewest plain requests under
+    /// way; among equals of these a random one.
+    ///
+    /// Cold backends that have had their share are chosen only if none is usable, ejected ones only
+    /// if there is no other. Limits do not apply to plain requests, which add no connection.
     ///
     /// # Errors
-    /// [`NoBackend`] when there is none.
+    /// [`NoBackend`] if no backend may be chosen.
     pub fn pick(
         &mut self,
         purpose: Purpose,
@@ -279,19 +102,17 @@ impl Pool {
         if is_session && self.settings.max_sessions.is_some() && self.is_full() {
             return Err(NoBackend::ServiceFull);
         }
-        if self.glances_until.is_none_or(|until| now > until) {
-            self.glance_over(now);
-        }
-        let others = Others {
+        self.cache.refresh(&self.members, &self.settings, now);
+        let common = CommonTerms {
             limit: self.settings.max_sessions_per_pod.map_or(u64::MAX, |limit| limit.get().into()),
-            unseen: self.unseen.per_arrival(self.settings.replicas) / self.weights,
+            unseen: self.unseen.per_arrival(self.settings.replicas) / self.cache.totals.weight,
             arrivals: self.unseen.arrivals() as f64,
         };
-        let loads = self.glances.iter().map(move |glance| glance.quick_load(others));
-        if self.candidates.collect(loads) || !tried.is_empty() {
-            self.judge(purpose, tried, others, now);
+        let needs_examination = self.cache.collect_loads(&mut self.candidates, common);
+        if needs_examination || !tried.is_empty() {
+            self.examine_unusable(purpose, tried, common, now);
         }
-        let preferred = self.preferred(preference);
+        let preferred = self.find_preferred(preference);
         let best = match self.candidates.narrow() {
             None => return Err(NoBackend::Empty),
             Some(Tier::Tried) => return Err(NoBackend::AllTried),
@@ -299,246 +120,225 @@ impl Pool {
             Some(Tier::Full) => return Err(NoBackend::AllFull),
             Some(best) => best,
         };
-        let requests = |at: usize| self.glances[at].gauge.load().requests;
+        let requests = |at: usize| self.cache.backends[at].gauge.load().requests;
         let strategy = self.settings.strategy;
-        let choose = || self.candidates.choose(strategy, self.turn, requests, &mut self.rng);
+        let choose = || self.candidates.choose(strategy, self.picks, requests, &mut self.rng);
         let at = preferred.or_else(choose).ok_or(NoBackend::Empty)?;
-        // What is left after others have failed says nothing about all.
+        // After a failed attempt the rest of the backends does not stand for all.
         if tried.is_empty() {
-            let fails_open = preferred.is_none() && best == Tier::Ejected;
-            if fails_open && !self.fails_open {
-                self.news.push(News::FailsOpen);
-            }
-            self.fails_open = fails_open;
+            self.note_all_ejected(preferred.is_none() && best == Tier::Ejected);
         }
-        self.turn += 1;
+        self.picks += 1;
         if is_session {
-            self.unseen.arrive();
+            self.unseen.record_arrival();
         }
-        let entry = &mut self.entries[at];
-        if entry.health.is_cold(now) {
-            entry.health.took_one();
+        let member = &mut self.members[at];
+        if member.health.is_cold(now) {
+            member.health.record_arrival();
         }
-        Ok(Lease::new(entry.backend.clone(), entry.gauge.clone(), purpose))
+        Ok(Lease::new(member.backend.clone(), member.gauge.clone(), purpose))
     }
 
-    /// Looks more closely at those that may not be usable.
-    fn judge(&mut self, purpose: Purpose, tried: &[Arc<Backend>], others: Others, now: Instant) {
-        let fair = 1.0 / self.there.max(1) as f64;
-        for (at, (entry, glance)) in self.entries.iter_mut().zip(&mut self.glances).enumerate() {
-            if tried.contains(&entry.backend) {
-                self.candidates.rule(at, Tier::Tried, 0.0);
+    /// Determines the tiers of the backends that have been tried or may not be usable.
+    fn examine_unusable(
+        &mut self,
+        purpose: Purpose,
+        tried: &[Arc<Backend>],
+        common: CommonTerms,
+        now: Instant,
+    ) {
+        let fair_share = 1.0 / self.cache.totals.backends.max(1) as f64;
+        for (at, member) in self.members.iter_mut().enumerate() {
+            if tried.contains(&member.backend) {
+                self.candidates.set_tier(at, Tier::Tried, 0.0);
             } else if !self.candidates.is_usable(at) {
-                self.news.extend(entry.look(&self.settings, &mut self.rng, now));
-                *glance = entry.glance(&self.settings, now);
-                let estimate = entry.estimate(&self.settings, now);
-                let tier = entry.tier(purpose, &self.settings, estimate, fair, now);
-                self.candidates.rule(at, tier, glance.load(estimate, others));
+                self.events.extend(member.update_health(&self.settings, &mut self.rng, now));
+                self.cache.replace(at, member, &self.settings, now);
+                let estimate = member.estimate(&self.settings, now);
+                let tier = member.tier(purpose, &self.settings, estimate, fair_share, now);
+                let load = self.cache.backends[at].load(estimate, common);
+                self.candidates.set_tier(at, tier, load);
             }
         }
     }
 
-    /// The one that a client with `preference` likes best, of those that have not failed.
-    fn preferred(&self, preference: Preference) -> Option<usize> {
+    /// Returns the backend that `preference` ranks highest, among those that may be chosen and are
+    /// not ejected.
+    fn find_preferred(&self, preference: Preference) -> Option<usize> {
         if preference == Preference::None {
             return None;
         }
-        let fit = self.candidates.better_than(Tier::Ejected);
-        let likings = fit.filter_map(|at| Some((self.entries[at].liked_by(preference)?, at)));
-        likings.max().map(|(_, at)| at)
+        let eligible = self.candidates.better_than(Tier::Ejected);
+        let score = |at: usize| Some((self.members[at].preference_score(preference)?, at));
+        eligible.filter_map(score).max().map(|(_, at)| at)
+    }
+
+    fn note_all_ejected(&mut self, all_ejected: bool) {
+        if all_ejected && !self.all_ejected {
+            let service = self.members[0].backend.service.clone();
+            self.events.push(PoolEvent::AllEjected { service });
+        }
+        self.all_ejected = all_ejected;
     }
 
     fn is_full(&self) -> bool {
-        let loads = self.entries.iter().map(|entry| entry.gauge.load());
-        let taken = loads.map(|load| u64::from(load.open) + u64::from(load.connecting)).sum();
-        exceeds(taken, self.settings.max_sessions)
+        let loads = self.members.iter().map(|member| member.gauge.load());
+        let taken: u64 = loads.map(|load| u64::from(load.open) + u64::from(load.connecting)).sum();
+        let limit = self.settings.max_sessions.map_or(u64::MAX, |limit| limit.get().into());
+        taken >= limit
     }
 
-    /// Takes in what a poll brought. Answers that are overtaken by a later poll's are dropped.
+    /// Stores the result of a poll. A result is dropped if a later poll's has been stored already.
     ///
-    /// An unreadable answer makes the count unknown at once; no answer at all leaves the last
-    /// report to grow stale.
+    /// An unreadable answer makes the count unknown at once; without an answer the last report goes
+    /// stale in its time.
     pub fn record(&mut self, poll: Poll, result: Result<Report, ReportError>, now: Instant) {
-        let same = |entry: &Entry| Arc::ptr_eq(&entry.backend, &poll.backend);
-        let equal = || self.entries.iter().position(|entry| entry.backend == poll.backend);
-        let Some(at) = self.entries.iter().position(same).or_else(equal) else { return };
-        let entry = &mut self.entries[at];
-        if entry.is_newer_than(poll.sent_at) {
+        let same = |member: &PoolMember| Arc::ptr_eq(&member.backend, &poll.backend);
+        let equal = || self.members.iter().position(|member| member.backend == poll.backend);
+        let Some(at) = self.members.iter().position(same).or_else(equal) else { return };
+        if self.members[at].has_newer_report_than(&poll) {
             return;
         }
+        self.cache.refresh(&self.members, &self.settings, now);
         let arrivals = self.unseen.arrivals();
-        let (sent_at, own) = (poll.sent_at, poll.own_when_sent);
-        let weight = entry.weight();
-        let surprise = entry.record(result, sent_at, own, arrivals, &self.settings, now);
-        self.news.extend(entry.look(&self.settings, &mut self.rng, now));
-        self.news.extend(entry.look_at_words());
-        if let Some(Surprise { by, arrivals }) = surprise {
-            let share = arrivals as f64 * entry.weight() / self.weights;
-            self.unseen.learn(by, share, self.there);
+        let member = &mut self.members[at];
+        let deviation = member.record(&poll, result, arrivals, &self.settings, now);
+        self.events.extend(member.update_health(&self.settings, &mut self.rng, now));
+        self.events.extend(member.drain_events());
+        if let Some(deviation) = deviation {
+            let totals = self.cache.totals;
+            let share = deviation.arrivals as f64 * member.weight() / totals.weight;
+            self.unseen.record_deviation(deviation.unexpected, share, totals.backends);
         }
-        if let Some(glance) = self.glances.get_mut(at) {
-            *glance = entry.glance(&self.settings, now);
-            let stale_at = entry.stale_at(&self.settings, now);
-            self.glances_until = self.glances_until.min(stale_at.or(self.glances_until));
-        }
-        if entry.weight() != weight {
-            self.take_stock();
-        }
+        self.cache.update(at, &self.members, &self.settings, now);
     }
 
-    /// What has happened since it was asked last.
-    pub fn take_news(&mut self) -> Vec<News> {
-        std::mem::take(&mut self.news)
+    /// Returns the events since the last call.
+    pub fn take_events(&mut self) -> Vec<PoolEvent> {
+        std::mem::take(&mut self.events)
     }
 
-    /// Nobody wants this pool any more: its backends are left to their sessions, and if it is wanted again
-    /// nothing is known of an operator's drain of it.
-    pub fn retire(&mut self, now: Instant) {
+    /// Empties the pool because the settings no longer name its service. Its backends drain, and an
+    /// operator's drain of the service ends, so that it does not apply if the service comes back.
+    pub fn remove_all_backends(&mut self, now: Instant) {
         self.operator_drains = false;
         self.set_backends(Vec::new(), now);
     }
 
-    /// Makes the pool hold `backends`. Those that are new come cold, unless there was nobody
-    /// before; those that are missing drain, and are forgotten after the grace period, once no
-    /// session is left on them; those that come back within it are as they were. URLs that are
-    /// written otherwise change nothing else.
+    /// Replaces the set of backends.
+    ///
+    /// New backends start cold, unless there was none before. Missing ones drain, and are removed
+    /// after the grace period, once they have no sessions. Backends that come back within it are as
+    /// they were. A different spelling of a URL changes nothing else.
     pub fn set_backends(&mut self, backends: Vec<Backend>, now: Instant) {
-        let was_empty = self.entries.iter().all(|entry| entry.left_at.is_some());
-        for entry in &mut self.entries {
-            let Some(backend) = backends.iter().find(|backend| **backend == *entry.backend) else {
-                entry.left_at = entry.left_at.or(Some(now));
+        let was_empty = self.members.iter().all(|member| member.left_at.is_some());
+        for member in &mut self.members {
+            let Some(backend) = backends.iter().find(|backend| **backend == *member.backend) else {
+                member.left_at = member.left_at.or(Some(now));
                 continue;
             };
-            if backend.url != entry.backend.url {
-                entry.backend = Arc::new(backend.clone());
+            if backend.url != member.backend.url {
+                member.backend = Arc::new(backend.clone());
             }
-            if let Some(left_at) = entry.left_at.take()
+            if let Some(left_at) = member.left_at.take()
                 && now.saturating_duration_since(left_at) > self.settings.grace
             {
-                entry.health.start_anew(&entry.gauge.trouble, &self.settings.health, now);
+                member.health.reset(&member.gauge.failures, &self.settings.health, now);
             }
         }
-        self.forget(now);
+        self.remove_expired(now);
         for backend in backends {
-            if self.entries.iter().any(|entry| *entry.backend == backend) {
+            if self.members.iter().any(|member| *member.backend == backend) {
                 continue;
             }
             let health = match was_empty {
                 true => Health::default(),
-                false => Health::newcomer(&self.settings.health, now),
+                false => Health::new_cold(&self.settings.health, now),
             };
-            let mut entry = Entry::new(backend, &self.settings, health);
-            entry.operator_drains = self.operator_drains;
-            self.entries.push(entry);
+            let mut member = PoolMember::new(backend, &self.settings, health);
+            member.operator_drains = self.operator_drains;
+            self.members.push(member);
         }
-        self.glances_until = None;
-        self.glances.clear();
-        self.news.extend(self.entries.iter_mut().flat_map(Entry::look_at_words));
-        self.take_stock();
+        self.cache.invalidate();
+        self.events.extend(self.members.iter_mut().flat_map(PoolMember::drain_events));
     }
 
-    /// To be called when something else may have been interrupted anywhere: works out anew what is
-    /// only derived.
-    pub fn mend(&mut self) {
-        self.glances_until = None;
-        self.glances.clear();
-        self.candidates = Candidates::default();
-        self.take_stock();
+    /// Discards derived data, which the next pick computes anew. Call this after a panic may have
+    /// interrupted another method.
+    pub fn invalidate_cache(&mut self) {
+        self.cache.invalidate();
     }
 
-    /// Says on behalf of an operator whether backends take new connections: those at `address`, or
-    /// all of them and those that are yet to come. Whatever they say themselves holds besides.
-    /// Returns those that are meant.
-    pub fn drain(&mut self, address: Option<&str>, drains: bool) -> Vec<Arc<Backend>> {
+    /// Starts or ends an operator's drain of the backends at `address`; without an address, of the
+    /// whole service, including backends that join later. Drains for other reasons go on.
+    ///
+    /// Returns the backends concerned.
+    pub fn set_operator_drain(&mut self, address: Option<&str>, drains: bool) -> Vec<Arc<Backend>> {
         if address.is_none() {
             self.operator_drains = drains;
         }
-        let is_meant =
-            |entry: &&mut Entry| address.is_none_or(|address| entry.backend.address == address);
-        let mut meant = Vec::new();
-        for entry in self.entries.iter_mut().filter(is_meant) {
-            entry.operator_drains = drains;
-            self.news.extend(entry.look_at_words());
-            meant.push(entry.backend.clone());
+        let is_concerned =
+            |member: &&mut PoolMember| address.is_none_or(|it| member.backend.address == it);
+        let mut concerned = Vec::new();
+        for member in self.members.iter_mut().filter(is_concerned) {
+            member.operator_drains = drains;
+            self.events.extend(member.drain_events());
+            concerned.push(member.backend.clone());
         }
-        self.glances_until = None;
-        meant
+        self.cache.invalidate();
+        concerned
     }
 
-    fn glance_over(&mut self, now: Instant) {
-        let settings = &self.settings;
-        self.glances = self.entries.iter().map(|entry| entry.glance(settings, now)).collect();
-        let stale = self.entries.iter().filter_map(|entry| entry.stale_at(settings, now)).min();
-        self.glances_until = stale.or(Some(now + settings.stale_after));
-    }
-
-    /// To be called when backends come or go, or change their weights.
-    fn take_stock(&mut self) {
-        let there = || self.entries.iter().filter(|entry| entry.left_at.is_none());
-        self.there = there().count();
-        self.weights = there().map(Entry::weight).sum::<f64>().max(f64::MIN_POSITIVE);
-    }
-
-    /// Forgets backends that have been away for longer than the grace period and hold no session.
-    pub fn forget(&mut self, now: Instant) {
+    /// Removes backends that left the service longer than the grace period ago and have no session.
+    pub fn remove_expired(&mut self, now: Instant) {
         let grace = self.settings.grace;
-        let count = self.entries.len();
-        for entry in self.entries.extract_if(.., |entry| entry.is_forgotten(grace, now)) {
-            self.news.push(News::Forgotten { backend: entry.backend });
+        let count = self.members.len();
+        for member in self.members.extract_if(.., |member| member.is_removable(grace, now)) {
+            self.events.push(PoolEvent::Removed { backend: member.backend });
         }
-        if self.entries.len() != count {
-            self.glances.clear();
-            self.glances_until = None;
+        if self.members.len() != count {
+            self.cache.invalidate();
         }
     }
 
-    /// Goes by these settings from now on; what is known of the backends stays.
+    /// Applies new settings. What is known of the backends stays.
     pub fn set_settings(&mut self, settings: PoolSettings) {
         self.settings = settings;
-        for entry in &mut self.entries {
-            entry.heed(&self.settings);
+        for member in &mut self.members {
+            member.apply_settings(&self.settings);
         }
-        self.glances_until = None;
-        self.glances.clear();
-        self.take_stock();
+        self.cache.invalidate();
     }
 
-    /// How many replicas share the pods from now on, at least 1.
+    /// Sets the number of replicas that share the pods; 0 counts as 1.
     pub fn set_replicas(&mut self, replicas: u32) {
         self.settings.replicas = replicas.max(1);
-        self.glances_until = None;
+        self.cache.invalidate();
     }
 
-    /// How many replicas share the pods.
     pub fn replicas(&self) -> u32 {
         self.settings.replicas
     }
 
-    /// What to poll, one target per backend.
+    /// Returns a poll target for each backend.
     pub fn poll_targets(&self) -> Vec<PollTarget> {
-        self.entries
-            .iter()
-            .map(|entry| PollTarget { backend: entry.backend.clone(), gauge: entry.gauge.clone() })
-            .collect()
+        let target =
+            |member: &PoolMember| PollTarget::new(member.backend.clone(), member.gauge.clone());
+        self.members.iter().map(target).collect()
     }
 
-    /// The last poll error of `backend`, if its last poll failed.
+    /// Returns the error of the last poll of `backend`, if it failed.
     pub fn last_error(&self, backend: &Backend) -> Option<&ReportError> {
-        self.entries.iter().find(|entry| *entry.backend == *backend)?.error.as_ref()
+        self.members.iter().find(|member| *member.backend == *backend)?.error.as_ref()
     }
 
-    /// Every backend as it stands, in configured order.
+    /// Returns a snapshot of each backend, in configured order.
     pub fn snapshot(&mut self, now: Instant) -> Vec<BackendSnapshot> {
-        for entry in &mut self.entries {
-            self.news.extend(entry.look(&self.settings, &mut self.rng, now));
+        for member in &mut self.members {
+            self.events.extend(member.update_health(&self.settings, &mut self.rng, now));
         }
-        self.entries.iter().map(|entry| entry.snapshot(&self.settings, now)).collect()
+        self.members.iter().map(|member| member.snapshot(&self.settings, now)).collect()
     }
-}
-
-/// Whether one more than `count` would be over `limit`.
-fn exceeds(count: u64, limit: Option<NonZeroU32>) -> bool {
-    limit.is_some_and(|limit| count >= u64::from(limit.get()))
 }
 
 #[cfg(test)]

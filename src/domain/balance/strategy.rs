@@ -1,94 +1,118 @@
-//! Ways to choose between backends that are equally fit: the estimate, and others to compare with.
+//! Strategies for the choice between backends, and the tiers that come before them.
 
 use std::array;
-
-use super::backend::Tier;
 
 /// How the next backend is chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Strategy {
-    /// The smallest estimate for its weight.
+    /// The backend with the smallest estimate for its weight.
     #[default]
     LeastConnections,
-    /// The smaller of two taken at random (Mitzenmacher, "The Power of Two Choices", 2001).
+    /// The better of two random backends (Mitzenmacher, "The Power of Two Choices", 2001).
     PowerOfTwo,
-    /// One after the other.
+    /// One backend after the other.
     RoundRobin,
-    /// Any.
+    /// A random backend.
     Random,
 }
 
-/// Loads are looked through several at a time, which processors do at once.
+/// How good a choice a backend is, best first. A strategy chooses within the best tier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Tier {
+    /// Nothing speaks against it.
+    Usable,
+    /// It is cold and has had its share of the arrivals.
+    Cold,
+    /// It is ejected or reports that it is down. Used only if there is no other.
+    Ejected,
+    /// It has reached its limit of connections.
+    Full,
+    /// It takes no new connections.
+    Draining,
+    /// It has failed for this connection.
+    Tried,
+}
+
+/// The search for the smallest load compares this many at a time, so that the compiler can use
+/// vector instructions.
 const LANES: usize = 16;
 
 /// The backends between which a strategy chooses.
 #[derive(Debug, Default)]
 pub(super) struct Candidates {
-    /// What the strategies compare, by position in the pool; infinite for those that are out.
+    /// The loads that strategies compare, by position in the pool; infinite for backends that are
+    /// not to be chosen.
     loads: Vec<f64>,
-    /// Those of a worse tier than [`Tier::Usable`], and what their loads would be.
-    worse: Vec<(Tier, usize, f64)>,
-    /// Reused: those that are equally good.
+    /// The backends of a worse tier than [`Tier::Usable`].
+    worse: Vec<WorseCandidate>,
+    /// Backends with the same, smallest load. Kept to reuse its memory.
     equals: Vec<usize>,
 }
 
+/// A backend of a worse tier than [`Tier::Usable`].
+#[derive(Clone, Copy, Debug)]
+struct WorseCandidate {
+    tier: Tier,
+    at: usize,
+    load: f64,
+}
+
 impl Candidates {
-    /// Takes the loads of all backends in the pool's order. Says whether there are any without, which
-    /// are to be ruled on.
+    /// Stores the loads of all backends, in the pool's order. Returns whether some have no load, so
+    /// that [`Candidates::set_tier`] has to be called for them.
     pub(super) fn collect(&mut self, loads: impl Iterator<Item = Option<f64>>) -> bool {
-        let mut are_any_out = false;
+        let mut has_unknown = false;
         self.worse.clear();
         self.loads.clear();
         self.loads.extend(loads.map(|load| {
             load.unwrap_or_else(|| {
-                are_any_out = true;
+                has_unknown = true;
                 f64::INFINITY
             })
         }));
-        are_any_out
+        has_unknown
     }
 
-    /// Whether nothing is known against this one.
     pub(super) fn is_usable(&self, at: usize) -> bool {
         self.loads[at] < f64::INFINITY
     }
 
-    /// This one is of this tier, and has this load.
-    pub(super) fn rule(&mut self, at: usize, tier: Tier, load: f64) {
+    /// Sets the tier and the load of the backend at this position.
+    pub(super) fn set_tier(&mut self, at: usize, tier: Tier, load: f64) {
         self.loads[at] = if tier == Tier::Usable { load } else { f64::INFINITY };
         if tier != Tier::Usable {
-            self.worse.push((tier, at, load));
+            self.worse.push(WorseCandidate { tier, at, load });
         }
     }
 
-    /// Those of better tiers than this one.
+    /// Returns the backends of better tiers than this one.
     pub(super) fn better_than(&self, tier: Tier) -> impl Iterator<Item = usize> {
         let usable = (0..self.loads.len()).filter(|at| self.is_usable(*at));
-        let worse = self.worse.iter().filter(move |(known, ..)| *known < tier);
-        usable.chain(worse.map(|(_, at, _)| *at))
+        let worse = self.worse.iter().filter(move |candidate| candidate.tier < tier);
+        usable.chain(worse.map(|candidate| candidate.at))
     }
 
-    /// The best tier that there is. Only its backends are left to choose from.
+    /// Returns the best tier of any backend, and keeps only the backends of that tier.
     pub(super) fn narrow(&mut self) -> Option<Tier> {
         if self.worse.len() < self.loads.len() {
             return Some(Tier::Usable);
         }
-        let best = self.worse.iter().map(|(tier, ..)| *tier).min()?;
-        self.worse.retain(|(tier, at, load)| {
-            if *tier == best {
-                self.loads[*at] = *load;
+        let best = self.worse.iter().map(|candidate| candidate.tier).min()?;
+        self.worse.retain(|candidate| {
+            if candidate.tier == best {
+                self.loads[candidate.at] = candidate.load;
             }
-            *tier != best
+            candidate.tier != best
         });
         Some(best)
     }
 
-    /// Which one gets the next connection, if there is one. `turn` counts the picks so far; of
-    /// equals the one with the fewest plain `requests` under way is chosen.
+    /// Chooses a backend, if there is one. `picks` is the number of earlier choices; `requests`
+    /// returns the plain requests under way, of which the fewest decide between equal loads.
     pub(super) fn choose(
         &mut self,
         strategy: Strategy,
-        turn: usize,
+        picks: usize,
         requests: impl Fn(usize) -> u32,
         rng: &mut fastrand::Rng,
     ) -> Option<usize> {
@@ -104,7 +128,7 @@ impl Candidates {
                 rng.choice(self.equals.iter().copied())
             }
             Strategy::Random => self.nth(rng.usize(0..count)),
-            Strategy::RoundRobin => self.nth(turn % count),
+            Strategy::RoundRobin => self.nth(picks % count),
             Strategy::PowerOfTwo => {
                 let one = self.nth(rng.usize(0..count))?;
                 let other = self.nth(rng.usize(0..count))?;
@@ -114,6 +138,7 @@ impl Candidates {
         }
     }
 
+    /// Collects the backends with the smallest load in `equals`.
     fn find_least(&mut self) {
         let Self { loads, equals, .. } = self;
         let (chunks, rest) = loads.as_chunks::<LANES>();
@@ -125,20 +150,20 @@ impl Candidates {
         let least = lanes.into_iter().chain(rest.iter().copied()).fold(f64::INFINITY, smaller);
         equals.clear();
         for (chunk, from) in loads.chunks(LANES).zip((0..).step_by(LANES)) {
-            if chunk.iter().fold(false, |is_there, load| is_there | (*load == least)) {
+            if chunk.iter().fold(false, |is_equal, load| is_equal | (*load == least)) {
                 let found = (from..).zip(chunk).filter(|(_, load)| **load == least);
                 equals.extend(found.map(|(at, _)| at));
             }
         }
     }
 
-    /// The `nth` of those that are left.
+    /// Returns the `nth` backend of those that may be chosen.
     fn nth(&self, nth: usize) -> Option<usize> {
         if self.worse.is_empty() {
             return Some(nth);
         }
-        let mut left = self.loads.iter().enumerate().filter(|(_, load)| load.is_finite());
-        left.nth(nth).map(|(at, _)| at)
+        let mut eligible = self.loads.iter().enumerate().filter(|(_, load)| load.is_finite());
+        eligible.nth(nth).map(|(at, _)| at)
     }
 }
 
@@ -152,19 +177,19 @@ mod tests {
         let mut candidates = Candidates::default();
         assert!(candidates.collect(backends.iter().map(|_| None)));
         for (at, (tier, load, _)) in backends.iter().enumerate() {
-            candidates.rule(at, *tier, *load);
+            candidates.set_tier(at, *tier, *load);
         }
         assert_eq!(candidates.narrow(), backends.iter().map(|(tier, ..)| *tier).min());
-        for turn in 0..9_000 {
+        for picks in 0..9_000 {
             let requests = |at: usize| backends[at].2;
-            let chosen = candidates.choose(strategy, turn, requests, &mut rng);
-            counts[chosen.expect("one of many")] += 1;
+            let chosen = candidates.choose(strategy, picks, requests, &mut rng);
+            counts[chosen.expect("a backend")] += 1;
         }
         counts
     }
 
     #[test]
-    fn each_strategy_has_its_own_way() {
+    fn each_strategy_chooses_as_documented() {
         let backends = [
             (Tier::Cold, 0.0, 0),
             (Tier::Usable, 2.0, 0),

@@ -1,15 +1,15 @@
-//! The line of an agent as HAProxy's `agent-check` reads it (configuration manual, 5.2): words in
-//! any order between blanks, tabs and commas, and a description behind `#`.
+//! Reads the agent line of HAProxy's `agent-check` (configuration manual, 5.2): words in any order,
+//! separated by blanks, tabs and commas, and a description after `#`.
 //!
-//! Unlike for HAProxy each line is a whole account: what it does not say is not known, whatever
-//! the line before said.
+//! Unlike in HAProxy, each line is complete: a value that it does not contain is unknown, even if an
+//! earlier line contained it.
 
 use super::{
     COUNT, MAX_CONNECTIONS, MAX_REPORT_LEN, MAX_WEIGHT, Reader, Report, ReportError, check_len,
-    shown,
+    printable,
 };
 
-/// Reads an agent's line, which says how a pod is, but not how many connections it holds.
+/// Reads agent lines, which contain a pod's state but not its number of connections.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AgentReader;
 
@@ -30,7 +30,7 @@ impl Reader for AgentReader {
         for word in words {
             is_empty = false;
             let lower = String::from_utf8_lossy(word).to_ascii_lowercase();
-            // Of words that contradict each other the last one counts.
+            // If words contradict each other, the last one counts.
             match &*lower {
                 "ready" => (report.draining, is_in_maintenance) = (Some(false), false),
                 "drain" => (report.draining, is_in_maintenance) = (Some(true), false),
@@ -46,19 +46,19 @@ impl Reader for AgentReader {
                     } else if let Some(digits) = lower.strip_prefix("maxconn:") {
                         let count = whole(digits).filter(|count| *count <= MAX_CONNECTIONS);
                         let count = count.ok_or_else(|| error("maxconn", word, COUNT))?;
-                        // For HAProxy a server's maxconn of 0 is no limit.
+                        // In HAProxy a maxconn of 0 means no limit.
                         report.max_connections = (count > 0).then_some(count);
                     } else {
                         return Err(ReportError::Malformed(format!(
                             "unknown word {}",
-                            shown(word)
+                            printable(word)
                         )));
                     }
                 }
             }
         }
         if is_empty {
-            return Err(ReportError::Malformed("a line without a word".to_owned()));
+            return Err(ReportError::Malformed("the agent line is empty".to_owned()));
         }
         if report.weight == Some(0.0) {
             (report.weight, report.draining) = (None, Some(true));
@@ -67,20 +67,20 @@ impl Reader for AgentReader {
             report.down.get_or_insert_with(|| "maint".to_owned());
         }
         if !description.is_empty() {
-            report.down = report.down.map(|word| format!("{word} ({})", shown(description)));
+            report.down = report.down.map(|word| format!("{word} ({})", printable(description)));
         }
         Ok(report)
     }
 }
 
-/// A number of digits alone.
+/// Parses a number that consists of digits only.
 fn whole(digits: &str) -> Option<u64> {
     let is_whole = digits.bytes().all(|byte| byte.is_ascii_digit());
     is_whole.then(|| digits.parse().ok()).flatten()
 }
 
 fn error(field: &str, word: &[u8], expected: &'static str) -> ReportError {
-    ReportError::Value { field: field.to_owned(), value: shown(word), expected }
+    ReportError::Value { field: field.to_owned(), value: printable(word), expected }
 }
 
 #[cfg(test)]
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn each_word_says_one_thing() {
+    fn each_word_sets_one_value() {
         let none = Report::default();
         for (line, expected) in [
             ("75%", Report { weight: Some(0.75), ..none.clone() }),
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn words_stand_together_in_any_order() {
+    fn words_are_combined_in_any_order() {
         let expected = Report {
             weight: Some(0.5),
             max_connections: Some(7),
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_description_goes_to_the_end_of_the_line() {
+    fn a_description_ends_with_the_line() {
         assert_eq!(
             read("stopped # new release, at #12\t\r\nup"),
             Ok(down("stopped (new release, at #12)"))
@@ -150,26 +150,26 @@ mod tests {
     }
 
     #[test]
-    fn of_contradictions_the_last_counts() {
+    fn the_last_of_contradicting_words_counts() {
         assert_eq!(read("down up"), Ok(Report::default()));
         assert_eq!(read("up maint"), Ok(down("maint")));
         assert_eq!(read("maint down"), Ok(down("down")));
         assert_eq!(read("maint ready").unwrap(), read("ready").unwrap());
         assert_eq!(read("drain maint").unwrap(), read("maint").unwrap());
         assert_eq!(read("0% 20%").unwrap().weight, Some(0.2));
-        assert_eq!(read("20% 0% ready").unwrap(), read("drain").unwrap(), "no share, so none");
+        assert_eq!(read("20% 0% ready").unwrap(), read("drain").unwrap(), "a weight of 0 drains");
     }
 
     #[test]
-    fn what_is_no_word_is_named() {
+    fn unknown_words_and_wrong_values_are_named_in_the_error() {
         for (line, expected) in [
-            ("up upp", "not a report: unknown word upp"),
-            ("75", "not a report: unknown word 75"),
-            ("down: disk", "not a report: unknown word down:"),
-            ("\x07", "not a report: unknown word \\u{7}"),
-            ("", "not a report: a line without a word"),
-            ("\nup", "not a report: a line without a word"),
-            (" ,\t# up", "not a report: a line without a word"),
+            ("up upp", "cannot parse the report: unknown word upp"),
+            ("75", "cannot parse the report: unknown word 75"),
+            ("down: disk", "cannot parse the report: unknown word down:"),
+            ("\x07", "cannot parse the report: unknown word \\u{7}"),
+            ("", "cannot parse the report: the agent line is empty"),
+            ("\nup", "cannot parse the report: the agent line is empty"),
+            (" ,\t# up", "cannot parse the report: the agent line is empty"),
             ("-5%", "weight is -5%, expected a whole percentage from 0% to 100000%"),
             ("7.5%", "weight is 7.5%, expected a whole percentage from 0% to 100000%"),
             ("%", "weight is %, expected a whole percentage from 0% to 100000%"),
@@ -191,7 +191,7 @@ mod tests {
         }
 
         #[test]
-        fn whatever_words_there_are_each_is_heard(
+        fn all_words_of_a_line_are_read(
             weight in prop::option::of(1u64..=100_000),
             max in prop::option::of(1..=MAX_CONNECTIONS),
             admin in prop::sample::select(vec!["", "ready", "drain", "maint"]),
@@ -221,8 +221,8 @@ mod tests {
             prop_assert_eq!(report.draining, draining);
             let is_down = !matches!(health, "" | "up");
             let word = if is_down { Some(health) } else { Some(admin).filter(|word| *word == "maint") };
-            let is_told = |down: &String| word.is_some_and(|word| down.starts_with(word));
-            prop_assert_eq!(report.down.as_ref().map(is_told), word.map(|_| true));
+            let starts_with_word = |down: &String| word.is_some_and(|word| down.starts_with(word));
+            prop_assert_eq!(report.down.as_ref().map(starts_with_word), word.map(|_| true));
             prop_assert!(report.down.is_none_or(|down| down.len() < 150));
             prop_assert_eq!(report.connections, None);
         }

@@ -1,4 +1,5 @@
-//! A report as a JSON object, as the Traefik plugin that this project succeeds reads it.
+//! Reads reports that are JSON objects, in the format of the Traefik plugin that preceded this
+//! project.
 
 use std::str::FromStr;
 
@@ -10,16 +11,16 @@ use super::{
     check_len, shorten,
 };
 
-/// Reads a JSON object in which the settings say what stands where.
+/// Reads a JSON object. The settings say where each value is.
 #[derive(Clone, Debug)]
 pub struct JsonReader {
-    /// The count, which has to be there.
+    /// [`Report::connections`], which is required.
     pub count: Pointer,
-    /// [`Report::max_connections`], if it is looked for.
+    /// [`Report::max_connections`]; `None` ignores it.
     pub max: Option<Pointer>,
-    /// [`Report::weight`], if it is looked for.
+    /// [`Report::weight`]; `None` ignores it.
     pub weight: Option<Pointer>,
-    /// [`Report::draining`], if it is looked for.
+    /// [`Report::draining`]; `None` ignores it.
     pub draining: Option<Pointer>,
 }
 
@@ -38,10 +39,10 @@ impl Default for JsonReader {
 impl Reader for JsonReader {
     fn read(&self, body: &[u8]) -> Result<Report, ReportError> {
         check_len(body, MAX_REPORT_LEN)?;
-        // serde quotes what it did not expect.
+        // serde's message quotes the unexpected value.
         let malformed =
             |error: serde_json::Error| ReportError::Malformed(shorten(&error.to_string()));
-        // By way of a map, because serde would take an array for the fields in order.
+        // Parsed as a map first, because serde would accept an array of the fields.
         let object: Map<String, Value> = serde_json::from_slice(body).map_err(malformed)?;
         let object = Value::Object(object);
         let pod = Pod::deserialize(&object).map_err(malformed)?;
@@ -77,7 +78,8 @@ struct Pod {
     node: Option<String>,
 }
 
-/// The value at `pointer`, if there is one. `null` is none: serialisers write it for what is not set.
+/// Returns the value at `pointer`, if there is one. `null` counts as missing, because serialisers write
+/// it for unset values.
 fn find<T>(
     object: &Value,
     pointer: Option<&Pointer>,
@@ -90,12 +92,12 @@ fn find<T>(
     value.map(|value| typed(value).ok_or_else(|| error(value))).transpose()
 }
 
-/// Where in an object a value stands: a JSON pointer (RFC 6901) such as `/pod/sessions`.
+/// The position of a value in an object: a JSON pointer (RFC 6901) such as `/pod/sessions`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pointer(String);
 
 impl Pointer {
-    /// The field is called by its name where it stands at the top, else by the whole pointer.
+    /// Names a field at the top level by its name, others by the whole pointer.
     fn error(&self, value: String, expected: &'static str) -> ReportError {
         let name = self.0.strip_prefix('/').filter(|name| !name.contains(['/', '~']));
         ReportError::Value { field: name.unwrap_or(&self.0).to_owned(), value, expected }
@@ -105,9 +107,9 @@ impl Pointer {
 impl FromStr for Pointer {
     type Err = SettingError;
 
-    /// The empty pointer is refused: it is the whole object, and an object is no value of ours.
+    /// Rejects the empty pointer: it means the whole object, which is not a valid value.
     fn from_str(text: &str) -> Result<Self, SettingError> {
-        // RFC 6901 §3: ~0 is ~ and ~1 is /, nothing else is escaped.
+        // RFC 6901 §3: ~0 is ~, ~1 is /, and no other escapes exist.
         let is_escaped = text.split('~').skip(1).all(|rest| rest.starts_with(['0', '1']));
         if text.starts_with('/') && is_escaped {
             Ok(Self(text.to_owned()))
@@ -129,13 +131,13 @@ mod tests {
     }
 
     #[test]
-    fn the_count_alone_is_a_report() {
+    fn a_count_alone_is_a_valid_report() {
         let report = read(br#"{"agentsConnections": 7}"#).unwrap();
         assert_eq!(report, Report { connections: Some(7), ..Report::default() });
     }
 
     #[test]
-    fn all_fields_and_unknown_ones() {
+    fn all_known_fields_are_read_and_unknown_ones_ignored() {
         let body = br#"{"agentsConnections":3,"podName":"p","podIP":"10.0.0.1","nodeName":"n",
             "maxConnections":0,"weight":2.5,"draining":true,"more":[1]}"#;
         let expected = Report {
@@ -152,14 +154,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_null_is_not_given() {
+    fn null_counts_as_missing() {
         let body = br#"{"agentsConnections":1,"podName":null,"maxConnections":null,"weight":null,
             "draining":null}"#;
         assert_eq!(read(body), Ok(Report { connections: Some(1), ..Report::default() }));
     }
 
     #[test]
-    fn whatever_is_no_report_is_an_error_and_never_zero() {
+    fn an_invalid_report_is_an_error_and_never_zero() {
         let bodies: [&[u8]; 13] = [
             b"",
             b"{}",
@@ -195,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn an_optional_field_that_is_wrong_is_not_ignored() {
+    fn an_invalid_optional_field_is_an_error() {
         let (max, weight, draining) = ("maxConnections", "weight", "draining");
         for (field, value, expected) in [
             (max, "-1", COUNT),
@@ -217,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limits_themselves_are_right() {
+    fn the_largest_values_are_accepted() {
         let body = br#"{"agentsConnections":2147483647,"maxConnections":2147483647,"weight":1000}"#;
         let report = read(body).unwrap();
         assert_eq!(
@@ -228,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_stand_where_the_settings_say() {
+    fn fields_are_read_at_the_configured_pointers() {
         let pointer = |text: &str| text.parse::<Pointer>().unwrap();
         let mut reader = JsonReader {
             count: pointer("/pods/1/ws~1open"),
@@ -258,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_pointer_is_refused() {
+    fn invalid_pointers_are_rejected() {
         for text in ["", "agentsConnections", "a/b", "/a~", "/a~2b", "~0", "/~~0"] {
             assert!(text.parse::<Pointer>().is_err(), "{text}");
         }
@@ -270,14 +272,14 @@ mod tests {
             let _ = read(&body);
         }
 
-        /// Whatever stands in an optional field: it comes out as it is, or it is an error.
+        /// Any value in an optional field is either read unchanged or an error.
         #[test]
-        fn a_field_is_read_or_complained_of(
+        fn an_optional_field_is_read_unchanged_or_is_an_error(
             field in prop::sample::select(vec!["maxConnections", "weight", "draining"]),
             value in prop_oneof![
                 any::<bool>().prop_map(Value::from),
                 any::<i64>().prop_map(Value::from),
-                // Eighths, because serde_json is a bit off with many other fractions.
+                // Eighths, because serde_json does not read all other fractions exactly.
                 (-16000..16000).prop_map(|eighths| Value::from(f64::from(eighths) / 8.0)),
                 (0u64..1200).prop_map(Value::from),
                 ".{0,300}".prop_map(Value::from),
@@ -291,7 +293,7 @@ mod tests {
                         "weight" => report.weight.map(Value::from),
                         _ => report.draining.map(Value::from),
                     };
-                    let found = found.expect("it was given");
+                    let found = found.expect("a value");
                     prop_assert_eq!((found.as_bool(), found.as_f64()), (value.as_bool(), value.as_f64()));
                 }
                 Err(error) => {
@@ -302,9 +304,9 @@ mod tests {
             }
         }
 
-        /// Any name at any depth, by its pointer.
+        /// Values under any names at any depth are found by their pointers.
         #[test]
-        fn any_place_has_a_pointer(names in prop::collection::vec("[a-z~/\" 0-9é]{0,4}", 1..5)) {
+        fn a_pointer_finds_any_value(names in prop::collection::vec("[a-z~/\" 0-9é]{0,4}", 1..5)) {
             let mut text = String::new();
             for name in &names {
                 text.push('/');

@@ -1,7 +1,7 @@
-//! What a pod says of itself. Untrusted input: status, size, type and range are checked.
+//! Reads the reports of pods: the counts and states that they publish of themselves.
 //!
-//! One [`Reader`] per format: JSON, Prometheus' text format and the line of an agent of HAProxy's.
-//! None of them does I/O; whoever polls brings the bytes.
+//! Reports are untrusted input: status, size, type and range are checked. There is one [`Reader`] per
+//! format: JSON, Prometheus text and HAProxy agent lines. Readers do no I/O.
 
 mod agent;
 mod json;
@@ -18,89 +18,85 @@ pub use self::{
     prometheus::{LabelMatch, MetricName, PrometheusReader},
 };
 
-/// Longest answer that is read unless its reader takes more, in bytes.
+/// The longest answer that is read, in bytes, unless its reader accepts more.
 pub const MAX_REPORT_LEN: usize = 64 * 1024;
 
-/// Largest believable count: no pod holds more connections than it could have descriptors.
+/// The largest count that is accepted: no pod can have more descriptors.
 const MAX_CONNECTIONS: u64 = i32::MAX as u64;
 
-/// What a count has to be.
+/// What an error message says a count should be.
 const COUNT: &str = "a whole number from 0 to 2147483647";
 
-/// Largest weight; a greater one is more likely a mistake than a pod.
+/// The largest weight that is accepted; a larger one is probably a mistake.
 const MAX_WEIGHT: f64 = 1000.0;
 
-/// A pod's own account of itself. What it did not say is `None`.
+/// What a pod reports of itself. Values that it does not report are `None`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Report {
-    /// Connections the pod holds. Only an agent's line says nothing of them.
+    /// The connections on the pod. Only agent lines do not contain them.
     pub connections: Option<u64>,
-    /// Connections the pod takes at most; with 0 it takes none.
+    /// The most connections that the pod accepts; with 0 it accepts none.
     pub max_connections: Option<u64>,
-    /// The pod's share of the connections against that of others: over 0, at most 1000, usually 1.
+    /// The pod's part of the connections relative to other pods: over 0, at most 1000, usually 1.
     pub weight: Option<f64>,
-    /// Whether the pod wants no new connections and to keep those it has.
+    /// Whether the pod asks for no new connections. It keeps those that it has.
     pub draining: Option<bool>,
-    /// Why the pod takes no connections, if it says so: the agent's word and description.
+    /// Why the pod is down, if it reports that: the agent's word and description.
     pub down: Option<String>,
-    /// `podName`, if given.
     pub pod_name: Option<String>,
-    /// `podIP`, if given.
     pub pod_ip: Option<String>,
-    /// `nodeName`, if given.
     pub node_name: Option<String>,
 }
 
-/// Why there is no report of a pod.
+/// Why a poll gave no report.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum ReportError {
-    /// No whole answer came: refused, timed out, cut short.
+    /// No complete answer came: the pod refused, did not answer in time or closed the connection.
     #[error("no answer: {0}")]
     Unreachable(String),
-    /// The pod answered with another status than 200.
-    #[error("status {0} instead of 200")]
+    #[error("status {0}, expected 200")]
     Status(u16),
-    /// The body is longer than this many bytes, which [`Reader::max_len`] says.
-    #[error("more than {0} bytes")]
+    /// The body is longer than [`Reader::max_len`] bytes.
+    #[error("body is longer than {0} bytes")]
     TooLong(usize),
     /// The body is not of the expected format.
-    #[error("not a report: {0}")]
+    #[error("cannot parse the report: {0}")]
     Malformed(String),
     /// A value is missing, of another type or out of range.
     #[error("{field} is {value}, expected {expected}")]
     Value {
-        /// What was looked for, as the format calls it.
+        /// The field's name in the format.
         field: String,
-        /// What was found, shortened, or `missing`.
+        /// The value found, shortened, or `missing`.
         value: String,
-        /// What would have been right.
         expected: &'static str,
     },
 }
 
-/// Why a reader's setting is none: what was expected.
+/// What a reader's setting should look like.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("expected {0}")]
 pub struct SettingError(&'static str);
 
-/// Reads one format.
+/// Reads reports of one format.
 pub trait Reader: Send + Sync + fmt::Debug {
-    /// Reads a whole answer.
+    /// Reads a complete answer.
     ///
     /// # Errors
-    /// A [`ReportError`] that says what was wrong; the pod's count is then unknown, never 0.
+    /// Returns a [`ReportError`] if the answer is not a valid report. The pod's count is then
+    /// unknown, never 0.
     fn read(&self, body: &[u8]) -> Result<Report, ReportError>;
 
-    /// Longest answer that is read, in bytes.
+    /// Returns the longest answer that is read, in bytes.
     fn max_len(&self) -> usize {
         MAX_REPORT_LEN
     }
 }
 
-/// Whether an answer over HTTP with this status may hold a report.
+/// Checks that an HTTP answer with this status may contain a report.
 ///
 /// # Errors
-/// [`ReportError::Status`] for any other than 200.
+/// Returns [`ReportError::Status`] unless the status is 200.
 pub fn check_status(status: u16) -> Result<(), ReportError> {
     if status == 200 { Ok(()) } else { Err(ReportError::Status(status)) }
 }
@@ -109,26 +105,26 @@ fn check_len(body: &[u8], max: usize) -> Result<(), ReportError> {
     if body.len() <= max { Ok(()) } else { Err(ReportError::TooLong(max)) }
 }
 
-/// A pod's own words for a log line: without control characters, and not too many.
-fn shown(text: &[u8]) -> String {
-    let mut shown = String::new();
+/// Returns text from a pod for a log line: shortened and with control characters escaped.
+fn printable(text: &[u8]) -> String {
+    let mut printable = String::new();
     for character in String::from_utf8_lossy(text).chars() {
         if character.is_control() {
-            shown.extend(character.escape_default());
+            printable.extend(character.escape_default());
         } else {
-            shown.push(character);
+            printable.push(character);
         }
     }
-    shorten(&shown)
+    shorten(&printable)
 }
 
-/// Keeps a hostile value from filling the log.
+/// Shortens a value from a pod, so that it cannot fill the log.
 fn shorten(value: &str) -> String {
-    const SHOWN: usize = 128;
-    if value.len() <= SHOWN {
+    const MAX_LEN: usize = 128;
+    if value.len() <= MAX_LEN {
         return value.to_owned();
     }
-    format!("{}…", &value[..value.floor_char_boundary(SHOWN)])
+    format!("{}…", &value[..value.floor_char_boundary(MAX_LEN)])
 }
 
 #[cfg(test)]
@@ -136,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_200_may_hold_a_report() {
+    fn only_status_200_may_contain_a_report() {
         assert_eq!(check_status(200), Ok(()));
         for status in [0, 100, 199, 201, 204, 206, 304, 404, 503, u16::MAX] {
             assert_eq!(check_status(status), Err(ReportError::Status(status)));
@@ -144,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_count_has_to_be_is_what_is_checked() {
+    fn the_expected_count_in_messages_is_the_checked_limit() {
         assert!(COUNT.ends_with(&format!(" {MAX_CONNECTIONS}")), "{COUNT}");
     }
 
@@ -167,9 +163,9 @@ mod tests {
     }
 
     #[test]
-    fn hostile_words_are_shown_short_and_without_control_characters() {
-        assert_eq!(shown(b"a\x1b[31m\r\nb\xff"), "a\\u{1b}[31m\\r\\nb\u{fffd}");
-        assert_eq!(shown(&[b'x'; 500]), format!("{}…", "x".repeat(128)));
-        assert!(shown(&[0; 500]).len() < 140);
+    fn text_from_pods_is_shortened_and_escaped() {
+        assert_eq!(printable(b"a\x1b[31m\r\nb\xff"), "a\\u{1b}[31m\\r\\nb\u{fffd}");
+        assert_eq!(printable(&[b'x'; 500]), format!("{}…", "x".repeat(128)));
+        assert!(printable(&[0; 500]).len() < 140);
     }
 }

@@ -1,22 +1,23 @@
-//! A count among a pod's metrics in Prometheus' text format, version 0.0.4:
+//! Reads a count from a page in Prometheus text format, version 0.0.4:
 //! `name{label="value",…} value timestamp`, one series per line.
 //!
-//! What OpenMetrics adds to a line, an exemplar behind another `#`, is passed over. Only lines that
-//! begin with the metric's name are looked at, so that nothing else on the page can be wrong.
+//! The exemplar that OpenMetrics adds to a line after another `#` is ignored. Only lines that start
+//! with the metric's name are parsed, so errors on other lines do not matter.
 
 use std::{borrow::Cow, fmt, str::FromStr};
 
-use super::{COUNT, MAX_CONNECTIONS, Reader, Report, ReportError, SettingError, check_len, shown};
+use super::{
+    COUNT, MAX_CONNECTIONS, Reader, Report, ReportError, SettingError, check_len, printable,
+};
 
-/// Longest page that is read, in bytes: pods tell much more of themselves than one count.
+/// The longest page that is read, in bytes. Such pages contain many metrics besides the count.
 const MAX_PAGE_LEN: usize = 1024 * 1024;
 
-/// Reads the sum of one metric's series that have all the given labels.
+/// Sums the series of one metric that have all the given labels.
 #[derive(Clone, Debug)]
 pub struct PrometheusReader {
-    /// The metric.
     pub name: MetricName,
-    /// What its series have to be labelled with; other labels do not matter.
+    /// The labels that a series must have; it may have others.
     pub labels: Vec<LabelMatch>,
 }
 
@@ -44,7 +45,7 @@ impl Reader for PrometheusReader {
 }
 
 impl PrometheusReader {
-    /// The value of the series in `line`, if it is one of those that are looked for.
+    /// Returns the value of the series in `line`, if the series matches.
     fn count(&self, line: &[u8]) -> Result<Option<u64>, ReportError> {
         let line = line.trim_ascii();
         let name = self.name.0.as_bytes();
@@ -52,7 +53,7 @@ impl PrometheusReader {
         if !rest.starts_with(b"{") && !rest.starts_with(b" ") && !rest.starts_with(b"\t") {
             return Ok(None);
         }
-        let malformed = || ReportError::Malformed(format!("no series: {}", shown(line)));
+        let malformed = || ReportError::Malformed(format!("not a series: {}", printable(line)));
         let (labels, rest) = labels(rest).ok_or_else(malformed)?;
         if !self.labels.iter().all(|wanted| wanted.is_among(&labels)) {
             return Ok(None);
@@ -68,7 +69,7 @@ impl PrometheusReader {
             let is_whole = count.fract() == 0.0 && (*count != 0.0 || is_zero(value));
             is_whole && (0.0..=MAX_CONNECTIONS as f64).contains(count)
         };
-        let count = number(value).filter(is_count).ok_or_else(|| self.error(shown(value)))?;
+        let count = number(value).filter(is_count).ok_or_else(|| self.error(printable(value)))?;
         Ok(Some(count as u64))
     }
 
@@ -77,7 +78,7 @@ impl PrometheusReader {
     }
 }
 
-/// As in a query: `name{label="value"}`.
+/// Formats the metric as in a query: `name{label="value"}`.
 impl fmt::Display for PrometheusReader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.name.0)?;
@@ -89,7 +90,7 @@ impl fmt::Display for PrometheusReader {
     }
 }
 
-/// A metric's name: `[a-zA-Z_:][a-zA-Z0-9_:]*`.
+/// The name of a metric: `[a-zA-Z_:][a-zA-Z0-9_:]*`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MetricName(String);
 
@@ -97,7 +98,7 @@ impl FromStr for MetricName {
     type Err = SettingError;
 
     fn from_str(text: &str) -> Result<Self, SettingError> {
-        // A colon is all that it may have and a label's name may not.
+        // Unlike the name of a label, it may contain colons.
         if is_label_name(text.replace(':', "_").as_bytes()) {
             Ok(Self(text.to_owned()))
         } else {
@@ -106,8 +107,8 @@ impl FromStr for MetricName {
     }
 }
 
-/// A label that a series has to have, written `name=value`. As for Prometheus, a label that is not
-/// there is an empty one.
+/// A label that a series must have, written `name=value`. As in Prometheus, a missing label has the
+/// empty value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LabelMatch {
     name: String,
@@ -134,27 +135,27 @@ impl FromStr for LabelMatch {
     }
 }
 
-/// `[a-zA-Z_][a-zA-Z0-9_]*`
+/// Returns whether `name` matches `[a-zA-Z_][a-zA-Z0-9_]*`.
 fn is_label_name(name: &[u8]) -> bool {
     let is_word = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_';
     name.first().is_some_and(|first| !first.is_ascii_digit()) && name.iter().all(is_word)
 }
 
-/// As the floating-point numbers of Go, which the format refers to, are usually written.
+/// Parses a floating-point number. The format allows all numbers of Go; Rust reads the usual ones.
 fn number(word: &[u8]) -> Option<f64> {
     str::from_utf8(word).ok()?.parse().ok()
 }
 
-/// Whether a number that reads as zero is none that was too small to be told from it.
+/// Returns whether a number that parses as zero is exactly zero, not just too small for an `f64`.
 fn is_zero(number: &[u8]) -> bool {
     let mut mantissa = number.split(|byte| b"eE".contains(byte)).next().into_iter().flatten();
     !mantissa.any(|byte| (b'1'..=b'9').contains(byte))
 }
 
-/// A label's name and its value.
+/// The name and the value of a label.
 type Label<'a> = (&'a [u8], Cow<'a, [u8]>);
 
-/// The labels that `text` begins with, if it does, and what comes after them.
+/// Parses the labels at the start of `text`, if there are any. Returns them and the rest of the text.
 fn labels(text: &[u8]) -> Option<(Vec<Label<'_>>, &[u8])> {
     let mut labels = Vec::new();
     let Some(mut rest) = text.trim_ascii_start().strip_prefix(b"{") else {
@@ -179,8 +180,8 @@ fn labels(text: &[u8]) -> Option<(Vec<Label<'_>>, &[u8])> {
     }
 }
 
-/// A label's value up to its closing quote, and what comes after that. As for Prometheus, a
-/// backslash before anything but `\`, `"` and `n` is one.
+/// Parses the value of a label up to its closing quote. Returns it and the rest of the text. As in
+/// Prometheus, a backslash before any other character than `\`, `"` and `n` is a plain backslash.
 fn unquote(text: &[u8]) -> Option<(Cow<'_, [u8]>, &[u8])> {
     let mut value = Vec::new();
     let mut rest = text;
@@ -236,15 +237,15 @@ sessions{kind="odd"} NaN
 "#;
 
     #[test]
-    fn series_that_match_are_summed() {
+    fn matching_series_are_summed() {
         assert_eq!(count(&["kind=agent"], PAGE), Ok(42));
         assert_eq!(count(&["kind=agent", "zone=b"], PAGE), Ok(30));
         assert_eq!(count(&["zone=b"], PAGE), Ok(35));
-        assert_eq!(count(&["kind=guest", "lane="], PAGE), Ok(5), "a label that is not there");
+        assert_eq!(count(&["kind=guest", "lane="], PAGE), Ok(5), "a missing label");
     }
 
     #[test]
-    fn what_is_not_there_is_named() {
+    fn a_missing_series_is_named_in_the_error() {
         assert_eq!(
             count(&["kind=agent", "zone=c\n"], PAGE).unwrap_err(),
             r#"sessions{kind="agent",zone="c\n"} is missing, expected a whole number from 0 to 2147483647"#
@@ -258,7 +259,7 @@ sessions{kind="odd"} NaN
     }
 
     #[test]
-    fn whole_numbers_however_they_are_written() {
+    fn whole_numbers_are_read_in_any_notation() {
         for value in ["12", "12.0", "1.2e1", "1.2E+01", "+12", "012", "120e-1"] {
             assert_eq!(count(&[], &format!("sessions {value}\n")), Ok(12), "{value}");
         }
@@ -267,7 +268,7 @@ sessions{kind="odd"} NaN
     }
 
     #[test]
-    fn no_other_value_is_a_count() {
+    fn other_values_are_rejected() {
         for value in [
             "NaN",
             "+Inf",
@@ -294,7 +295,7 @@ sessions{kind="odd"} NaN
     }
 
     #[test]
-    fn openmetrics_is_read_as_well() {
+    fn openmetrics_pages_are_read() {
         let page = "# TYPE sessions gauge\n# UNIT sessions sessions\n\
             sessions{a=\"b\"} 3.0 1520879607.789 # {trace=\"# x\"} 0.5 1520879607\r\n\
             sessions{a=\"c\"} 4 # {} 1\n# EOF\n";
@@ -302,7 +303,7 @@ sessions{kind="odd"} NaN
     }
 
     #[test]
-    fn a_series_that_cannot_be_read_is_an_error() {
+    fn a_malformed_series_is_an_error() {
         for line in [
             "sessions{a=\"b} 1",
             "sessions{a=\"b\\",
@@ -317,20 +318,20 @@ sessions{kind="odd"} NaN
             "sessions 1 soon",
             "sessions 1 2 3",
         ] {
-            let expected = format!("not a report: no series: {line}");
+            let expected = format!("cannot parse the report: not a series: {line}");
             assert_eq!(count(&[], &format!("sessions 1\n{line}\n")).unwrap_err(), expected);
         }
     }
 
     #[test]
-    fn escapes_in_labels() {
+    fn escapes_in_labels_are_decoded() {
         let page = r#"sessions{path="C:\\dir\"\n\d}{,#"} 6"#;
         assert_eq!(count(&["path=C:\\dir\"\n\\d}{,#"], page), Ok(6));
         assert!(count(&["path=C:\\\\dir"], page).is_err());
     }
 
     #[test]
-    fn what_is_no_name_or_label_is_refused() {
+    fn invalid_names_and_labels_are_rejected() {
         for name in ["", "1a", "a b", "a{b=\"c\"}", "a-b", "é"] {
             assert!(name.parse::<MetricName>().is_err(), "{name}");
         }
@@ -352,9 +353,9 @@ sessions{kind="odd"} NaN
             let _ = reader("sessions", &[]).read(&before);
         }
 
-        /// Series are found by any value of a label, and by no other.
+        /// A series is found by the value of its label, whatever characters that contains.
         #[test]
-        fn labels_are_told_apart(
+        fn series_are_selected_by_label_values(
             values in prop::collection::btree_map("[\\\\\"\n,}{=# a-cé]{1,6}", 0u64..1000, 1..6),
             others in 0u64..1000,
         ) {

@@ -1,4 +1,4 @@
-//! What pods are asked about themselves.
+//! How pods are asked for a report.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Which service a request is for, and which pages may open WebSockets.
+//! Routes requests to services, and decides which pages may open WebSockets.
 
 pub mod origin;
 pub mod route;

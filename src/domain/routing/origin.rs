@@ -1,43 +1,46 @@
-//! Which web pages may open WebSockets (RFC 6455 §10.2): patterns for the `Origin` field.
+//! Patterns for the `Origin` field: which web pages may open WebSockets (RFC 6455 §10.2).
 
 use super::route::HostPattern;
 
-/// Origins that are allowed: scheme, host (with a wildcard or not) and port.
+/// A pattern of allowed origins: scheme, host, which may have a wildcard, and port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OriginPattern {
     scheme: String,
     host: HostPattern,
-    /// Only written where it is not the scheme's own (RFC 6454 §6.2).
+    /// `None` is the scheme's default port, which browsers omit (RFC 6454 §6.2).
     port: Option<String>,
 }
 
 impl OriginPattern {
-    /// Reads `https://chat.example.org`, `https://*.example.org` or `http://localhost:3000`.
+    /// Parses a pattern such as `https://chat.example.org`, `https://*.example.org` or
+    /// `http://localhost:3000`.
     ///
     /// # Errors
-    /// What it should look like.
+    /// Returns what is wrong, or what a pattern looks like.
     pub fn parse(text: &str) -> Result<Self, String> {
         let expected = "expected an origin such as https://chat.example.org or \
-                        https://*.example.org, with a port where it is not the scheme's own";
+                        https://*.example.org, with a port unless it is the scheme's default";
         let (scheme, host, port) = split(text).ok_or(expected)?;
-        let own_port = match scheme {
+        let default_port = match scheme {
             "https" => "443",
             "http" => "80",
             "ws" | "wss" => {
-                let told = "browsers send the page's origin, not the socket's: http: or https:";
-                return Err(told.to_owned());
+                let error = "browsers send the origin of the page, so its scheme is http or https";
+                return Err(error.to_owned());
             }
             _ => "",
         };
-        if port == Some(own_port) {
-            return Err(format!("browsers do not send the port {own_port} of {scheme}: leave it"));
+        if port == Some(default_port) {
+            return Err(format!(
+                "browsers omit the default port of {scheme}: remove :{default_port}"
+            ));
         }
         let host = HostPattern::parse(host).map_err(|_| expected)?;
         let scheme = scheme.to_ascii_lowercase();
         Ok(Self { scheme, host, port: port.map(ToOwned::to_owned) })
     }
 
-    /// Whether `origin`, as a browser sends it, is one of these.
+    /// Returns whether `origin`, as a browser sends it, matches the pattern.
     pub fn matches(&self, origin: &str) -> bool {
         split(origin).is_some_and(|(scheme, host, port)| {
             scheme.eq_ignore_ascii_case(&self.scheme)
@@ -47,7 +50,7 @@ impl OriginPattern {
     }
 }
 
-/// Scheme, host and port, where there is nothing else.
+/// Splits an origin into scheme, host and port. Returns `None` if it has other parts.
 fn split(origin: &str) -> Option<(&str, &str, Option<&str>)> {
     let (scheme, authority) = origin.split_once("://")?;
     let is_scheme = |byte: u8| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte);
@@ -68,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn origins_match_whole() {
+    fn origins_match_only_as_a_whole() {
         for (pattern, allowed, others) in [
             (
                 "https://chat.example.org",
@@ -107,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_origin_is_refused() {
+    fn invalid_patterns_are_rejected() {
         for wrong in [
             "chat.example.org",
             "wss://chat.example.org",

@@ -1,40 +1,38 @@
-//! Which service a request is for: by host, path and method, the most specific route first.
+//! Routes requests to services by host, path and method. The most specific route wins.
 //!
-//! The order is that of the Kubernetes Gateway API (`HTTPRouteMatch`): an exact host before a
-//! wildcard, a longer wildcard before a shorter one, any host last; then the longer path prefix;
-//! then a route that names methods before one that does not.
+//! The order is that of the Kubernetes Gateway API (`HTTPRouteMatch`): an exact host comes before a
+//! wildcard, a longer wildcard before a shorter one, and a route for any host last; then the longer
+//! path prefix comes first; then a route with methods before one without.
 
 use std::{borrow::Cow, collections::HashMap};
 
-/// Sends requests of some hosts, paths and methods to a service, which is named by `S`.
+/// Assigns requests with certain hosts, paths and methods to a service, which `S` names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Route<S> {
-    /// Hosts that match; `None` means any.
+    /// The hosts that match; `None` means any.
     pub host: Option<HostPattern>,
-    /// Whole segments that paths begin with, without a slash at the end; empty means any path.
+    /// The segments at the start of matching paths, without a final slash; empty means any path.
     pub path_prefix: String,
-    /// Methods that match; empty means any.
+    /// The methods that match; empty means any.
     pub methods: Vec<String>,
-    /// What becomes of the path.
     pub rewrite: Rewrite,
-    /// The service.
     pub service: S,
 }
 
-/// The hosts that a route is for, in lower case and without port.
+/// The hosts of a route, in lower case and without port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HostPattern {
-    /// This one.
+    /// This host alone.
     Exact(String),
-    /// Every name that ends with this one and has at least one label before it (`*.`).
+    /// All names with at least one more label before this one (`*.`).
     Below(String),
 }
 
 impl HostPattern {
-    /// Reads a name or address, or `*.` and a name, in any case.
+    /// Parses a name or address, or `*.` and a name, in any case.
     ///
     /// # Errors
-    /// What it should look like.
+    /// Returns what a host looks like.
     pub fn parse(text: &str) -> Result<Self, String> {
         let expected = "expected a host such as chat.example.org or *.example.org, without port";
         let (name, below) = match text.strip_prefix("*.") {
@@ -50,7 +48,7 @@ impl HostPattern {
         Ok(if below { Self::Below(name) } else { Self::Exact(name) })
     }
 
-    /// Whether `host`, in lower case and without port, is one of these.
+    /// Returns whether `host`, in lower case and without port, matches.
     pub fn matches(&self, host: &str) -> bool {
         match self {
             Self::Exact(name) => host == name,
@@ -62,26 +60,27 @@ impl HostPattern {
     }
 }
 
-/// What becomes of a path that a route has matched. Query and percent-encoding stay as they are.
+/// How a route changes the path. Query and percent-encoding stay as they are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Rewrite {
-    /// Nothing.
+    /// The path stays as it is.
     #[default]
     Keep,
-    /// These leading segments go; they are leading segments of the route's prefix.
+    /// Removes these segments at the start, which are also the start of the route's prefix.
     Strip(String),
-    /// This path stands in its place.
+    /// Uses this path instead.
     Replace(String),
 }
 
 impl Rewrite {
-    /// The path as pods get it.
+    /// Returns the path that the pod gets.
     pub fn apply<'a>(&'a self, path: &'a str) -> Cow<'a, str> {
         match self {
             Self::Keep => path.into(),
             Self::Replace(path) => path.as_str().into(),
             Self::Strip(prefix) => match path.strip_prefix(prefix.as_str()) {
-                // `//host` would be another host's to whoever resolves it (RFC 3986 §4.2).
+                // A path that starts with `//` would mean another host to a URL parser
+                // (RFC 3986 §4.2).
                 Some(rest) => match rest.trim_start_matches('/') {
                     "" => "/".into(),
                     trimmed => rest[rest.len() - trimmed.len() - 1..].into(),
@@ -92,30 +91,37 @@ impl Rewrite {
     }
 }
 
-/// Whether `path` has segments of one or two dots, percent-encoded or not: it means another path
-/// to those who resolve them (RFC 3986 §5.2.4), with slashes of either kind.
+/// Returns whether `path` has segments of one or two dots, percent-encoded or not, between slashes or
+/// backslashes. Software that resolves them (RFC 3986 §5.2.4) sees another path than the router.
 pub fn has_dot_segments(path: &str) -> bool {
     let is_dots = |segment: &str| {
         let plain = segment.replace("%2e", ".").replace("%2E", ".");
         plain == "." || plain == ".."
     };
-    // Most segments begin with another letter, or are longer than two dots can be written.
+    // A quick check: such segments start with `.` or `%` and have at most six characters.
     let suspicious = |segment: &&str| segment.len() <= 6 && segment.starts_with(['.', '%']);
     path.split(['/', '\\']).filter(suspicious).any(is_dots)
 }
 
-/// Routes by the prefixes of their paths, those that name methods first.
+/// The indexes of routes by path prefix; routes with methods come first.
 type Paths = HashMap<String, Vec<usize>>;
 
-/// Finds a request's route among many.
+/// The indexes of two routes that match the same requests equally well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RouteTie {
+    pub first: usize,
+    pub second: usize,
+}
+
+/// Finds the route of a request.
 #[derive(Clone, Debug)]
 pub struct Router<S> {
     routes: Vec<Route<S>>,
     exact: HashMap<String, Paths>,
     below: HashMap<String, Paths>,
     any: Paths,
-    /// Bytes of the longest prefix and host: what is longer need not be looked up, so that a
-    /// hostile path of a thousand segments costs no more than others.
+    /// The lengths of the longest prefix and of the longest wildcard host. Longer parts of a request
+    /// are not looked up, so that a hostile path of a thousand segments costs no more than others.
     longest_prefix: usize,
     longest_host: usize,
 }
@@ -134,12 +140,11 @@ impl<S> Default for Router<S> {
 }
 
 impl<S> Router<S> {
-    /// A router for `routes`.
+    /// Creates a router for `routes`.
     ///
     /// # Errors
-    /// The indices of two routes of which neither is more specific, although a request may match
-    /// both.
-    pub fn new(routes: Vec<Route<S>>) -> Result<Self, (usize, usize)> {
+    /// Returns a [`RouteTie`] if a request may match two routes and neither is more specific.
+    pub fn new(routes: Vec<Route<S>>) -> Result<Self, RouteTie> {
         let mut router = Self::default();
         for (index, route) in routes.iter().enumerate() {
             router.longest_prefix = router.longest_prefix.max(route.path_prefix.len());
@@ -152,9 +157,9 @@ impl<S> Router<S> {
                 None => &mut router.any,
             };
             let equals = paths.entry(route.path_prefix.clone()).or_default();
-            let tie = |other: &&usize| tie(&routes[**other].methods, &route.methods);
-            if let Some(other) = equals.iter().find(tie) {
-                return Err((*other, index));
+            let ties = |other: &&usize| may_match_same(&routes[**other].methods, &route.methods);
+            if let Some(other) = equals.iter().find(ties) {
+                return Err(RouteTie { first: *other, second: index });
             }
             equals.push(index);
             equals.sort_by_key(|index| routes[*index].methods.is_empty());
@@ -163,11 +168,11 @@ impl<S> Router<S> {
         Ok(router)
     }
 
-    /// The most specific route for a request to `host` (as in the `Host` field) and `path`
+    /// Returns the most specific route for a request to `host` (as in the `Host` field) and `path`
     /// (without query, percent-encoding as received).
     pub fn find(&self, host: &str, path: &str, method: &str) -> Option<&Route<S>> {
         let find_path = |paths: &Paths| self.find_path(paths, path, method);
-        // Most configurations route by path alone.
+        // Most configurations route by path only.
         if !(self.exact.is_empty() && self.below.is_empty()) {
             let name = host_name(host);
             let exact = self.exact.get(name.as_ref()).and_then(find_path);
@@ -189,11 +194,11 @@ impl<S> Router<S> {
         let lengths = std::iter::once(path.len()).chain(cuts).chain([0]);
         lengths.filter(|length| *length <= self.longest_prefix).find_map(|length| {
             let mut routes = paths.get(&path[..length])?.iter().map(|index| &self.routes[*index]);
-            routes.find(|route| route.methods.is_empty() || names(&route.methods, method))
+            routes.find(|route| route.methods.is_empty() || has_method(&route.methods, method))
         })
     }
 
-    /// Returns the same router with each service named by `name(service)`.
+    /// Replaces the service of each route by `name(service)`.
     pub fn map_services<T>(self, name: impl Fn(S) -> T) -> Router<T> {
         let routes = self.routes.into_iter().map(|route| Route {
             host: route.host,
@@ -212,26 +217,25 @@ impl<S> Router<S> {
         }
     }
 
-    /// Whether there are no routes.
     pub fn is_empty(&self) -> bool {
         self.routes.is_empty()
     }
 }
 
-fn names(methods: &[String], method: &str) -> bool {
+fn has_method(methods: &[String], method: &str) -> bool {
     methods.iter().any(|known| known == method)
 }
 
-/// Whether a request may match both of two routes with the same host and prefix.
-fn tie(some: &[String], others: &[String]) -> bool {
+/// Returns whether a request may match two routes with the same host and prefix and these methods.
+fn may_match_same(some: &[String], others: &[String]) -> bool {
     match (some, others) {
         ([], []) => true,
         ([], _) | (_, []) => false,
-        _ => some.iter().any(|method| names(others, method)),
+        _ => some.iter().any(|method| has_method(others, method)),
     }
 }
 
-/// The name in a `Host` field: no port, no dot at the end, in lower case.
+/// Returns the name in a `Host` field in lower case, without port and final dot.
 fn host_name(host: &str) -> Cow<'_, str> {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if !port.contains(']') => name,
@@ -262,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn prefixes_are_whole_segments() {
+    fn prefixes_match_whole_segments() {
         let router = Router::new(vec![route("", "/ws", &[], 0)]).unwrap();
         for path in ["/ws", "/ws/", "/ws/echo", "/ws//x"] {
             assert_eq!(found(&router, "a", path, "GET"), Some(0), "{path}");
@@ -273,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn the_most_specific_wins() {
+    fn the_most_specific_route_wins() {
         let router = Router::new(vec![
             route("", "", &[], 0),
             route("", "/a/b", &[], 1),
@@ -300,17 +304,23 @@ mod tests {
     }
 
     #[test]
-    fn routes_that_tie_are_named() {
+    fn equal_routes_are_rejected() {
         let new = |routes| Router::new(routes).map(drop);
         let wide = route("a", "/x", &[], 0);
-        assert_eq!(new(vec![wide.clone(), route("b", "/x", &[], 0), wide.clone()]), Err((0, 2)));
+        assert_eq!(
+            new(vec![wide.clone(), route("b", "/x", &[], 0), wide.clone()]),
+            Err(RouteTie { first: 0, second: 2 })
+        );
         let (get, put) = (route("a", "/x", &["GET"], 0), route("a", "/x", &["PUT"], 0));
         assert_eq!(new(vec![get.clone(), put, wide]), Ok(()));
-        assert_eq!(new(vec![route("a", "/x", &["PUT", "GET"], 0), get]), Err((0, 1)));
+        assert_eq!(
+            new(vec![route("a", "/x", &["PUT", "GET"], 0), get]),
+            Err(RouteTie { first: 0, second: 1 })
+        );
     }
 
     #[test]
-    fn rewriting_keeps_what_is_behind_the_prefix() {
+    fn rewriting_keeps_the_rest_of_the_path() {
         let strip = Rewrite::Strip("/ws".to_owned());
         for (path, rewritten) in
             [("/ws", "/"), ("/ws/", "/"), ("/ws/a%20b", "/a%20b"), ("/ws///x//y", "/x//y")]
@@ -322,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn dot_segments_are_found_however_they_are_written() {
+    fn dot_segments_are_found_in_any_notation() {
         for with in ["/..", "/a/../b", "/a/./b", "/%2e%2E/a", "/.%2e", "/a/%2e", "/a\\..\\b"] {
             assert!(has_dot_segments(with), "{with}");
         }
@@ -331,7 +341,7 @@ mod tests {
         }
     }
 
-    /// What matches, and how specifically: host, then path, then methods.
+    /// A simple reference: compares all matching routes by host, path and methods.
     fn naive(routes: &[Route<usize>], host: &str, path: &str, method: &str) -> Option<usize> {
         let specificity = |route: &Route<usize>| {
             let host = match &route.host {
@@ -356,7 +366,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn agrees_with_a_naive_matcher(
+        fn the_router_agrees_with_a_naive_matcher(
             routes in prop::collection::vec(
                 (select(vec!["", "a", "b.a", "*.a", "*.b.a", "c.b.a"]),
                  select(vec!["", "/x", "/x/y", "/x/y/z", "/y", "/xx", "/x/%2F"]),
@@ -368,7 +378,7 @@ mod tests {
                  select(vec!["GET", "PUT", "POST", "HEAD"])),
                 1..50),
         ) {
-            // Those that tie with an earlier one would be refused as a whole.
+            // Leaves out routes that tie with an earlier one, because `new` would fail.
             let mut untied: Vec<Route<usize>> = Vec::new();
             for (host, prefix, methods) in routes {
                 let mut with = untied.clone();

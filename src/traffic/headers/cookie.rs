@@ -8,7 +8,7 @@ use crate::{
     config::{AffinitySettings, CookieSettings, SecureAttribute},
     domain::balance::{
         affinity::{Preference, hash},
-        lease::Backend,
+        backend::Backend,
     },
     telemetry::counters::Counters,
 };

@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use super::{end_to_end, tokens};
 use crate::{
     config::HeaderChanges,
-    domain::{balance::lease::Backend, routing::route::Rewrite},
+    domain::{balance::backend::Backend, routing::route::Rewrite},
 };
 
 const FORWARDED: HeaderName = header::FORWARDED;
@@ -244,7 +244,7 @@ fn new_request_id() -> HeaderValue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::balance::lease::Transport;
+    use crate::domain::balance::backend::Transport;
 
     fn forwarding(trusted: &[&str]) -> ForwardingRules {
         ForwardingRules {

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     actors::session::SessionPermit,
-    domain::balance::lease::Backend,
+    domain::balance::backend::Backend,
     relay::Io,
     traffic::{
         refusal::Refusal,
@@ -171,7 +171,7 @@ impl Exchange {
                 (UpstreamError::Failed(reason), None, false)
             }
             Ok(Ok(answer)) => {
-                self.permit.lease.answered();
+                self.permit.lease.record_answer();
                 let (response, incoming) = answer.into_parts();
                 let address = self.permit.lease.backend().address.clone();
                 let connection = self.reuse.map(|idle| (idle, address, self.sender));

@@ -46,7 +46,7 @@ use super::{
     worker::{Worker, WorkerState},
 };
 use crate::{
-    domain::balance::lease::Backend,
+    domain::balance::backend::Backend,
     net::{ClientStream, write_timeout::WriteTimeout},
 };
 

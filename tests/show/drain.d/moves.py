@@ -25,7 +25,7 @@ from evidence.sessions import (
 PODS = 4
 EVEN = 0.2  # tolerance for the closes of each second
 POLLED = 'poll_interval = "100ms"\ncold_time = "0s"\n'
-REASON = "an operator drains it"
+REASON = "requested by an operator"
 QUIET = 1  # seconds in which nothing may happen
 
 

@@ -1,44 +1,27 @@
-use std::collections::HashMap;
+use std::{collections::HashMap, num::NonZeroU32, time::Duration};
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::domain::balance::lease::Transport;
-
-const SETTINGS: PoolSettings = PoolSettings {
-    strategy: super::Strategy::LeastConnections,
-    replicas: 1,
-    stale_after: Duration::from_secs(30),
-    max_sessions: None,
-    max_sessions_per_pod: None,
-    health: HealthSettings {
-        eject_after: 3,
-        eject_time: Duration::from_secs(30),
-        eject_time_max: Duration::from_secs(600),
-        cold_time: Duration::from_secs(5),
+use crate::domain::{
+    balance::{
+        affinity, lease::Load, pick_cache::Totals, settings::Capacity, snapshot::BackendState,
     },
-    grace: Duration::from_secs(60),
-    affinity_key: None,
-    shares: BTreeMap::new(),
+    fixtures,
 };
 
 fn pool(size: usize) -> Pool {
-    let backends = (0..size).map(|index| Backend {
-        service: "default".into(),
-        url: format!("http://pod-{index}:3001"),
-        address: format!("pod-{index}:3001"),
-        transport: Transport::Tcp,
-    });
-    Pool::new(backends, SETTINGS, 7)
+    let backends = (0..size).map(|index| fixtures::backend(&format!("pod-{index}:3001")));
+    Pool::new(backends, PoolSettings::default(), 7)
 }
 
 fn report(connections: u64) -> Result<Report, ReportError> {
-    Ok(Report { connections: Some(connections), ..Report::default() })
+    Ok(fixtures::report(connections))
 }
 
 fn poll_all(pool: &mut Pool, now: Instant, answer: impl Fn(usize) -> Result<Report, ReportError>) {
     for (index, target) in pool.poll_targets().into_iter().enumerate() {
-        let poll = target.begin(now);
+        let poll = target.start_poll(now);
         pool.record(poll, answer(index), now);
     }
 }
@@ -57,7 +40,7 @@ fn counts(leases: &[Lease]) -> HashMap<String, usize> {
 }
 
 #[test]
-fn the_least_loaded_by_report_gets_the_next() {
+fn the_pod_with_the_smallest_report_is_picked() {
     let now = Instant::now();
     let mut pool = pool(3);
     poll_all(&mut pool, now, |index| report([5, 2, 9][index]));
@@ -68,7 +51,7 @@ fn the_least_loaded_by_report_gets_the_next() {
 }
 
 #[test]
-fn own_counts_decide_before_the_first_report() {
+fn own_counts_are_used_before_the_first_report() {
     let now = Instant::now();
     let mut pool = pool(4);
     let leases: Vec<Lease> = (0..40).map(|_| open(&mut pool, now)).collect();
@@ -76,7 +59,7 @@ fn own_counts_decide_before_the_first_report() {
 }
 
 #[test]
-fn ties_fall_everywhere() {
+fn equal_pods_are_picked_equally_often() {
     let now = Instant::now();
     let mut pool = pool(5);
     let mut chosen = HashMap::new();
@@ -96,7 +79,7 @@ fn ties_fall_everywhere() {
 }
 
 #[test]
-fn tried_backends_are_not_given_again() {
+fn tried_backends_are_not_picked_again() {
     let now = Instant::now();
     let mut pool = pool(2);
     let first = pool.pick(Purpose::Session, &[], Preference::None, now).unwrap();
@@ -109,23 +92,25 @@ fn tried_backends_are_not_given_again() {
         NoBackend::AllTried
     );
     assert_eq!(
-        Pool::new([], SETTINGS, 1).pick(Purpose::Session, &[], Preference::None, now).unwrap_err(),
+        Pool::new([], PoolSettings::default(), 1)
+            .pick(Purpose::Session, &[], Preference::None, now)
+            .unwrap_err(),
         NoBackend::Empty
     );
 }
 
 #[test]
-fn a_preferred_backend_is_given_while_it_has_room_and_has_not_failed() {
+fn the_preferred_backend_is_picked_unless_it_is_full_or_was_tried() {
     let now = Instant::now();
     let mut pool = pool(3);
     let key = affinity::Key::random();
     let settings = PoolSettings {
         affinity_key: Some(key.clone()),
         max_sessions_per_pod: NonZeroU32::new(9),
-        ..SETTINGS
+        ..PoolSettings::default()
     };
     let backends: Vec<Backend> =
-        pool.entries.drain(..).map(|entry| (*entry.backend).clone()).collect();
+        pool.members.drain(..).map(|member| (*member.backend).clone()).collect();
     let wanted = backends[1].clone();
     let mut pool = Pool::new(backends, settings, 7);
     poll_all(&mut pool, now, |index| report([0, 6, 0][index]));
@@ -134,14 +119,15 @@ fn a_preferred_backend_is_given_while_it_has_room_and_has_not_failed() {
         *pool.pick(Purpose::Session, &[], *hash, now).expect("a backend").backend().as_ref()
             == wanted
     });
-    for preference in
-        [Preference::Tag(key.tag("default", &wanted.address)), hash.expect("one of many")]
-    {
+    for preference in [
+        Preference::Tag(key.tag("default", &wanted.address)),
+        hash.expect("a hash that prefers the wanted backend"),
+    ] {
         let mut pick =
             |tried: &[Arc<Backend>]| pool.pick(Purpose::Session, tried, preference, now).unwrap();
         let first = pick(&[]);
         assert_eq!(**first.backend(), wanted);
-        assert_ne!(**pick(&[first.backend().clone()]).backend(), wanted, "it has failed");
+        assert_ne!(**pick(&[first.backend().clone()]).backend(), wanted, "it was tried");
         let held = [pick(&[]), pick(&[])];
         assert!(held.iter().all(|lease| **lease.backend() == wanted));
         assert_ne!(**pick(&[]).backend(), wanted, "it is full");
@@ -151,7 +137,7 @@ fn a_preferred_backend_is_given_while_it_has_room_and_has_not_failed() {
 }
 
 #[test]
-fn full_backends_are_passed_over() {
+fn full_backends_are_skipped() {
     let now = Instant::now();
     let mut pool = pool(2);
     pool.settings.max_sessions_per_pod = NonZeroU32::new(3);
@@ -166,7 +152,7 @@ fn full_backends_are_passed_over() {
     assert!(pool.pick(Purpose::Session, &[], Preference::None, now).is_ok());
 }
 
-/// Arrivals of one second, told apart by backend.
+/// Opens `count` sessions within one second. Returns the number on each backend.
 fn arrive(pool: &mut Pool, start: Instant, count: u64) -> HashMap<String, usize> {
     let leases: Vec<Lease> = (0..count)
         .map(|arrival| open(pool, start + Duration::from_millis(arrival * 1_000 / count)))
@@ -176,9 +162,9 @@ fn arrive(pool: &mut Pool, start: Instant, count: u64) -> HashMap<String, usize>
     counts
 }
 
-/// For each of ours comes one of others, to each pod in turn. One pod is asked after the other.
+/// With each session of ours comes an unseen one, on each pod in turn. Pods are polled in turn.
 #[test]
-fn others_clients_do_not_make_those_asked_longest_ago_look_emptiest() {
+fn unseen_sessions_do_not_make_the_pod_polled_longest_ago_look_emptiest() {
     let now = Instant::now();
     let mut pool = pool(4);
     let mut leases = Vec::new();
@@ -188,7 +174,7 @@ fn others_clients_do_not_make_those_asked_longest_ago_look_emptiest() {
     for arrival in 0..1_600 {
         if arrival % 25 == 0 {
             let asked = arrival / 25 % 4;
-            let poll = pool.poll_targets()[asked].begin(now);
+            let poll = pool.poll_targets()[asked].start_poll(now);
             pool.record(poll, report(held[asked]), now);
         }
         leases.push(open(&mut pool, now));
@@ -205,44 +191,51 @@ fn others_clients_do_not_make_those_asked_longest_ago_look_emptiest() {
 }
 
 #[test]
-fn an_ejected_backend_gets_nothing_while_there_is_another() {
+fn an_ejected_backend_is_picked_only_if_there_is_no_other() {
     let now = Instant::now();
     let mut pool = pool(2);
     for _ in 0..3 {
         let lease = pool.pick(Purpose::Session, &[], Preference::Hash(7), now).unwrap();
-        lease.failed("refused".to_owned());
+        lease.record_failure("refused".to_owned());
     }
-    let [News::Ejected { backend: out, reason, .. }] = &pool.take_news()[..] else {
+    let [PoolEvent::Ejected { backend: out, reason, .. }] = &pool.take_events()[..] else {
         let lease = pool.pick(Purpose::Session, &[], Preference::Hash(7), now).unwrap();
-        let news = pool.take_news();
-        assert!(matches!(&news[..], [News::Ejected { .. }]), "{news:?}");
-        assert!(pool.snapshot(now).iter().any(|entry| entry.state == State::Ejected));
+        let events = pool.take_events();
+        assert!(matches!(&events[..], [PoolEvent::Ejected { .. }]), "{events:?}");
+        assert!(pool.snapshot(now).iter().any(|pod| pod.state == BackendState::Ejected));
         let other = lease.backend().url.clone();
         assert_eq!(arrive(&mut pool, now, 50), HashMap::from([(other.clone(), 50)]));
-        // With the other one gone too, it is better than nobody.
+        // Without the other one, the ejected one is picked.
         let tried = [lease.backend().clone()];
         let last = pool.pick(Purpose::Session, &tried, Preference::None, now).unwrap();
         assert_ne!(last.backend().url, other);
         return;
     };
-    panic!("{out:?} was judged before the next pick: {reason}");
+    panic!("{out:?} was ejected before the next pick: {reason}");
 }
 
 #[test]
-fn when_all_are_ejected_they_are_tried_all_the_same() {
+fn if_all_backends_are_ejected_they_are_picked_anyway() {
     let now = Instant::now();
     let mut pool = pool(2);
     for _ in 0..20 {
         let lease = pool.pick(Purpose::Session, &[], Preference::None, now).unwrap();
-        lease.failed("refused".to_owned());
+        lease.record_failure("refused".to_owned());
     }
-    let news = pool.take_news();
-    assert_eq!(news.iter().filter(|news| **news == News::FailsOpen).count(), 1, "{news:?}");
-    assert!(pool.snapshot(now).iter().all(|entry| entry.state == State::Ejected));
+    let events = pool.take_events();
+    assert_eq!(
+        events
+            .iter()
+            .filter(|event| **event == PoolEvent::AllEjected { service: "default".to_owned() })
+            .count(),
+        1,
+        "{events:?}"
+    );
+    assert!(pool.snapshot(now).iter().all(|pod| pod.state == BackendState::Ejected));
 }
 
 #[test]
-fn a_newcomer_fills_first_but_slowly_at_first() {
+fn a_new_backend_gets_a_limited_share_while_cold_and_then_all_arrivals() {
     let start = Instant::now();
     let mut pool = pool(9);
     for second in 0..10 {
@@ -250,34 +243,34 @@ fn a_newcomer_fills_first_but_slowly_at_first() {
     }
     let later = start + Duration::from_secs(10);
     let mut backends: Vec<Backend> =
-        pool.snapshot(later).iter().map(|entry| (*entry.backend).clone()).collect();
+        pool.snapshot(later).iter().map(|pod| (*pod.backend).clone()).collect();
     let url = "http://new:3001".to_owned();
     backends.push(Backend { url: url.clone(), address: "new:3001".into(), ..backends[0].clone() });
     pool.set_backends(backends, later);
-    assert_eq!(pool.snapshot(later)[9].state, State::Cold);
+    assert_eq!(pool.snapshot(later)[9].state, BackendState::Cold);
     let first = arrive(&mut pool, later, 1_000)[&url];
-    assert!((250..=400).contains(&first), "three tenths of 1,000, not {first}");
+    assert!((250..=400).contains(&first), "about three tenths of 1,000, not {first}");
     let warm = later + Duration::from_secs(6);
-    assert_eq!(arrive(&mut pool, warm, 500)[&url], 500, "all of it once it is warm");
+    assert_eq!(arrive(&mut pool, warm, 500)[&url], 500, "all arrivals once it is warm");
 }
 
 #[test]
-fn backends_that_leave_drain_and_are_as_they_were_when_they_come_back() {
+fn backends_that_leave_drain_and_keep_their_state_if_they_come_back() {
     let now = Instant::now();
     let mut pool = pool(2);
     let backends: Vec<Backend> =
-        pool.snapshot(now).iter().map(|entry| (*entry.backend).clone()).collect();
+        pool.snapshot(now).iter().map(|pod| (*pod.backend).clone()).collect();
     let held: Vec<Lease> = (0..10).map(|_| open(&mut pool, now)).collect();
     pool.set_backends(vec![backends[0].clone()], now);
-    assert_eq!(pool.snapshot(now)[1].state, State::Draining);
+    assert_eq!(pool.snapshot(now)[1].state, BackendState::Draining);
     assert_eq!(arrive(&mut pool, now, 5).len(), 1);
     pool.set_backends(backends.clone(), now + Duration::from_secs(30));
     let back = &pool.snapshot(now + Duration::from_secs(30))[1];
-    assert_eq!((back.state, back.load.open), (State::Unknown, 5), "not cold, and counted");
+    assert_eq!((back.state, back.load.open), (BackendState::Unknown, 5), "not cold, and counted");
 
     pool.set_backends(vec![backends[0].clone()], now + Duration::from_secs(40));
     pool.set_backends(vec![backends[0].clone()], now + Duration::from_secs(110));
-    assert_eq!(pool.snapshot(now).len(), 2, "it is remembered while it has sessions");
+    assert_eq!(pool.snapshot(now).len(), 2, "it is kept while it has sessions");
     drop(held);
     pool.set_backends(vec![backends[0].clone()], now + Duration::from_secs(111));
     assert_eq!(pool.snapshot(now).len(), 1);
@@ -287,7 +280,7 @@ fn backends_that_leave_drain_and_are_as_they_were_when_they_come_back() {
 }
 
 #[test]
-fn weights_caps_and_draining_are_the_pods_own_words() {
+fn reported_weights_limits_and_draining_apply() {
     let now = Instant::now();
     let mut pool = pool(4);
     poll_all(&mut pool, now, |index| {
@@ -302,21 +295,24 @@ fn weights_caps_and_draining_are_the_pods_own_words() {
     let counts = arrive(&mut pool, now, 42);
     let count = |index: usize| *counts.get(&format!("http://pod-{index}:3001")).unwrap_or(&0);
     assert_eq!([count(0), count(1), count(2), count(3)], [30, 10, 2, 0]);
-    let states: Vec<State> = pool.snapshot(now).iter().map(|entry| entry.state).collect();
-    assert_eq!(states, [State::Up, State::Up, State::Full, State::Draining]);
+    let states: Vec<BackendState> = pool.snapshot(now).iter().map(|pod| pod.state).collect();
+    assert_eq!(
+        states,
+        [BackendState::Up, BackendState::Up, BackendState::Full, BackendState::Draining]
+    );
 }
 
 #[test]
-fn configured_sizes_count_before_the_first_report_and_with_it() {
+fn configured_capacities_apply_before_and_after_the_first_report() {
     let now = Instant::now();
-    let share = |weight, max_connections| Share { weight, max_connections };
-    let sizes = [("pod-0:3001", share(3.0, None)), ("pod-2:3001", share(1.0, Some(2)))];
-    let shares = sizes.map(|(address, share)| (address.to_owned(), share)).into();
-    let backends = pool(4).entries.into_iter().map(|entry| (*entry.backend).clone());
-    let mut pool = Pool::new(backends, PoolSettings { shares, ..SETTINGS }, 7);
+    let capacity = |weight, max_connections| Capacity { weight, max_connections };
+    let sizes = [("pod-0:3001", capacity(3.0, None)), ("pod-2:3001", capacity(1.0, Some(2)))];
+    let capacities = sizes.map(|(address, capacity)| (address.to_owned(), capacity)).into();
+    let backends = pool(4).members.into_iter().map(|member| (*member.backend).clone());
+    let mut pool = Pool::new(backends, PoolSettings { capacities, ..PoolSettings::default() }, 7);
     let held: Vec<Lease> = (0..42).map(|_| open(&mut pool, now)).collect();
     let opens = |pool: &mut Pool| -> Vec<u32> {
-        pool.snapshot(now).iter().map(|entry| entry.load.open).collect()
+        pool.snapshot(now).iter().map(|pod| pod.load.open).collect()
     };
     assert_eq!(opens(&mut pool), [24, 8, 2, 8]);
     drop(held);
@@ -329,22 +325,25 @@ fn configured_sizes_count_before_the_first_report_and_with_it() {
 }
 
 #[test]
-fn what_was_interrupted_anywhere_is_whole_once_mended() {
+fn a_corrupted_cache_is_repaired_by_invalidating_it() {
     let now = Instant::now();
     let mut pool = pool(4);
     poll_all(&mut pool, now, |_| report(0));
     let _held = open(&mut pool, now);
-    pool.glances.truncate(2);
-    (pool.there, pool.weights) = (0, 0.0);
+    pool.cache.backends.truncate(2);
+    pool.cache.totals = Totals::default();
     pool.candidates = Candidates::default();
-    pool.mend();
+    pool.invalidate_cache();
     let leases: Vec<Lease> = (0..39).map(|_| open(&mut pool, now)).collect();
     assert_eq!(counts(&leases).len(), 4, "{:?}", counts(&leases));
-    assert!(counts(&leases).values().all(|count| [9, 10].contains(count)), "as if nothing was");
+    assert!(
+        counts(&leases).values().all(|count| [9, 10].contains(count)),
+        "sessions are spread as before"
+    );
 }
 
 #[test]
-fn requests_are_no_connections_and_yet_spread() {
+fn plain_requests_are_spread_but_count_in_no_estimate_or_limit() {
     let now = Instant::now();
     let mut pool = pool(3);
     pool.settings.max_sessions = NonZeroU32::new(3);
@@ -354,13 +353,13 @@ fn requests_are_no_connections_and_yet_spread() {
     let requests: Vec<Lease> = (0..9).map(|_| request()).collect();
     assert!(counts(&requests).values().all(|count| *count == 3), "{:?}", counts(&requests));
     let snapshot = pool.snapshot(now);
-    assert!(snapshot.iter().all(|entry| entry.estimate == 1), "{snapshot:?}");
+    assert!(snapshot.iter().all(|pod| pod.estimate == 1), "{snapshot:?}");
     drop(sessions);
     assert!(pool.pick(Purpose::Session, &[], Preference::None, now).is_ok());
 }
 
 #[test]
-fn the_service_has_a_limit_of_its_own() {
+fn max_sessions_limits_the_whole_service() {
     let now = Instant::now();
     let mut pool = pool(3);
     pool.settings.max_sessions = NonZeroU32::new(4);
@@ -376,156 +375,158 @@ fn the_service_has_a_limit_of_its_own() {
 }
 
 #[test]
-fn an_unreadable_answer_makes_the_count_unknown_and_no_favourite() {
+fn an_unreadable_answer_makes_the_count_unknown_but_not_zero() {
     let now = Instant::now();
     let mut pool = pool(2);
     let held: Vec<Lease> = (0..6).map(|_| open(&mut pool, now)).collect();
     poll_all(&mut pool, now, |index| [report(4), Err(ReportError::Status(503))][index].clone());
     let snapshot = pool.snapshot(now);
-    assert_eq!((snapshot[0].state, snapshot[0].estimate), (State::Up, 4));
-    assert_eq!((snapshot[1].state, snapshot[1].estimate), (State::Unknown, 3));
+    assert_eq!((snapshot[0].state, snapshot[0].estimate), (BackendState::Up, 4));
+    assert_eq!((snapshot[1].state, snapshot[1].estimate), (BackendState::Unknown, 3));
     drop(held);
 }
 
 #[test]
-fn no_answer_leaves_the_last_report_until_it_is_stale() {
+fn without_an_answer_the_last_report_is_used_until_it_is_stale() {
     let start = Instant::now();
     let mut pool = pool(1);
     poll_all(&mut pool, start, |_| report(12));
     let later = start + Duration::from_secs(20);
     poll_all(&mut pool, later, |_| Err(ReportError::Unreachable("refused".into())));
     let snapshot = &pool.snapshot(later)[0];
-    assert_eq!((snapshot.state, snapshot.estimate), (State::Up, 12));
+    assert_eq!((snapshot.state, snapshot.estimate), (BackendState::Up, 12));
     assert!(snapshot.error.is_some());
     let snapshot = &pool.snapshot(start + Duration::from_secs(31))[0];
-    assert_eq!((snapshot.state, snapshot.estimate), (State::Stale, 0));
+    assert_eq!((snapshot.state, snapshot.estimate), (BackendState::Stale, 0));
 }
 
 #[test]
-fn an_overtaken_answer_is_dropped() {
+fn an_answer_is_dropped_after_that_of_a_later_poll() {
     let start = Instant::now();
     let mut pool = pool(1);
     let target = pool.poll_targets().remove(0);
-    let slow = target.begin(start);
-    let quick = target.begin(start + Duration::from_secs(1));
+    let slow = target.start_poll(start);
+    let quick = target.start_poll(start + Duration::from_secs(1));
     pool.record(quick, report(8), start + Duration::from_secs(1));
     pool.record(slow, report(1), start + Duration::from_secs(2));
     assert_eq!(pool.snapshot(start)[0].estimate, 8);
 }
 
 #[test]
-fn an_operators_drain_survives_reports_and_absences_and_ends_with_his_word() {
+fn an_operators_drain_survives_reports_and_absences_until_the_operator_ends_it() {
     let now = Instant::now();
     let mut pool = pool(2);
-    let [first, second] = [0, 1].map(|at: usize| pool.entries[at].backend.clone());
+    let [first, second] = [0, 1].map(|at: usize| pool.members[at].backend.clone());
     let all = vec![(*first).clone(), (*second).clone()];
     let held: Vec<Lease> = (0..4).map(|_| open(&mut pool, now)).collect();
-    assert_eq!(pool.drain(Some("nobody:80"), true), []);
-    assert_eq!(pool.drain(Some(&second.address), true), std::slice::from_ref(&second));
-    let reason = "an operator drains it";
-    assert_eq!(pool.take_news(), [News::Drains { backend: second.clone(), reason }]);
+    assert_eq!(pool.set_operator_drain(Some("nobody:80"), true), []);
+    assert_eq!(pool.set_operator_drain(Some(&second.address), true), std::slice::from_ref(&second));
+    let reason = "requested by an operator";
+    assert_eq!(pool.take_events(), [PoolEvent::DrainStarted { backend: second.clone(), reason }]);
     let drains = |pool: &mut Pool| {
         let of_second = &pool.snapshot(now)[1];
-        of_second.state == State::Draining && of_second.reason.as_deref() == Some(reason)
+        of_second.state == BackendState::Draining && of_second.reason.as_deref() == Some(reason)
     };
     poll_all(&mut pool, now, |_| report(0));
-    assert!(drains(&mut pool), "reports say nothing against it");
+    assert!(drains(&mut pool), "a report does not end the drain");
     assert_eq!(counts(&[open(&mut pool, now)]).keys().next(), Some(&first.url));
     pool.set_backends(vec![(*first).clone()], now);
     pool.set_backends(all.clone(), now);
-    assert!(drains(&mut pool), "it has been away");
-    assert_eq!(pool.take_news(), [], "nothing changed by all that");
-    pool.drain(Some(&second.address), false);
-    assert_eq!(pool.take_news(), [News::DrainsNoMore { backend: second }]);
-    assert_eq!(pool.snapshot(now)[1].state, State::Up);
+    assert!(drains(&mut pool), "an absence does not end the drain");
+    assert_eq!(pool.take_events(), [], "none of that is an event");
+    pool.set_operator_drain(Some(&second.address), false);
+    assert_eq!(pool.take_events(), [PoolEvent::DrainEnded { backend: second }]);
+    assert_eq!(pool.snapshot(now)[1].state, BackendState::Up);
     drop(held);
 }
 
 #[test]
-fn a_service_that_drains_does_so_with_pods_that_are_yet_to_come() {
+fn a_drained_service_includes_pods_that_join_later() {
     let now = Instant::now();
     let mut pool = pool(1);
-    let known = (*pool.entries[0].backend).clone();
+    let known = (*pool.members[0].backend).clone();
     let late = Backend { address: "late:80".into(), ..known.clone() };
-    assert_eq!(pool.drain(None, true).len(), 1);
+    assert_eq!(pool.set_operator_drain(None, true).len(), 1);
     pool.set_backends(vec![known, late], now);
     let pick = |pool: &mut Pool| pool.pick(Purpose::Session, &[], Preference::None, now);
     assert_eq!(pick(&mut pool).unwrap_err(), NoBackend::AllDraining);
-    assert_eq!(pool.drain(None, false).len(), 2);
+    assert_eq!(pool.set_operator_drain(None, false).len(), 2);
     assert!(pick(&mut pool).is_ok());
 }
 
 #[test]
-fn it_is_told_when_pods_begin_and_cease_to_drain_by_their_own_word_or_by_leaving() {
+fn pods_that_start_or_stop_draining_cause_one_event_each() {
     let now = Instant::now();
     let mut pool = pool(2);
     let backends: Vec<Arc<Backend>> =
-        pool.entries.iter().map(|entry| entry.backend.clone()).collect();
-    let said = |draining, down: Option<&str>| {
+        pool.members.iter().map(|member| member.backend.clone()).collect();
+    let reported = |draining, down: Option<&str>| {
         let down = down.map(ToOwned::to_owned);
         Ok(Report { draining, down, ..Report::default() })
     };
     let backend = backends[0].clone();
     let polled = |pool: &mut Pool, answer: Result<Report, ReportError>| {
-        let poll = pool.poll_targets()[0].begin(now);
+        let poll = pool.poll_targets()[0].start_poll(now);
         pool.record(poll, answer, now);
-        pool.take_news()
+        pool.take_events()
     };
-    let drains = News::Drains { backend: backend.clone(), reason: "it says so" };
-    assert_eq!(polled(&mut pool, said(Some(true), None)), [drains]);
-    assert_eq!(polled(&mut pool, said(Some(true), None)), []);
-    let no_more = News::DrainsNoMore { backend: backend.clone() };
-    assert_eq!(polled(&mut pool, said(None, None)), [no_more]);
-    let down = News::Down { backend: backend.clone(), reason: "disk".into() };
-    assert_eq!(polled(&mut pool, said(None, Some("disk"))), [down]);
-    assert_eq!(polled(&mut pool, said(None, Some("disk"))), []);
+    let drains =
+        PoolEvent::DrainStarted { backend: backend.clone(), reason: "requested by the pod" };
+    assert_eq!(polled(&mut pool, reported(Some(true), None)), [drains]);
+    assert_eq!(polled(&mut pool, reported(Some(true), None)), []);
+    let ended = PoolEvent::DrainEnded { backend: backend.clone() };
+    assert_eq!(polled(&mut pool, reported(None, None)), [ended]);
+    let down = PoolEvent::ReportedDown { backend: backend.clone(), reason: "disk".into() };
+    assert_eq!(polled(&mut pool, reported(None, Some("disk"))), [down]);
+    assert_eq!(polled(&mut pool, reported(None, Some("disk"))), []);
     pool.set_backends(vec![(*backends[1]).clone()], now);
-    let reason = "it is not among the service's pods any more";
-    assert_eq!(pool.take_news(), [News::Drains { backend: backend.clone(), reason }]);
-    pool.forget(now + Duration::from_secs(61));
-    assert_eq!(pool.take_news(), [News::Forgotten { backend }]);
+    let reason = "no longer among the service's pods";
+    assert_eq!(pool.take_events(), [PoolEvent::DrainStarted { backend: backend.clone(), reason }]);
+    pool.remove_expired(now + Duration::from_secs(61));
+    assert_eq!(pool.take_events(), [PoolEvent::Removed { backend }]);
 }
 
 proptest! {
-    /// No unusable pod is picked while a usable one exists, whatever happens, and in the end
-    /// nothing is left on any gauge.
+    /// An unusable pod is never picked while a usable one exists, and in the end all gauges are
+    /// empty.
     #[test]
-    fn usable_backends_come_first(steps in prop::collection::vec((0u8..8, 0usize..5, any::<prop::sample::Index>()), 1..200)) {
+    fn usable_backends_are_picked_first(steps in prop::collection::vec((0u8..8, 0usize..5, any::<prop::sample::Index>()), 1..200)) {
         let start = Instant::now();
         let mut now = start;
         let mut pool = pool(5);
         let all: Vec<Backend> =
-            pool.snapshot(now).iter().map(|entry| (*entry.backend).clone()).collect();
+            pool.snapshot(now).iter().map(|pod| (*pod.backend).clone()).collect();
         let mut there = all.clone();
         let mut leases: Vec<Lease> = Vec::new();
         for (step, pod, index) in steps {
             match step {
                 0..=2 => {
                     let before = pool.snapshot(now);
-                    let usable = |entry: &BackendSnapshot| !matches!(
-                        entry.state, State::Draining | State::Full | State::Ejected);
-                    // Judging is part of picking: what is due is judged first.
+                    let usable = |pod: &BackendSnapshot| !matches!(
+                        pod.state, BackendState::Draining | BackendState::Full | BackendState::Ejected);
+                    // A pick evaluates new failures first, and so may change states.
                     let picked = pool.pick(Purpose::Session, &[], Preference::None, now);
                     let after = pool.snapshot(now);
                     match picked {
                         Ok(mut lease) => {
                             let state = |list: &[BackendSnapshot]| list.iter()
-                                .find(|entry| entry.backend == *lease.backend())
+                                .find(|pod| pod.backend == *lease.backend())
                                 .map(usable).unwrap();
-                            let others = after.iter().any(|entry| {
-                                entry.backend != *lease.backend() && usable(entry)
-                                    && before.iter().any(|known| known.backend == entry.backend && usable(known))
+                            let others = after.iter().any(|pod| {
+                                pod.backend != *lease.backend() && usable(pod)
+                                    && before.iter().any(|known| known.backend == pod.backend && usable(known))
                             });
                             prop_assert!(state(&before) || state(&after) || !others);
-                            let seen = pool.entries.iter().zip(&pool.glances);
-                            for (entry, glance) in seen.filter(|(_, glance)| glance.calm.is_some()) {
-                                let quick = glance.holding.estimate(glance.gauge.load());
-                                prop_assert_eq!(quick, entry.estimate(&pool.settings, now));
+                            for (member, cached) in pool.members.iter().zip(&pool.cache.backends) {
+                                if cached.healthy_at.is_some() {
+                                    let quick = cached.estimator.estimate(cached.gauge.load());
+                                    prop_assert_eq!(quick, member.estimate(&pool.settings, now));
+                                }
                             }
                             match step {
                                 0 => { lease.establish(); leases.push(lease); }
-                                1 => lease.failed("refused".to_owned()),
-                                _ => { lease.establish(); lease.died_early(); }
+                                1 => lease.record_failure("refused".to_owned()),
+                                _ => { lease.establish(); lease.record_early_death(); }
                             }
                         }
                         Err(_) => prop_assert!(!before.iter().any(usable)),
@@ -538,7 +539,7 @@ proptest! {
                         Ok(Report { draining: Some(true), ..Report::default() }),
                         Ok(Report { max_connections: Some(0), ..Report::default() })][pod].clone();
                     let target = pool.poll_targets().remove(index.index(pool.poll_targets().len()));
-                    pool.record(target.begin(now), result, now);
+                    pool.record(target.start_poll(now), result, now);
                 }
                 5 => {
                     let changed = all[pod].clone();
@@ -554,16 +555,17 @@ proptest! {
                 _ => {}
             }
         }
-        let open: u32 = pool.snapshot(now).iter().map(|entry| entry.load.open).sum();
+        let open: u32 = pool.snapshot(now).iter().map(|pod| pod.load.open).sum();
         prop_assert_eq!(open as usize, leases.len());
         drop(leases);
-        let loads: Vec<Load> = pool.snapshot(now).iter().map(|entry| entry.load).collect();
+        let loads: Vec<Load> = pool.snapshot(now).iter().map(|pod| pod.load).collect();
         prop_assert!(loads.iter().all(|load| *load == Load::default()), "{:?}", loads);
     }
 
-    /// A pod frozen at zero is filled no further than the others, however often it is polled.
+    /// A pod whose report stays zero gets no more sessions than the others, however often it is
+    /// polled.
     #[test]
-    fn frozen_reports_end_level(pods in 2usize..6, arrivals in 1usize..120, every in 1usize..30) {
+    fn pods_with_frozen_reports_are_filled_evenly(pods in 2usize..6, arrivals in 1usize..120, every in 1usize..30) {
         let now = Instant::now();
         let mut pool = pool(pods);
         let mut leases = Vec::new();
