@@ -268,10 +268,10 @@ mod tests {
         }
     }
 
-    const AT_MOST: Duration = Duration::from_secs(30);
+    const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
     async fn change(watch: &mut FileWatch) -> FileChange {
-        tokio::time::timeout(AT_MOST, watch.wait_for_change(None)).await.expect("a change")
+        tokio::time::timeout(TEST_TIMEOUT, watch.wait_for_change(None)).await.expect("a change")
     }
 
     /// Starts a watch and reads the files once.
@@ -386,7 +386,7 @@ mod tests {
         assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
         let (sender, read) = std::sync::mpsc::channel();
         std::thread::spawn(move || sender.send(contents(&[pipe, "/dev/zero".into()])));
-        assert_eq!(read.recv_timeout(AT_MOST), Ok(vec![None, None]));
+        assert_eq!(read.recv_timeout(TEST_TIMEOUT), Ok(vec![None, None]));
     }
 
     /// The settings that name the files were read before, and the files can have changed since.

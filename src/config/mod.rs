@@ -11,6 +11,15 @@
 //!   and [`live`] holds the settings in use.
 //!
 //! Only this module reads the settings of the environment.
+//!
+//! # Adding a setting
+//!
+//! 1. Add the key with its comment to `config/default.toml`, and a row to `docs/configuration.md`.
+//! 2. Add a field to the settings struct that uses it, and the line that reads it.
+//! 3. If it cannot change while the process runs, add the key to `NEEDS_RESTART` in [`diff`].
+//!
+//! Users hold the settings struct, not copies of its fields. `wsbalancer check`, the comparison of
+//! configurations and the search for unknown keys work on the keys, so that they need no change.
 
 pub mod diff;
 mod discovery;
