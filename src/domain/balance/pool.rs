@@ -1,22 +1,28 @@
 //! The backends of one service, and the choice between them.
 
+mod member;
+mod pick_cache;
+mod unseen;
+
 use std::{sync::Arc, time::Instant};
 
 use thiserror::Error;
 
+use self::{
+    member::PoolMember,
+    pick_cache::{CommonTerms, PickCache},
+    unseen::UnseenSessions,
+};
 use super::{
     affinity::Preference,
     backend::Backend,
     events::PoolEvent,
     health::Health,
     lease::{Lease, Purpose},
-    member::PoolMember,
-    pick_cache::{CommonTerms, PickCache},
     poll::{Poll, PollTarget},
     settings::PoolSettings,
     snapshot::BackendSnapshot,
     strategy::{Candidates, Tier},
-    unseen::UnseenSessions,
 };
 use crate::domain::report::{Report, ReportError};
 

@@ -4,7 +4,7 @@
 //! Unlike in HAProxy, each line is complete: a value that it does not contain is unknown, even if an
 //! earlier line contained it.
 
-use super::{
+use super::reader::{
     COUNT, MAX_CONNECTIONS, MAX_REPORT_LEN, MAX_WEIGHT, Reader, Report, ReportError, check_len,
     printable,
 };

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{
+use super::reader::{
     COUNT, MAX_CONNECTIONS, MAX_REPORT_LEN, MAX_WEIGHT, Reader, Report, ReportError, SettingError,
     check_len, shorten,
 };

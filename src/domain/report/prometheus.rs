@@ -6,7 +6,7 @@
 
 use std::{borrow::Cow, fmt, str::FromStr};
 
-use super::{
+use super::reader::{
     COUNT, MAX_CONNECTIONS, Reader, Report, ReportError, SettingError, check_len, printable,
 };
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Reader;
+use super::reader::Reader;
 
 /// What a pod is asked.
 #[derive(Clone, Debug)]

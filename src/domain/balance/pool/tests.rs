@@ -2,11 +2,9 @@ use std::{collections::HashMap, num::NonZeroU32, time::Duration};
 
 use proptest::prelude::*;
 
-use super::*;
+use super::{pick_cache::Totals, *};
 use crate::domain::{
-    balance::{
-        affinity, lease::Load, pick_cache::Totals, settings::Capacity, snapshot::BackendState,
-    },
+    balance::{affinity, lease::Load, settings::Capacity, snapshot::BackendState},
     fixtures,
 };
 

@@ -5,19 +5,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{
-    affinity::{self, Preference, Tag},
-    backend::Backend,
-    estimate::{Estimator, ReportedCount},
-    events::PoolEvent,
-    health::Health,
-    lease::{Gauge, Load, Purpose},
-    poll::Poll,
-    settings::{Capacity, PoolSettings},
-    snapshot::{BackendSnapshot, BackendState},
-    strategy::Tier,
+use crate::domain::{
+    balance::{
+        affinity::{self, Preference, Tag},
+        backend::Backend,
+        estimate::{Estimator, ReportedCount},
+        events::PoolEvent,
+        health::Health,
+        lease::{Gauge, Load, Purpose},
+        poll::Poll,
+        settings::{Capacity, PoolSettings},
+        snapshot::{BackendSnapshot, BackendState},
+        strategy::Tier,
+    },
+    report::{Report, ReportError},
 };
-use crate::domain::report::{Report, ReportError};
 
 /// Weights are kept between this and its reciprocal, so that no pod can report an infinite load.
 const LEAST_WEIGHT: f64 = 1e-6;

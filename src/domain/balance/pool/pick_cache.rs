@@ -7,9 +7,9 @@
 
 use std::{sync::Arc, time::Instant};
 
-use super::{
-    estimate::Estimator, lease::Gauge, member::PoolMember, settings::PoolSettings,
-    strategy::Candidates,
+use super::member::PoolMember;
+use crate::domain::balance::{
+    estimate::Estimator, lease::Gauge, settings::PoolSettings, strategy::Candidates,
 };
 
 /// Adding and subtracting this number rounds an `f64` to a whole number.
