@@ -3,8 +3,8 @@
 import hosts
 from evidence import fleet, scripted
 from evidence.checks import check, say
-from evidence.fleet import balancing, unharmed
-from evidence.metrics_reader import valid
+from evidence.fleet import balancing, check_no_errors
+from evidence.metrics_reader import check_valid
 from evidence.scripted import eventually
 from zone import a
 
@@ -30,7 +30,7 @@ async def show_added_and_removed(server, pods, service):
     server.set(*a(NAME, first.name, second.name))
     async with balancing(service, hosts.QUICK) as balancer:
         await hosts.known(balancer, pods[:2])
-        clients = await fleet.come(balancer, 20, lanes=1)
+        clients = await fleet.connect_many(balancer, 20, lanes=1)
         hosts.even(clients, pods[:2], "20 clients")
         talks = {}
         for name in (first.name, second.name):
@@ -38,10 +38,10 @@ async def show_added_and_removed(server, pods, service):
 
         server.set(*a(NAME, first.name, second.name, third.name))
         await hosts.known(balancer, pods, "added")
-        new = await fleet.come(balancer, 10, lanes=1)
+        new = await fleet.connect_many(balancer, 10, lanes=1)
         check(
-            fleet.spread(new) == {third.name: 10},
-            f"the next 10 clients connect to the new pod: {fleet.spread(new)}",
+            fleet.sessions_by_pod(new) == {third.name: 10},
+            f"the next 10 clients connect to the new pod: {fleet.sessions_by_pod(new)}",
         )
         for name, talk in talks.items():
             await talk.undisturbed(f"{name}, a pod was added")
@@ -51,11 +51,11 @@ async def show_added_and_removed(server, pods, service):
         state = hosts.told(balancer).get(first.address)
         check(state and state["state"] == "draining", f"the removed pod drains: {state}")
         attempts = len(first.attempts)
-        late = await fleet.come(balancer, 20, lanes=1)
-        unharmed(late, "after the removal")
+        late = await fleet.connect_many(balancer, 20, lanes=1)
+        check_no_errors(late, "after the removal")
         hosts.even(late, pods[1:], "none of the next 20 clients goes there")
         check(len(first.attempts) == attempts, "no handshake is sent to it")
-        valid(balancer, "while it drains")
+        check_valid(balancer, "while it drains")
         check(first.sessions == 10, f"its {first.sessions} sessions continue")
         for name, talk in talks.items():
             await talk.undisturbed(f"{name}, {first.name} was removed")
@@ -87,13 +87,13 @@ async def show_order(server, pods, service):
     server.set(*a(NAME, first.name, second.name, third.name))
     async with balancing(service, hosts.QUICK) as balancer:
         await hosts.known(balancer, pods)
-        clients = await fleet.come(balancer, 9, lanes=1)
+        clients = await fleet.connect_many(balancer, 9, lanes=1)
         said = len(balancer.lines)
         asked = server.count("A")
         server.set(*a(NAME, third.name, first.name, second.name), *a(NAME, first.name))
         await eventually(lambda: server.count("A") > asked + 3)
         check(len(balancer.lines) == said, f"nothing is logged: {balancer.lines[said:]}")
-        hosts.even(clients + await fleet.come(balancer, 9, lanes=1), pods, "18 clients")
+        hosts.even(clients + await fleet.connect_many(balancer, 9, lanes=1), pods, "18 clients")
 
 
 async def show_return(server, pods, service):
@@ -107,17 +107,20 @@ async def show_return(server, pods, service):
     server.set(*a(NAME, stays.name, leaves.name))
     async with balancing(service, f"{hosts.QUICK}{OWN_COUNTS}") as balancer:
         await hosts.known(balancer, pods)
-        clients = await fleet.come(balancer, 20, lanes=1)
+        clients = await fleet.connect_many(balancer, 20, lanes=1)
         hosts.even(clients, pods, "20 clients")
         server.set(*a(NAME, stays.name))
         await hosts.known(balancer, [stays], f"{leaves.name} is removed")
-        more = await fleet.come(balancer, 10, lanes=1)
-        check(fleet.spread(more) == {stays.name: 10}, f"10 more: {fleet.spread(more)}")
+        more = await fleet.connect_many(balancer, 10, lanes=1)
+        check(
+            fleet.sessions_by_pod(more) == {stays.name: 10},
+            f"10 more: {fleet.sessions_by_pod(more)}",
+        )
         server.set(*a(NAME, stays.name, leaves.name))
         await hosts.known(balancer, pods, f"{leaves.name} is back")
-        back = await fleet.come(balancer, 20, lanes=1)
+        back = await fleet.connect_many(balancer, 20, lanes=1)
         # If the counts were lost, all 20 would connect to this pod.
-        counts, kept = fleet.spread(back), {stays.name: 5, leaves.name: 15}
+        counts, kept = fleet.sessions_by_pod(back), {stays.name: 5, leaves.name: 15}
         check(
             counts == kept,
             f"its counts are kept: to reach 25 each, 20 clients are distributed as {counts}",
@@ -149,7 +152,7 @@ async def show_grace(server, healthy, grace):
     server.set(*both)
     async with balancing(service, settings) as balancer:
         await hosts.known(balancer, [healthy, sick])
-        unharmed(await fleet.come(balancer, 12, lanes=1), "12 clients")
+        check_no_errors(await fleet.connect_many(balancer, 12, lanes=1), "12 clients")
         state = await eventually(
             lambda: (now := hosts.states(balancer)[sick.address]) == "ejected" and now
         )
@@ -160,7 +163,7 @@ async def show_grace(server, healthy, grace):
             await eventually(lambda asked=asked: server.count("A") > asked + 2)
             say(f"         in the zone: {len(records)}; {hosts.states(balancer)}")
         tried = len(sick.attempts)
-        unharmed(await fleet.come(balancer, 12, lanes=1), "12 clients")
+        check_no_errors(await fleet.connect_many(balancer, 12, lanes=1), "12 clients")
         more = len(sick.attempts) - tried
         if grace == "0s":
             check(more > 0, f"control: its ejection is forgotten, {more} more attempts")

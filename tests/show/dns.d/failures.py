@@ -8,7 +8,7 @@ import hosts
 import zone
 from evidence import fleet
 from evidence.checks import check, say
-from evidence.fleet import arrive, balancing, unharmed
+from evidence.fleet import balancing, check_no_errors, connect_one
 from evidence.scripted import eventually
 from zone import a
 
@@ -51,7 +51,7 @@ async def show_kept(server, pods, service, name, begin, end, seen):
     server.set(*a(NAME, first.name))
     async with balancing(service, hosts.QUICK) as balancer:
         await hosts.known(balancer, [first])
-        clients = await fleet.come(balancer, 5, lanes=1)
+        clients = await fleet.connect_many(balancer, 5, lanes=1)
         talk = hosts.Talk(clients[0])
         said = len(balancer.lines)
         begin()
@@ -66,8 +66,8 @@ async def show_kept(server, pods, service, name, begin, end, seen):
                 f"/balancer-metrics reports it: {lookup}",
             )
             check(hosts.taking(balancer) == {first.address}, f"kept: {hosts.states(balancer)}")
-            more = await fleet.come(balancer, 10, lanes=1)
-            unharmed(more, f"new sessions during {name}")
+            more = await fleet.connect_many(balancer, 10, lanes=1)
+            check_no_errors(more, f"new sessions during {name}")
             await talk.undisturbed(f"during {name}")
         finally:
             end()
@@ -78,8 +78,11 @@ async def show_kept(server, pods, service, name, begin, end, seen):
             lookup["known"] == 2 and "error" not in lookup,
             f"/balancer-metrics reports no failure: {lookup}",
         )
-        later = await fleet.come(balancer, 10, lanes=1)
-        check(fleet.spread(later).get(second.name) == 10, f"10 clients: {fleet.spread(later)}")
+        later = await fleet.connect_many(balancer, 10, lanes=1)
+        check(
+            fleet.sessions_by_pod(later).get(second.name) == 10,
+            f"10 clients: {fleet.sessions_by_pod(later)}",
+        )
         await talk.undisturbed("afterwards")
         say(
             f"         log: {lines + [text for text in balancer.lines[said:] if text not in lines]}"
@@ -122,14 +125,14 @@ async def show_denied(server, pods, service, name, records):
     server.set(*a(NAME, *(pod.name for pod in pods)))
     async with balancing(service, hosts.QUICK) as balancer:
         await hosts.known(balancer, pods)
-        clients = await fleet.come(balancer, 10, lanes=1)
+        clients = await fleet.connect_many(balancer, 10, lanes=1)
         talk = hosts.Talk(clients[0])
         said = len(balancer.lines)
         server.set(*records)
         await hosts.known(balancer, [], "no pod takes new sessions")
         states = hosts.states(balancer)
         check(set(states.values()) == {"draining"} and len(states) == 2, f"they drain: {states}")
-        refused = await arrive(balancer)
+        refused = await connect_one(balancer)
         check(
             refused.status == 503,
             f"a new client: {refused.status} {refused.body.decode().strip()!r}",
@@ -140,7 +143,7 @@ async def show_denied(server, pods, service, name, records):
         check(bool(lines), f"the log reports it: {lines}")
         server.set(*a(NAME, *(pod.name for pod in pods)))
         await hosts.known(balancer, pods, "the records are back")
-        unharmed(await fleet.come(balancer, 10, lanes=1), "afterwards")
+        check_no_errors(await fleet.connect_many(balancer, 10, lanes=1), "afterwards")
         await talk.undisturbed("afterwards")
         await talk.stop()
 
@@ -152,17 +155,17 @@ async def show_late_server(server, pods, service):
     async with balancing(service, hosts.QUICK) as balancer:
         with urllib.request.urlopen(f"http://{balancer.admin}/readyz", timeout=10) as answer:
             check(answer.status == 200, "it is ready nevertheless")
-        client = await arrive(balancer)
+        client = await connect_one(balancer)
         check(client.status == 503, f"a client: {client.status} {client.body.decode().strip()!r}")
         lines = await troubled(balancer, 0)
         check(bool(lines), f"the log reports it: {lines[:1]}")
         server.start()
         await hosts.known(balancer, pods[:1], "the name server starts", 60)
-        unharmed(await fleet.come(balancer, 5, lanes=1), "then")
+        check_no_errors(await fleet.connect_many(balancer, 5, lanes=1), "then")
     server.freeze()
     say("  a balancer that starts and stops while the name server does not answer")
     async with balancing(service, hosts.QUICK) as balancer:
-        client = await arrive(balancer)
+        client = await connect_one(balancer)
         check(client.status == 503, f"a client: {client.status} {client.body.decode().strip()!r}")
     server.thaw()
 
@@ -173,7 +176,7 @@ async def show_misspelt(server, pods, service):
     async with balancing(service, hosts.QUICK) as balancer:
         lines = await troubled(balancer, 0)
         check(bool(lines), f"the log names the host: {lines[:1]}")
-        client = await arrive(balancer)
+        client = await connect_one(balancer)
         check(client.status == 503, f"a client: {client.status} {client.body.decode().strip()!r}")
 
 
@@ -216,6 +219,6 @@ async def show_second_server(server):
     service = hosts.service(server, target, before=[f"127.0.0.1:{zone.free_port()}"])
     async with balancing(service, hosts.QUICK) as balancer:
         await hosts.known(balancer, pods, "the second one is asked", 30)
-        unharmed(await fleet.come(balancer, 5, lanes=1), "then")
+        check_no_errors(await fleet.connect_many(balancer, 5, lanes=1), "then")
         say(f"         log: {[text for text in balancer.lines if NAME in text]}")
     fleet.stop(*pods)

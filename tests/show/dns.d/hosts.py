@@ -20,7 +20,7 @@ cold_time = "0s"
 
 async def start(*hosts, port=None):
     """Starts a pod at each host, all with the same port."""
-    port = port or fleet.common_port(hosts)
+    port = port or fleet.common_free_port(hosts)
     pods = []
     for host in hosts:
         pods.append(await fleet.Pod(host).start(port, host))
@@ -80,7 +80,7 @@ async def gone(balancer, pod):
 
 def even(clients, pods, what):
     """Checks that clients are distributed evenly over these pods only."""
-    counts = fleet.spread(clients)
+    counts = fleet.sessions_by_pod(clients)
     right = (
         set(counts) == {pod.name for pod in pods}
         and max(counts.values()) - min(counts.values()) <= 1

@@ -5,8 +5,8 @@ import asyncio
 import hosts
 from evidence import fleet
 from evidence.checks import check, say
-from evidence.fleet import balancing, unharmed
-from evidence.metrics_reader import valid
+from evidence.fleet import balancing, check_no_errors
+from evidence.metrics_reader import check_valid
 from evidence.scripted import eventually
 from zone import a
 
@@ -38,13 +38,13 @@ async def show_many(server):
         now = server.counts()
         grown = {kind: now.get(kind, 0) - before.get(kind, 0) for kind in ("udp4", "tcp4")}
         check(grown["tcp4"] > 0, f"the query is repeated over TCP: {grown} queries")
-        clients = await fleet.come(balancer, 2 * MANY, lanes=4)
-        unharmed(clients, f"{MANY} pods")
+        clients = await fleet.connect_many(balancer, 2 * MANY, lanes=4)
+        check_no_errors(clients, f"{MANY} pods")
         hosts.even(clients, pods, f"{2 * MANY} clients")
-        valid(balancer, f"{MANY} addresses of one URL")
+        check_valid(balancer, f"{MANY} addresses of one URL")
         server.set(*a(NAME, *names[: MANY // 2]))
         await hosts.known(balancer, pods[: MANY // 2], "half of them leave")
-        more = await fleet.come(balancer, MANY, lanes=4)
+        more = await fleet.connect_many(balancer, MANY, lanes=4)
         hosts.even(more, pods[: MANY // 2], f"{MANY} clients")
         talking = await asyncio.gather(*(client.talks() for client in clients))
         check(all(talking), f"all {len(talking)} earlier sessions echo")
@@ -63,13 +63,16 @@ async def show_families(server):
             six.address in hosts.states(balancer),
             f"addresses as a URL has them: {sorted(hosts.states(balancer))}",
         )
-        clients = await fleet.come(balancer, 10, lanes=1)
+        clients = await fleet.connect_many(balancer, 10, lanes=1)
         hosts.even(clients, pods, "10 clients")
         for left, gone in ((six, four), (four, six)):
             server.set(*a(NAME, left.name))
             await hosts.known(balancer, [left], f"{left.name} only")
-            more = await fleet.come(balancer, 4, lanes=1)
-            check(fleet.spread(more) == {left.name: 4}, f"4 clients: {fleet.spread(more)}")
+            more = await fleet.connect_many(balancer, 4, lanes=1)
+            check(
+                fleet.sessions_by_pod(more) == {left.name: 4},
+                f"4 clients: {fleet.sessions_by_pod(more)}",
+            )
             check(all([await one.talks() for one in clients]), f"sessions on {gone.name} echo, too")
             server.set(*a(NAME, four.name, six.name))
             await hosts.known(balancer, pods, "both")
@@ -83,11 +86,14 @@ async def show_alias(server):
     server.set(f"{NAME} 0 CNAME blue", *a("blue", pods[0].name), *a("green", pods[1].name))
     async with balancing(service, hosts.QUICK) as balancer:
         await hosts.known(balancer, pods[:1], "→ blue")
-        blue = await fleet.come(balancer, 4, lanes=1)
+        blue = await fleet.connect_many(balancer, 4, lanes=1)
         server.set(f"{NAME} 0 CNAME green", *a("blue", pods[0].name), *a("green", pods[1].name))
         await hosts.known(balancer, pods[1:], "→ green")
-        green = await fleet.come(balancer, 4, lanes=1)
-        check(fleet.spread(green) == {pods[1].name: 4}, f"new sessions: {fleet.spread(green)}")
+        green = await fleet.connect_many(balancer, 4, lanes=1)
+        check(
+            fleet.sessions_by_pod(green) == {pods[1].name: 4},
+            f"new sessions: {fleet.sessions_by_pod(green)}",
+        )
         check(all([await one.talks() for one in blue]), "sessions on blue echo")
     fleet.stop(*pods)
 
@@ -114,16 +120,20 @@ async def show_services(server):
     srv(*both, spare)
     async with balancing(hosts.service(server, f"{SERVICE}.test", "srv"), hosts.QUICK) as balancer:
         await hosts.known(balancer, [first, second], "the lowest priority's")
-        clients = await fleet.come(balancer, 10, lanes=1)
+        clients = await fleet.connect_many(balancer, 10, lanes=1)
         hosts.even(clients, [first, second], "10 clients")
         srv(both[0], spare)
         await hosts.known(balancer, [first], "one of them leaves")
-        more = await fleet.come(balancer, 4, lanes=1)
-        check(fleet.spread(more) == {"one": 4}, f"4 clients: {fleet.spread(more)}")
+        more = await fleet.connect_many(balancer, 4, lanes=1)
+        check(
+            fleet.sessions_by_pod(more) == {"one": 4}, f"4 clients: {fleet.sessions_by_pod(more)}"
+        )
         srv(spare)
         await hosts.known(balancer, [third], "only the next priority is left")
-        rest = await fleet.come(balancer, 4, lanes=1)
-        check(fleet.spread(rest) == {"spare": 4}, f"4 clients: {fleet.spread(rest)}")
+        rest = await fleet.connect_many(balancer, 4, lanes=1)
+        check(
+            fleet.sessions_by_pod(rest) == {"spare": 4}, f"4 clients: {fleet.sessions_by_pod(rest)}"
+        )
         check(all([await one.talks() for one in clients + more]), "sessions on the other pods echo")
         srv(*both, spare)
         await hosts.known(balancer, [first, second], "the lowest priority is back")

@@ -21,13 +21,13 @@ async def show(server):
     )
     server.set(*a(NAME, "10.0.0.1", "10.0.0.2", "10.0.0.3"))
     async with balancing([pod], settings) as balancer:
-        clients = await fleet.come(balancer, 4, lanes=1)
+        clients = await fleet.connect_many(balancer, 4, lanes=1)
 
         async def counted(wanted, what):
             found = await eventually(
-                lambda: fleet.entry(balancer, pod)["connections"] == 4 * wanted
+                lambda: fleet.metrics_entry(balancer, pod)["connections"] == 4 * wanted
             )
-            now = fleet.entry(balancer, pod)
+            now = fleet.metrics_entry(balancer, pod)
             check(
                 found,
                 f"{what}: {now['connections']} connections estimated from {now['own']} own "
@@ -52,8 +52,9 @@ async def show(server):
         await counted(1, "none: one at least, this one")
         check(all([await client.talks() for client in clients]), "the sessions echo all the time")
     async with balancing([pod], 'metric_path = "none"\nreplicas = 1\n') as balancer:
-        await fleet.come(balancer, 4, lanes=1)
+        await fleet.connect_many(balancer, 4, lanes=1)
         check(
-            fleet.entry(balancer, pod)["connections"] == 4, "control, replicas = 1: 4 connections"
+            fleet.metrics_entry(balancer, pod)["connections"] == 4,
+            "control, replicas = 1: 4 connections",
         )
     fleet.stop(pod)

@@ -63,7 +63,7 @@ class Server:
 
     def __init__(self, folder):
         self.folder, self.serial, self.program = folder, 0, None
-        self.knotd, self.knotc = install.need("knotd"), install.need("knotc")
+        self.knotd, self.knotc = install.require("knotd"), install.require("knotc")
         port = free_port()
         self.address = f"127.0.0.1:{port}"
         self.file = folder / "knot.conf"

@@ -11,15 +11,15 @@ from evidence.checks import check, say
 from evidence.scripted import eventually
 from evidence.sessions import (
     MOVED,
-    admin,
-    all_ended,
     all_talk,
-    all_told,
-    come,
-    counted,
-    enter,
+    are_undisturbed,
+    call_admin,
+    check_closes,
+    connect,
+    connect_many,
     unevenness,
-    untouched,
+    wait_until_counted,
+    wait_until_ended,
 )
 
 PODS = 4
@@ -47,8 +47,8 @@ async def four(count, settings=""):
     pods = await sessions.start(PODS)
     async with fleet.balancing(pods, f"{POLLED}{settings}") as balancer:
         await eventually(lambda: all("reported" in one for one in balancer.metrics()["services"]))
-        clients = await come(balancer, count)
-        say(f"         by pod: {fleet.spread(clients)}")
+        clients = await connect_many(balancer, count)
+        say(f"         by pod: {fleet.sessions_by_pod(clients)}")
         its = [client for client in clients if client.pod == pods[0].name]
         others = [client for client in clients if client.pod != pods[0].name]
         yield balancer, pods, its, others
@@ -59,7 +59,7 @@ async def operate(balancer, pod, what):
     """Sends an operator's request about a pod and checks the answer. Returns the pod's entry in the
     metrics.
     """
-    status, told = await admin(balancer, "POST", f"/api/backends/{pod.address}/{what}")
+    status, told = await call_admin(balancer, "POST", f"/api/backends/{pod.address}/{what}")
     state = [(one["address"], one["state"], one.get("reason")) for one in told]
     say(f"         POST /api/backends/{pod.address}/{what}: {status} {state}")
     draining = what.startswith("drain")
@@ -67,7 +67,7 @@ async def operate(balancer, pod, what):
     check(
         status == 200 and wanted, f"the pod is {state[0][1]}, and the answer contains no other pod"
     )
-    shown = fleet.entry(balancer, pod)
+    shown = fleet.metrics_entry(balancer, pod)
     check(
         (shown["state"], shown.get("reason")) == state[0][1:],
         f"/balancer-metrics shows the same: {shown['state']}, {shown.get('reason')!r}",
@@ -76,7 +76,7 @@ async def operate(balancer, pod, what):
 
 async def visit(balancer, pod, count=20):
     """Connects new clients. Returns how many of them reached this pod."""
-    return sum(client.pod == pod.name for client in await come(balancer, count))
+    return sum(client.pod == pod.name for client in await connect_many(balancer, count))
 
 
 async def nobody_new(balancer, pod):
@@ -91,8 +91,8 @@ async def somebody_new(balancer, pod):
 
 async def moved_evenly(its, others, pod, seconds):
     """Waits until all sessions of the pod have been closed, and checks when they were."""
-    await all_ended(its, seconds + sessions.LATE)
-    all_told(its, MOVED, "clients of the pod")
+    await wait_until_ended(its, seconds + sessions.PATIENCE)
+    check_closes(its, MOVED, "clients of the pod")
     told = collections.Counter(pod.closes)
     check(told == {(sessions.AWAY, MOVED[1]): len(its)}, f"the pod receives {dict(told)}")
     worst = unevenness(its, seconds)
@@ -103,9 +103,9 @@ async def moved_evenly(its, others, pod, seconds):
 async def stay(clients, whose):
     """Checks that these clients received no Close and that their sessions echo."""
     check(
-        untouched(clients) and await all_talk(clients),
+        are_undisturbed(clients) and await all_talk(clients),
         f"all {len(clients)} {whose} stay and echo: "
-        f"{sum(not untouched([one]) for one in clients)} have been closed",
+        f"{sum(not are_undisturbed([one]) for one in clients)} have been closed",
     )
 
 
@@ -116,7 +116,7 @@ async def show_drain(count, seconds):
     )
     async with four(count) as (balancer, pods, its, others):
         pod = pods[0]
-        status, listed = await admin(balancer, "GET", "/api/sessions")
+        status, listed = await call_admin(balancer, "GET", "/api/sessions")
         by_pod = collections.Counter(one["address"] for one in listed)
         check(
             by_pod == {one.address: one.sessions() for one in pods},
@@ -125,10 +125,10 @@ async def show_drain(count, seconds):
         await operate(balancer, pod, f"drain?over={seconds}s")
         await nobody_new(balancer, pod)
         await moved_evenly(its, others, pod, seconds)
-        await counted(balancer)
+        await wait_until_counted(balancer)
         left = [
             one
-            for one in (await admin(balancer, "GET", "/api/sessions"))[1]
+            for one in (await call_admin(balancer, "GET", "/api/sessions"))[1]
             if one["address"] == pod.address
         ]
         check(not left, f"GET /api/sessions lists {len(left)} of the pod")
@@ -150,7 +150,7 @@ async def show_undrain(count, seconds):
     say(f"an operator drains a pod over {2 * seconds} s, and puts it back after the first closes")
     async with four(count) as (balancer, pods, its, others):
         await operate(balancer, pods[0], f"drain?over={2 * seconds}s")
-        await eventually(lambda: sum(client.ended.done() for client in its) >= 5, sessions.LATE)
+        await eventually(lambda: sum(client.ended.done() for client in its) >= 5, sessions.PATIENCE)
         await operate(balancer, pods[0], "undrain")
         await ends_there(balancer, its, 2 * seconds)
         await stay(others, "of the other pods")
@@ -160,7 +160,7 @@ async def show_undrain(count, seconds):
 async def ends_there(balancer, its, seconds):
     """Checks that moving has stopped, although it would have taken much longer."""
     # The last request stops the moving, so no Close is decided on afterwards.
-    await admin(balancer, "GET", "/api/sessions")
+    await call_admin(balancer, "GET", "/api/sessions")
     talk = await asyncio.gather(*(client.talks() for client in its))
     left = [client for client, talks in zip(its, talk) if talks]
     await asyncio.sleep(QUIET)
@@ -183,7 +183,7 @@ async def show_report(count, seconds):
     say(f"pod_drain_time = {2 * seconds}s, and it reports draining: false after the first closes")
     async with four(count, f'pod_drain_time = "{2 * seconds}s"') as (balancer, pods, its, others):
         await report(balancer, pods[0])
-        await eventually(lambda: sum(client.ended.done() for client in its) >= 5, sessions.LATE)
+        await eventually(lambda: sum(client.ended.done() for client in its) >= 5, sessions.PATIENCE)
         await take_back(balancer, pods[0])
         await ends_there(balancer, its, 2 * seconds)
         await stay(others, "of the other pods")
@@ -196,14 +196,14 @@ async def show_report(count, seconds):
 
 
 async def report(balancer, pod):
-    pod.told = {"draining": True}
-    shown = await fleet.shown(balancer, pod, "draining")
+    pod.extra = {"draining": True}
+    shown = await fleet.wait_for_state(balancer, pod, "draining")
     check(shown["state"] == "draining", f"the pod is {shown['state']}, {shown.get('reason')!r}")
 
 
 async def take_back(balancer, pod):
-    pod.told = {}
-    await eventually(lambda: fleet.entry(balancer, pod)["state"] != "draining")
+    pod.extra = {}
+    await eventually(lambda: fleet.metrics_entry(balancer, pod)["state"] != "draining")
     await somebody_new(balancer, pod)
 
 
@@ -214,12 +214,12 @@ async def show_ejected(on_ejected):
     )
     async with four(40, f'on_ejected = "{on_ejected}"') as (balancer, pods, its, others):
         pods[0].refuse()
-        shown = await fleet.shown(balancer, pods[0], "ejected")
+        shown = await fleet.wait_for_state(balancer, pods[0], "ejected")
         check(shown["state"] == "ejected", f"the pod is {shown['state']}, {shown.get('reason')!r}")
         if on_ejected == "close":
-            await all_ended(its)
-            all_told(its, MOVED, "its clients")
-            back = await enter(balancer.address)
+            await wait_until_ended(its)
+            check_closes(its, MOVED, "its clients")
+            back = await connect(balancer.address)
             balancer.clients.append(back)
             check(
                 back.pod not in (None, pods[0].name), f"a client that reconnects is at {back.pod}"

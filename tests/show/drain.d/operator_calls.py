@@ -11,13 +11,13 @@ from evidence.checks import check, say
 from evidence.sessions import (
     MOVED,
     RESTART,
-    admin,
-    all_ended,
-    all_told,
+    are_undisturbed,
     call,
-    come,
-    enter,
-    untouched,
+    call_admin,
+    check_closes,
+    connect,
+    connect_many,
+    wait_until_ended,
 )
 
 CLOSED = (RESTART, "closed by an operator")
@@ -39,24 +39,24 @@ async def show_one(count):
     say(f"DELETE of one of {count + 1} sessions, the one from {SOURCE}")
     pods = await sessions.start(4)
     async with fleet.balancing(pods) as balancer:
-        others = await come(balancer, count)
-        [chosen] = await come(balancer, 1, source=SOURCE)
-        _, listed = await admin(balancer, "GET", "/api/sessions")
+        others = await connect_many(balancer, count)
+        [chosen] = await connect_many(balancer, 1, source=SOURCE)
+        _, listed = await call_admin(balancer, "GET", "/api/sessions")
         found = [one for one in listed if one["client"] == SOURCE]
         say(f"         GET /api/sessions lists {len(listed)}, of them {found}")
         path = f"/api/sessions/{found[0]['id']}"
-        status, told = await admin(balancer, "DELETE", path)
+        status, told = await call_admin(balancer, "DELETE", path)
         check(status == 200 and told["id"] == found[0]["id"], f"DELETE {path}: {status}")
-        await all_ended([chosen])
-        all_told([chosen], CLOSED, "its client")
+        await wait_until_ended([chosen])
+        check_closes([chosen], CLOSED, "its client")
         closes = [close for pod in pods for close in pod.closes]
         check(closes == [(sessions.AWAY, CLOSED[1])], f"the pods receive {closes}")
         check(
-            untouched(others) and await sessions.all_talk(others),
+            are_undisturbed(others) and await sessions.all_talk(others),
             f"the other {count} stay and echo",
         )
-        await sessions.counted(balancer)
-        status, told = await admin(balancer, "DELETE", path)
+        await sessions.wait_until_counted(balancer)
+        status, told = await call_admin(balancer, "DELETE", path)
         check(status == 404, f"the second time: {status} {told}")
     fleet.stop(*pods)
 
@@ -76,29 +76,32 @@ async def show_service():
         ]
     )
     async with fleet.balancing(text) as balancer:
-        chat, video = await come(balancer, 40, path="/chat"), await come(balancer, 40)
-        status, told = await admin(balancer, "POST", "/api/services/chat/drain")
+        chat, video = (
+            await connect_many(balancer, 40, path="/chat"),
+            await connect_many(balancer, 40),
+        )
+        status, told = await call_admin(balancer, "POST", "/api/services/chat/drain")
         states = {one["address"]: one["state"] for one in told}
         check(
             status == 200 and states == {pod.address: "draining" for pod in pods[:2]},
             f"{status} {states}",
         )
-        refused = await enter(balancer.address, "/chat")
+        refused = await connect(balancer.address, "/chat")
         wait = refused.answer and refused.answer.get("retry-after")
         check(
             refused.status == 503 and wait,
             f"a new client of the service gets {refused.status} with Retry-After: {wait}",
         )
-        await come(balancer, 1)
-        await all_ended(chat)
-        all_told(chat, MOVED, "clients of the service")
+        await connect_many(balancer, 1)
+        await wait_until_ended(chat)
+        check_closes(chat, MOVED, "clients of the service")
         check(
-            untouched(video) and await sessions.all_talk(video),
+            are_undisturbed(video) and await sessions.all_talk(video),
             f"all {len(video)} clients of the other service stay and echo",
         )
-        status, _ = await admin(balancer, "POST", "/api/services/chat/undrain")
+        status, _ = await call_admin(balancer, "POST", "/api/services/chat/undrain")
         check(status == 200, f"undrain: {status}")
-        await come(balancer, 4, path="/chat")
+        await connect_many(balancer, 4, path="/chat")
     fleet.stop(*pods)
 
 
@@ -106,7 +109,7 @@ async def show_errors():
     say("requests for unknown objects, and invalid requests")
     pods = await sessions.start(1)
     async with fleet.balancing(pods) as balancer:
-        [client] = await come(balancer, 1)
+        [client] = await connect_many(balancer, 1)
         drain = f"/api/backends/{pods[0].address}/drain"
         for method, path, wanted in [
             ("POST", "/api/backends/127.0.0.1:1/drain", 404),
@@ -117,7 +120,7 @@ async def show_errors():
             ("POST", f"{drain}?over=-1s", 400),
             ("POST", f"{drain}?over=", 400),
         ]:
-            status, told = await admin(balancer, method, path)
+            status, told = await call_admin(balancer, method, path)
             check(
                 status == wanted and told.get("error"),
                 f"{method} {path}: {status} {told.get('error')!r}",
@@ -127,7 +130,7 @@ async def show_errors():
             status == 200,
             f"on the traffic listener it is forwarded to a pod as any other request: {status}",
         )
-        state = fleet.entry(balancer, pods[0])["state"]
+        state = fleet.metrics_entry(balancer, pods[0])["state"]
         check(
             state != "draining" and await client.talks(),
             f"then the pod is {state}, and its session echoes",
@@ -140,14 +143,14 @@ async def show_token():
     for token in ("", TOKEN):
         say(f"admin.token = {token!r}, from this machine")
         async with fleet.balancing(pods, ADMIN__TOKEN=token) as balancer:
-            clients = await come(balancer, 4)
+            clients = await connect_many(balancer, 4)
             await show_access(balancer, pods[0], clients, token)
     fleet.stop(*pods)
 
 
 async def show_access(balancer, pod, clients, token):
     """Sends each request that changes something, first without access and then with it."""
-    _, listed = await admin(balancer, "GET", "/api/sessions")
+    _, listed = await call_admin(balancer, "GET", "/api/sessions")
     check(
         len(listed) == len(clients),
         f"GET /api/sessions needs no token, and lists {len(listed)} sessions",
@@ -165,17 +168,19 @@ async def show_access(balancer, pod, clients, token):
         [f"X-Token: {token}"],
     ]
     for fields in wrong if token else [["Origin: https://elsewhere.example"]]:
-        answers = {(await admin(balancer, *one, *fields, body=b"info"))[0] for one in calls}
+        answers = {(await call_admin(balancer, *one, *fields, body=b"info"))[0] for one in calls}
         check(answers == {401 if token else 403}, f"every other request with {fields}: {answers}")
-    state = fleet.entry(balancer, pod)["state"]
+    state = fleet.metrics_entry(balancer, pod)["state"]
     check(
-        state != "draining" and untouched(clients) and await sessions.all_talk(clients),
+        state != "draining" and are_undisturbed(clients) and await sessions.all_talk(clients),
         f"they had no effect: the pod is {state}, all sessions echo",
     )
     right = [f"Authorization: Bearer {token}"] if token else []
-    answers = {(await admin(balancer, *one, *right, body=b"info"))[0] for one in reversed(calls)}
+    answers = {
+        (await call_admin(balancer, *one, *right, body=b"info"))[0] for one in reversed(calls)
+    }
     check(answers == {200}, f"with {right}: {answers}")
-    check(await all_ended(clients), "now all sessions are closed")
+    check(await wait_until_ended(clients), "now all sessions are closed")
 
 
 async def show_outside():
@@ -203,12 +208,12 @@ def outside(token, fields):
     if not network.leave_host():
         return None
     network.ip("address", "add", f"{OUTSIDE}/32", "dev", "lo")
-    balancer = scripted.Configured(NOBODY, ADMIN__LISTEN="0.0.0.0:0", ADMIN__TOKEN=token)
+    balancer = scripted.ConfiguredBalancer(NOBODY, ADMIN__LISTEN="0.0.0.0:0", ADMIN__TOKEN=token)
     balancer.admin = balancer.admin.replace("0.0.0.0", OUTSIDE)
 
     async def ask():
-        looked, _ = await admin(balancer, "GET", "/api/backends")
-        changed, _ = await admin(balancer, "POST", "/api/services/default/drain", *fields)
+        looked, _ = await call_admin(balancer, "GET", "/api/backends")
+        changed, _ = await call_admin(balancer, "POST", "/api/services/default/drain", *fields)
         return looked, changed
 
     statuses = asyncio.run(ask())

@@ -9,7 +9,7 @@ import shutdown
 from evidence import fleet, sessions
 from evidence.checks import check, say
 from evidence.scripted import eventually
-from evidence.sessions import Regular, all_inside, gather_regulars, ready
+from evidence.sessions import ReconnectingClient, all_connected, connect_all, readiness
 
 DELAY = 3  # seconds of drain_delay: many times LOOK_EVERY
 LOOK_EVERY = 0.25
@@ -31,7 +31,7 @@ class Router:
 
     async def watch(self):
         while self.looks:
-            answers = [await ready(replica) for replica in self.replicas]
+            answers = [await readiness(replica) for replica in self.replicas]
             self.ready = [
                 replica for replica, status in zip(self.replicas, answers) if status == 200
             ] or self.ready
@@ -73,8 +73,8 @@ async def one_ends(count, seconds, looks):
     async with one as leaving, other as staying:
         router = Router([leaving, staying], looks)
         watching = asyncio.create_task(router.watch())
-        regulars = [Regular(router.address) for _ in range(count)]
-        tasks = await gather_regulars(regulars)
+        regulars = [ReconnectingClient(router.address) for _ in range(count)]
+        tasks = await connect_all(regulars)
         await eventually(
             lambda: sum(one.metrics()["ownSessions"] for one in router.replicas) == count
         )
@@ -84,7 +84,7 @@ async def one_ends(count, seconds, looks):
         await shutdown.ends_well(leaving, held, lambda cut: cut == 0) if looks else await gone(
             leaving
         )
-        check(await all_inside(regulars), "all clients have a session again")
+        check(await all_connected(regulars), "all clients have a session again")
         if looks:
             await look_at(regulars, staying, held)
         for task in (watching, *tasks):

@@ -12,7 +12,7 @@ import shutdown
 from evidence import fleet, install, programs, scripted, sessions
 from evidence.checks import check, say
 from evidence.scripted import eventually
-from evidence.sessions import NORMAL, SHUTDOWN, TEXT, Regular, all_inside, gather_regulars
+from evidence.sessions import NORMAL, SHUTDOWN, TEXT, ReconnectingClient, all_connected, connect_all
 
 PERIOD = 1  # seconds between two messages of a client
 THINKS = 0.4  # seconds that a pod waits before it echoes
@@ -82,7 +82,7 @@ class Replica:
     def start(self):
         more = shutdown.settings(LISTEN=self.listen, **self.server)
         text = f"{fleet.static(self.pods)}\n[balancer]\nreplicas = {len(HOSTS)}"
-        self.balancer = scripted.Configured(text, **more, ADMIN__LISTEN=self.admin)
+        self.balancer = scripted.ConfiguredBalancer(text, **more, ADMIN__LISTEN=self.admin)
         self.listen, self.admin = self.balancer.address, self.balancer.admin
 
 
@@ -114,7 +114,7 @@ listen traffic
   default-server inter {CHECK_EVERY * 1000:.0f}ms fall {FALL} rise 1
 {servers}
 """)
-        super().__init__(install.need("haproxy"), "-db", "-f", file)
+        super().__init__(install.require("haproxy"), "-db", "-f", file)
 
     async def finds(self, replica, state):
         found = await asyncio.to_thread(
@@ -135,7 +135,7 @@ async def chain(seconds, **server):
     }
     replicas = [Replica(name, pods, **drain) for name in HOSTS]
     haproxy = Haproxy(replicas)
-    await sessions.until(lambda: listens(haproxy))
+    await sessions.eventually_async(lambda: listens(haproxy))
     yield replicas, haproxy, pods
     haproxy.stop()
     for replica in replicas:
@@ -147,7 +147,7 @@ async def chain(seconds, **server):
 
 
 async def listens(haproxy):
-    client = await sessions.enter(haproxy.address)
+    client = await sessions.connect(haproxy.address)
     client.leave()
     return client.status == 101
 
@@ -159,14 +159,14 @@ async def talking(count, haproxy):
     """
     seeded = random.Random(SEED)
     talkers = [Talker(number, haproxy.address, seeded.random()) for number in range(count)]
-    tasks = await gather_regulars(talkers)
+    tasks = await connect_all(talkers)
     await asyncio.sleep(QUIET)
     yield talkers
-    check(await all_inside(talkers), "at the end all clients have a session")
+    check(await all_connected(talkers), "at the end all clients have a session")
     await asyncio.sleep(QUIET)
     for talker in talkers:
         talker.leaving = True
-    await asyncio.wait(tasks, timeout=sessions.LATE)
+    await asyncio.wait(tasks, timeout=sessions.PATIENCE)
     check(all(task.done() for task in tasks), "all sessions end with a Close")
 
 
@@ -177,14 +177,14 @@ async def restart(replica, replicas, haproxy, talkers):
         return sum(one.balancer.metrics()["ownSessions"] for one in replicas)
 
     # A client may have its 101 a moment before its session is counted.
-    await eventually(lambda: sessions_at_all() == len(talkers), sessions.LATE)
+    await eventually(lambda: sessions_at_all() == len(talkers), sessions.PATIENCE)
     held = old.metrics()["ownSessions"]
     say(f"  replica {replica.name} with {held} sessions gets SIGTERM")
     shutdown.send_signal(old)
     await haproxy.finds(replica, "DOWN")
     check(old.metrics()["ownSessions"] == held, "it has not closed any session yet")
     await shutdown.ends_well(old, held, lambda cut: cut == 0)
-    check(await all_inside(talkers), "its clients have a session on the other replica")
+    check(await all_connected(talkers), "its clients have a session on the other replica")
     await asyncio.sleep(QUIET)
     replica.start()
     await haproxy.finds(replica, "UP")
@@ -220,7 +220,7 @@ class Talk:
         return not (self.client.close or self.client.ended.done())
 
 
-class Talker(Regular):
+class Talker(ReconnectingClient):
     """A client that reconnects after each Close and continues. `phase` is its moment within the
     period.
     """
@@ -238,9 +238,11 @@ class Talker(Regular):
             talk.say()
             await self.pause(PERIOD)
         if talk.is_going_on():
-            await eventually(lambda: not talk.lost() or not talk.is_going_on(), sessions.LATE, 0.1)
+            await eventually(
+                lambda: not talk.lost() or not talk.is_going_on(), sessions.PATIENCE, 0.1
+            )
             self.client.send_close()
-        await asyncio.wait([self.client.ended], timeout=sessions.LATE)
+        await asyncio.wait([self.client.ended], timeout=sessions.PATIENCE)
 
     async def pause(self, seconds):
         await asyncio.wait([self.client.ended], timeout=seconds)
@@ -255,9 +257,9 @@ class Talker(Regular):
             if talk.client.behind:
                 found.append(f"{talk.client.behind} frames behind a Close")
             if talk.client.error:
-                found.append(f"{talk.client.told()}, but then {talk.client.error}")
+                found.append(f"{talk.client.ending()}, but then {talk.client.error}")
             if talk.client.close not in (SHUTDOWN, (NORMAL, "")):
-                found += [f"lost, then {talk.client.told()}"] * len(talk.lost())
+                found += [f"lost, then {talk.client.ending()}"] * len(talk.lost())
             elif old := [
                 number for number in talk.lost() if talk.client.closed_at - talk.sent[number] > OLD
             ]:

@@ -10,7 +10,15 @@ import time
 from evidence import fleet, programs, scripted, sessions
 from evidence.checks import check, say
 from evidence.scripted import eventually
-from evidence.sessions import SHUTDOWN, all_ended, all_told, come, enter, ready, unevenness
+from evidence.sessions import (
+    SHUTDOWN,
+    check_closes,
+    connect,
+    connect_many,
+    readiness,
+    unevenness,
+    wait_until_ended,
+)
 
 PODS = 4
 DELAY = 5  # seconds of drain_delay, long enough for a late client to connect
@@ -57,17 +65,17 @@ async def show_spread(count, seconds):
         DRAIN_DELAY=f"{DELAY}s", DRAIN_TIME=f"{seconds}s", SHUTDOWN_TIMEOUT=f"{seconds + 10}s"
     )
     async with fleet.balancing(pods, **drain) as balancer:
-        clients = await come(balancer, count)
+        clients = await connect_many(balancer, count)
         began = send_signal(balancer)
         clients += await show_delay(balancer, began)
         await show_refusals(balancer)
-        await all_ended(clients, seconds + sessions.LATE)
+        await wait_until_ended(clients, seconds + sessions.PATIENCE)
         first = min((client.closed_at for client in clients if client.close), default=began) - began
         check(
             first >= DELAY,
             f"no session is closed before drain_delay is over, the first after {first:.2f} s",
         )
-        all_told(clients, SHUTDOWN, "clients")
+        check_closes(clients, SHUTDOWN, "clients")
         told = [close for pod in pods for close in pod.closes]
         check(
             told == [(sessions.AWAY, SHUTDOWN[1])] * len(clients),
@@ -81,30 +89,33 @@ async def show_spread(count, seconds):
 
 async def show_delay(balancer, began):
     """During drain_delay a new client is still served."""
-    await sessions.until(lambda: says(balancer, 503))
+    await sessions.eventually_async(lambda: says(balancer, 503))
     say(
-        f"         /readyz answers {await ready(balancer)} {time.monotonic() - began:.3f} s after "
+        f"         /readyz answers {await readiness(balancer)} {time.monotonic() - began:.3f} s "
+        "after "
         "the signal"
     )
-    late = await enter(balancer.address)
+    late = await connect(balancer.address)
     check(
         late.status == 101 and await late.talks(),
         f"a new client is served: {late.status}, and an echo",
     )
     status, *_ = await sessions.call(balancer.address, "GET", "/")
     check(status == 200, f"and so is a plain request: {status}")
-    check(sessions.untouched(balancer.clients), "no session has been closed so far")
+    check(sessions.are_undisturbed(balancer.clients), "no session has been closed so far")
     return [late]
 
 
 async def says(balancer, status):
-    return await ready(balancer) == status
+    return await readiness(balancer) == status
 
 
 async def show_refusals(balancer):
     """After drain_delay new requests are refused."""
-    await eventually(lambda: not sessions.untouched(balancer.clients), DELAY + sessions.LATE)
-    refused = await enter(balancer.address)
+    await eventually(
+        lambda: not sessions.are_undisturbed(balancer.clients), DELAY + sessions.PATIENCE
+    )
+    refused = await connect(balancer.address)
     wait = refused.answer and refused.answer.get("retry-after")
     check(
         refused.status == 503 and str(wait).isdigit(),
@@ -116,7 +127,7 @@ async def show_refusals(balancer):
         status == 503 and str(wait).isdigit(),
         f"a plain request gets {status} with Retry-After: {wait}",
     )
-    check(await ready(balancer) == 503, "/readyz still answers, 503")
+    check(await readiness(balancer) == 503, "/readyz still answers, 503")
 
 
 async def show_at_once(count):
@@ -125,10 +136,10 @@ async def show_at_once(count):
     async with fleet.balancing(
         pods, **settings(DRAIN_TIME="0s", SHUTDOWN_TIMEOUT="30s")
     ) as balancer:
-        clients = await come(balancer, count)
+        clients = await connect_many(balancer, count)
         send_signal(balancer)
-        await all_ended(clients)
-        all_told(clients, SHUTDOWN, "clients")
+        await wait_until_ended(clients)
+        check_closes(clients, SHUTDOWN, "clients")
         worst = unevenness(clients, 5)
         check(worst > EVEN, f"closes per second do not stay within ±{EVEN:.0%} of even")
         await ends_well(balancer, count, lambda cut: cut == 0)
@@ -138,14 +149,14 @@ async def show_at_once(count):
 async def show_killed(count):
     say(f"control: {count} sessions, SIGKILL")
     pods = await sessions.start(PODS)
-    balancer = scripted.Configured(fleet.static(pods))
+    balancer = scripted.ConfiguredBalancer(fleet.static(pods))
     balancer.clients = []
-    clients = await come(balancer, count)
+    clients = await connect_many(balancer, count)
     send_signal(balancer, signal.SIGKILL)
-    await all_ended(clients)
+    await wait_until_ended(clients)
     check(
         not any(client.close for client in clients),
-        f"no client receives a Close: {sessions.ends(clients)}",
+        f"no client receives a Close: {sessions.count_endings(clients)}",
     )
     fleet.stop(*pods)
 
@@ -158,9 +169,9 @@ async def few(count, mute=0, **server):
     pods = await sessions.start(PODS)
     drain = settings(**server)
     async with fleet.balancing(pods, 'close_timeout = "1h"', **drain) as balancer:
-        await come(balancer, count)
+        await connect_many(balancer, count)
         if mute:
-            await come(balancer, mute, polite=False)
+            await connect_many(balancer, mute, polite=False)
         yield balancer
     fleet.stop(*pods)
 
@@ -172,8 +183,8 @@ async def show_stragglers():
     )
     async with few(17, 3, DRAIN_TIME="1s", SHUTDOWN_TIMEOUT="2s") as balancer:
         send_signal(balancer, signal.SIGINT)
-        await all_ended(balancer.clients[:17])
-        all_told(balancer.clients[:17], SHUTDOWN, "the others")
+        await wait_until_ended(balancer.clients[:17])
+        check_closes(balancer.clients[:17], SHUTDOWN, "the others")
         await ends_well(balancer, 20, lambda cut: cut == 3)
 
 
@@ -181,24 +192,27 @@ async def show_second_signal():
     say("40 sessions, a second SIGTERM within drain_delay = 1h")
     async with few(40, DRAIN_DELAY="1h") as balancer:
         send_signal(balancer)
-        await sessions.until(lambda: says(balancer, 503))
-        check(sessions.untouched(balancer.clients), "/readyz answers 503, no session is closed")
+        await sessions.eventually_async(lambda: says(balancer, 503))
+        check(
+            sessions.are_undisturbed(balancer.clients), "/readyz answers 503, no session is closed"
+        )
         await show_hurry(balancer, lambda cut: cut == 40)
         check(
             not any(client.close for client in balancer.clients),
-            f"clients receive {sessions.ends(balancer.clients)}",
+            f"clients receive {sessions.count_endings(balancer.clients)}",
         )
     say("40 sessions, a second SIGTERM after the first closes of drain_time = 20s")
     async with few(40, DRAIN_TIME="20s", SHUTDOWN_TIMEOUT="30s") as balancer:
         send_signal(balancer)
         await eventually(
-            lambda: sum(client.ended.done() for client in balancer.clients) >= 3, sessions.LATE
+            lambda: sum(client.ended.done() for client in balancer.clients) >= 3, sessions.PATIENCE
         )
         cut = await show_hurry(balancer, lambda cut: 0 < cut <= 37)
         without = sum(not client.close for client in balancer.clients)
         check(
             without <= cut,
-            f"{without} of the clients receive no Close: {sessions.ends(balancer.clients)}",
+            f"{without} of the clients receive no Close: "
+            f"{sessions.count_endings(balancer.clients)}",
         )
 
 
@@ -206,5 +220,5 @@ async def show_hurry(balancer, cut):
     began = send_signal(balancer)
     count = await ends_well(balancer, 40, cut)
     say(f"         it exits {time.monotonic() - began:.2f} s after the second signal")
-    await all_ended(balancer.clients)
+    await wait_until_ended(balancer.clients)
     return count

@@ -38,7 +38,7 @@ class Browser(programs.Program):
     def __init__(self, folder, hosts=()):
         names = "".join(f"MAP {host} 127.0.0.1, " for host in hosts)
         super().__init__(
-            install.need("chromium"),
+            install.require("chromium"),
             "--headless=new",
             "--no-sandbox",  # required as root; it only loads pages of this script
             "--disable-gpu",

@@ -32,7 +32,7 @@ def toml(settings):
     return "\n".join([*lines, ""])
 
 
-class Balancer(scripted.Configured):
+class Balancer(scripted.ConfiguredBalancer):
     """`wsbalancer run --config FILE`, started by the command `wrapper` if there is one."""
 
     def __init__(self, file, binary=None, wrapper=(), pass_fds=()):
@@ -73,7 +73,7 @@ async def connect(address, client, context=None):
         )
     except OSError as error:
         client.connection_lost(error)
-    await asyncio.wait([client.answered], timeout=sessions.LATE)
+    await asyncio.wait([client.answered], timeout=sessions.PATIENCE)
     return client
 
 
@@ -125,7 +125,7 @@ class Crowd:
 
         await asyncio.gather(*(lane() for _ in range(min(sessions.LANES, count))))
         self.chats += joined
-        wrong = [chat.told() for chat in joined if chat.status != 101]
+        wrong = [chat.ending() for chat in joined if chat.status != 101]
         check(
             not wrong,
             f"{count} sessions opened{f', except {len(wrong)}: {wrong[0]}' if wrong else ''}",
@@ -142,7 +142,7 @@ class Crowd:
         """Waits until every chat has received the echo of a message that it sends from now on."""
         wanted = [(chat, chat.sent + 1) for chat in self.chats]
         return await eventually(
-            lambda: all(chat.echoed >= count for chat, count in wanted), sessions.LATE
+            lambda: all(chat.echoed >= count for chat, count in wanted), sessions.PATIENCE
         )
 
     async def finish(self):
@@ -158,7 +158,7 @@ class Crowd:
         wrong = [error for chat in self.chats for error in chat.wrong]
         dropped_chats = self.dropped()
         note = (
-            f", but {len(dropped_chats)} were: {sessions.ends(dropped_chats)}"
+            f", but {len(dropped_chats)} were: {sessions.count_endings(dropped_chats)}"
             if dropped_chats
             else ""
         )
@@ -173,7 +173,7 @@ class Crowd:
         for chat in self.chats:
             if chat.inside:
                 chat.send_close()
-        check(await sessions.all_ended(self.chats), "all sessions end with a Close")
+        check(await sessions.wait_until_ended(self.chats), "all sessions end with a Close")
 
 
 def example_of(problems):

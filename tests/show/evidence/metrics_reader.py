@@ -29,7 +29,7 @@ FURTHER = {
 STATES = {"up", "cold", "stale", "unknown", "draining", "full", "ejected"}
 
 
-def golden():
+def example():
     """Returns the example."""
     blocks = re.findall(
         r"```json\n(.*?)\n```", (programs.ROOT / "docs" / "operations.md").read_text(), re.S
@@ -37,7 +37,7 @@ def golden():
     return json.loads(next(block for block in blocks if "podMetrics" in block))
 
 
-class Wrong(Exception):
+class InvalidMetrics(Exception):
     """The JSON violates the format."""
 
 
@@ -47,87 +47,87 @@ def typed(value, kind, where):
     """
     right = isinstance(value, (int, float)) if kind is float else type(value) is kind
     if not right or isinstance(value, bool):
-        raise Wrong(f"{where} is {value!r}, not of type {kind.__name__}")
+        raise InvalidMetrics(f"{where} is {value!r}, not of type {kind.__name__}")
     if kind in (int, float) and value < 0:
-        raise Wrong(f"{where} is {value}")
+        raise InvalidMetrics(f"{where} is {value}")
 
 
 def read_object(value, example, further, where, optional=frozenset()):
     if not isinstance(value, dict):
-        raise Wrong(f"{where} is {value!r}, not an object")
+        raise InvalidMetrics(f"{where} is {value!r}, not an object")
     kinds = {**{key: type(one) for key, one in example.items()}, **further}
     for key in example:
         if key not in value and key not in optional:
-            raise Wrong(f"{where} has no {key}")
+            raise InvalidMetrics(f"{where} has no {key}")
     for key, one in value.items():
         if key not in kinds:
-            raise Wrong(f"{where} has the unknown field {key}")
+            raise InvalidMetrics(f"{where} has the unknown field {key}")
         typed(one, kinds[key], f"{where}.{key}")
 
 
 def reject_duplicates(pairs):
     keys = [key for key, _ in pairs]
     if len(keys) != len(set(keys)):
-        raise Wrong(f"duplicate keys in {keys}")
+        raise InvalidMetrics(f"duplicate keys in {keys}")
     return dict(pairs)
 
 
 def reject_constant(constant):
-    raise Wrong(f"{constant} is not JSON")
+    raise InvalidMetrics(f"{constant} is not JSON")
 
 
 def read(text):
     """Parses and checks the metrics. Raises `Wrong` if the format is violated."""
-    example = golden()
+    form = example()
     whole = json.loads(text, object_pairs_hook=reject_duplicates, parse_constant=reject_constant)
-    read_object(whole, example, FURTHER["answer"], "the answer")
+    read_object(whole, form, FURTHER["answer"], "the answer")
     if "reload" in whole:
         read_object(whole["reload"], {}, FURTHER["reload"], "reload")
     for number, lookup in enumerate(whole.get("lookups", [])):
         where = f"lookups[{number}]"
         read_object(lookup, {}, FURTHER["lookup"], where)
         if "known" not in lookup or ("error" in lookup) != ("failingForMs" in lookup):
-            raise Wrong(f"{where} is {lookup}")
+            raise InvalidMetrics(f"{where} is {lookup}")
     datetime.datetime.strptime(whole["timestamp"], "%Y-%m-%dT%H:%M:%SZ")
-    (pod_example,) = next(iter(example["podMetrics"].values()))
+    (pod_example,) = next(iter(form["podMetrics"].values()))
     for number, service in enumerate(whole["services"]):
         where = f"services[{number}]"
-        read_object(service, example["services"][0], FURTHER["service"], where, OPTIONAL)
+        read_object(service, form["services"][0], FURTHER["service"], where, OPTIONAL)
         if service["state"] not in STATES:
-            raise Wrong(f"{where}.state is {service['state']}")
+            raise InvalidMetrics(f"{where}.state is {service['state']}")
     if set(whole["podMetrics"]) != {service["url"] for service in whole["services"]}:
-        raise Wrong("podMetrics and services have different pods")
+        raise InvalidMetrics("podMetrics and services have different pods")
     for url, pods in whole["podMetrics"].items():
         if not isinstance(pods, list) or not pods:
-            raise Wrong(f"podMetrics[{url}] is {pods!r}")
+            raise InvalidMetrics(f"podMetrics[{url}] is {pods!r}")
         for number, pod in enumerate(pods):
             read_object(pod, pod_example, FURTHER["pod"], f"podMetrics[{url}][{number}]", OPTIONAL)
     total = sum(service["connections"] for service in whole["services"])
     if not whole["totalConnections"] == whole["agentsConnections"] == total:
-        raise Wrong(
+        raise InvalidMetrics(
             f"totals {whole['totalConnections']}, {whole['agentsConnections']}, the sum is {total}"
         )
     return whole
 
 
-def text(balancer):
+def fetch(balancer):
     with urllib.request.urlopen(
         f"http://{balancer.admin}/balancer-metrics?format=json", timeout=10
     ) as answer:
         return answer.read().decode()
 
 
-def valid(balancer, what):
+def check_valid(balancer, what):
     """Checks that the current metrics follow the format."""
-    now = text(balancer)
+    now = fetch(balancer)
     try:
         read(now)
         check(True, f"{what}: the JSON follows the documented format")
-    except (Wrong, ValueError) as error:
+    except (InvalidMetrics, ValueError) as error:
         check(False, f"{what}: the JSON violates the documented format: {error}\n{now[:2000]}")
 
 
-def spoiled(text):
+def invalid_variants(text):
     """Yields variants of a valid answer, each with one error."""
 
     def changed(change):

@@ -27,7 +27,7 @@ class Haproxy(Proxy):
     def __init__(self, configuration, folder=None):
         file = (folder or programs.scratch("haproxy")) / "haproxy.cfg"
         file.write_text(configuration)
-        super().__init__(install.need("haproxy"), "-db", "-f", file)
+        super().__init__(install.require("haproxy"), "-db", "-f", file)
 
 
 class Nginx(Proxy):
@@ -56,7 +56,7 @@ http {{
 {http}
 }}
 """)
-        super().__init__(install.need("nginx"), "-e", folder / "error.log", "-c", file)
+        super().__init__(install.require("nginx"), "-e", folder / "error.log", "-c", file)
 
 
 class Traefik(Proxy):
@@ -82,5 +82,7 @@ class Traefik(Proxy):
 
 def version(program):
     """Returns the first line of `program -v`."""
-    done = subprocess.run([install.need(program), "-v"], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [install.require(program), "-v"], check=True, capture_output=True, text=True
+    )
     return (done.stdout + done.stderr).splitlines()[0]

@@ -151,7 +151,7 @@ class Stream:
 
 
 @dataclasses.dataclass
-class Seen:
+class ReceivedRequest:
     """One request as the pod received it."""
 
     connection: int
@@ -192,7 +192,7 @@ class Seen:
 
 
 @dataclasses.dataclass
-class Says:
+class ScriptedAnswer:
     """The pod's answer to one request. `{accept}` is replaced by the accept value for its key."""
 
     text: bytes
@@ -231,7 +231,7 @@ class Recorder:
         seen = None
         try:
             while (head := stream.until(b"\r\n\r\n")) is not None:
-                seen = Seen(number, head)
+                seen = ReceivedRequest(number, head)
                 with self._lock:
                     self._seen.append(seen)
                 try:
@@ -257,15 +257,15 @@ class Recorder:
 
     def _says(self, seen):
         if seen.line.startswith(b"GET /barrier/"):
-            return Says(framed(seen.line))
+            return ScriptedAnswer(framed(seen.line))
         with self._lock:
             script, asked = self.script, self._asked
             self._asked += 1
         if script:
             return script[min(asked, len(script) - 1)]
         if values(seen.fields, b"upgrade"):
-            return Says(switching())
-        return Says(framed(seen.line, head_only=seen.line.startswith(b"HEAD ")))
+            return ScriptedAnswer(switching())
+        return ScriptedAnswer(framed(seen.line, head_only=seen.line.startswith(b"HEAD ")))
 
     def _answer(self, stream, seen):
         """Answers a request. Returns whether the connection can carry another request."""
@@ -305,7 +305,11 @@ class Recorder:
             for number, stream in enumerate(self._streams, 1):
                 talking = any(one.connection == number and not one.whole for one in taken)
                 if stream.buffer and not talking:
-                    taken.append(Seen(number, stream.take(len(stream.buffer)), broken="no request"))
+                    taken.append(
+                        ReceivedRequest(
+                            number, stream.take(len(stream.buffer)), broken="no request"
+                        )
+                    )
             return taken
 
     def wait(self, condition, timeout=DEADLINE):

@@ -261,7 +261,7 @@ class Balancer(programs.Balancer):
         return self.refusals(before)
 
 
-class Configured(Balancer):
+class ConfiguredBalancer(Balancer):
     """A balancer whose settings are the TOML `text`, polls included. It may listen on
     `unix:PATH`.
     """

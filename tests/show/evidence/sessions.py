@@ -13,7 +13,7 @@ RESTART, AWAY, NORMAL = 1012, 1001, 1000
 SHUTDOWN = (RESTART, "balancer is shutting down")
 MOVED = (RESTART, "moved to another pod")
 LANES = 64  # concurrent handshakes
-LATE = 60  # seconds to wait for something that must happen
+PATIENCE = 60  # seconds to wait for something that must happen
 
 
 class Peer(asyncio.Protocol):
@@ -56,7 +56,7 @@ class Peer(asyncio.Protocol):
         self.transport.write(scripted.frame(opcode, payload, mask=self.mask))
 
 
-def meaning(payload):
+def parse_close(payload):
     """Returns code and reason of a Close."""
     return int.from_bytes(payload[:2], "big"), payload[2:].decode()
 
@@ -97,7 +97,7 @@ class Client(Peer):
         if self.close:
             self.behind += 1
         elif opcode == CLOSE:
-            self.close, self.closed_at = meaning(payload), self.loop.time()
+            self.close, self.closed_at = parse_close(payload), self.loop.time()
             if self.polite and not self.leaving:
                 self.send(CLOSE, payload)
         elif self.hear:
@@ -130,11 +130,13 @@ class Client(Peer):
         heard = self.loop.create_future()
         self.hear = lambda payload: heard.done() or heard.set_result(payload)
         self.send(TEXT, b"here")
-        await asyncio.wait([heard, self.ended], timeout=LATE, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(
+            [heard, self.ended], timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED
+        )
         self.hear = None
         return heard.done() and heard.result() == b"here"
 
-    def told(self):
+    def ending(self):
         """Describes how the session ended."""
         if self.status != 101:
             return f"status {self.status}" if self.status else "no answer"
@@ -143,7 +145,7 @@ class Client(Peer):
         return "a reset" if self.error else "the end without a Close"
 
 
-async def enter(address, path="/", source=None, polite=True):
+async def connect(address, path="/", source=None, polite=True):
     """Connects a client. Returns once it has an answer or has failed."""
     host, _, port = address.rpartition(":")
     client = Client(scripted.handshake(path, HOST).encode(), polite)
@@ -154,27 +156,27 @@ async def enter(address, path="/", source=None, polite=True):
         )
     except OSError as error:
         client.connection_lost(error)
-    await asyncio.wait([client.answered], timeout=LATE)
+    await asyncio.wait([client.answered], timeout=PATIENCE)
     return client
 
 
-async def come(balancer, count, **more):
+async def connect_many(balancer, count, **more):
     """Connects `count` clients, a few at a time, and checks that all of them have a session."""
     left, came = iter(range(count)), []
 
     async def lane():
         for _ in left:
-            came.append(await enter(balancer.address, **more))
+            came.append(await connect(balancer.address, **more))
 
     await asyncio.gather(*(lane() for _ in range(min(LANES, count))))
     balancer.clients += came
-    await counted(balancer)
-    wrong = [client.told() for client in came if client.status != 101]
+    await wait_until_counted(balancer)
+    wrong = [client.ending() for client in came if client.status != 101]
     check(not wrong, f"new sessions: {count}{f', but {len(wrong)}: {wrong[0]}' if wrong else ''}")
     return came
 
 
-async def counted(balancer):
+async def wait_until_counted(balancer):
     """Waits until the balancer counts the same sessions. It may notice a start or an end a moment
     later than the client.
     """
@@ -184,10 +186,10 @@ async def counted(balancer):
             client.inside for client in balancer.clients
         )
 
-    await scripted.eventually(agrees, LATE)
+    await scripted.eventually(agrees, PATIENCE)
 
 
-async def all_ended(clients, timeout=LATE):
+async def wait_until_ended(clients, timeout=PATIENCE):
     """Waits until all these sessions have ended. Returns whether they have."""
     pending = [client.ended for client in clients if not client.ended.done()]
     return not pending or not (await asyncio.wait(pending, timeout=timeout))[1]
@@ -197,29 +199,29 @@ async def all_talk(clients):
     return all(await asyncio.gather(*(client.talks() for client in clients)))
 
 
-def untouched(clients):
+def are_undisturbed(clients):
     """Returns whether no client has received a Close or the end of its connection."""
     return not any(client.close or client.ended.done() for client in clients)
 
 
-def ends(clients):
+def count_endings(clients):
     """Counts the clients by how their session ended."""
-    return dict(collections.Counter(client.told() for client in clients))
+    return dict(collections.Counter(client.ending() for client in clients))
 
 
-def all_told(clients, close, what):
+def check_closes(clients, close, what):
     """Checks that each client received this Close and then the end of the connection, nothing
     else.
     """
     wrong = [client for client in clients if client.close != close or client.error or client.behind]
-    told = f", but {len(wrong)}: {ends(wrong)}" if wrong else ""
+    told = f", but {len(wrong)}: {count_endings(wrong)}" if wrong else ""
     return check(
         clients and not wrong,
         f"{what}: all {len(clients)} get Close {close[0]} {close[1]!r}, then FIN{told}",
     )
 
 
-class AtPod(Peer):
+class PodConnection(Peer):
     """The pod's side of one connection: polls, or a session."""
 
     def __init__(self, pod):
@@ -245,7 +247,7 @@ class AtPod(Peer):
     def take_frame(self, opcode, payload):
         if opcode == CLOSE:
             self.is_over = True
-            self.pod.closes.append(meaning(payload))
+            self.pod.closes.append(parse_close(payload))
             self.send(CLOSE, payload)
             self.transport.close()
         elif not self.is_over:
@@ -261,11 +263,11 @@ class AtPod(Peer):
 class Pod:
     """A pod that echoes each message after `thinks` seconds, and reports its sessions."""
 
-    protocol = AtPod  # class of its connections
+    protocol = PodConnection  # class of its connections
 
     def __init__(self, name, thinks=0.0):
         self.name, self.thinks = name, thinks
-        self.told = {}  # further fields of its report
+        self.extra = {}  # further fields of its report
         self.connections = set()
         self.closes = []  # received Close codes and reasons
         self.heard, self.said = set(), set()
@@ -283,7 +285,7 @@ class Pod:
         return sum(connection.inside for connection in self.connections)
 
     def report(self):
-        return {"agentsConnections": self.sessions(), "podName": self.name, **self.told}
+        return {"agentsConnections": self.sessions(), "podName": self.name, **self.extra}
 
     def refuse(self):
         """Stops accepting connections, polls included. Open sessions continue."""
@@ -317,18 +319,18 @@ async def call(address, method, path, *fields, body=b""):
     return (head.status, head, body) if head else (0, None, b"")
 
 
-async def admin(balancer, method, path, *fields, body=b""):
+async def call_admin(balancer, method, path, *fields, body=b""):
     """Sends a request to the admin listener. Returns status and JSON."""
     status, _, text = await call(balancer.admin, method, path, *fields, body=body)
     return status, json.loads(text)
 
 
-async def ready(balancer):
+async def readiness(balancer):
     """Returns the status of the readiness probe."""
     return (await call(balancer.admin, "GET", "/readyz"))[0]
 
 
-async def until(probe, timeout=LATE, pause=0.02):
+async def eventually_async(probe, timeout=PATIENCE, pause=0.02):
     """Awaits `probe` until the result is truthy or the time is up. Returns the last result."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
@@ -354,7 +356,7 @@ def unevenness(clients, seconds):
     return worst
 
 
-class Regular:
+class ReconnectingClient:
     """A client that reconnects whenever it loses its connection. `failures` lists how each session
     ended.
     """
@@ -367,11 +369,11 @@ class Regular:
 
     async def live(self):
         while not self.leaving:
-            self.client = await enter(self.address())
+            self.client = await connect(self.address())
             if self.client.inside:
                 await self.stay()
             if not self.leaving:
-                self.failures.append(self.client.told())
+                self.failures.append(self.client.ending())
             if self.client.status != 101:
                 await asyncio.sleep(0.2)  # refused: try again after a pause
 
@@ -382,17 +384,17 @@ class Regular:
         return self.client is not None and self.client.inside
 
 
-async def gather_regulars(regulars):
+async def connect_all(regulars):
     """Connects the clients, a few at a time. Returns their tasks."""
     tasks = []
     for number, regular in enumerate(regulars, 1):
         tasks.append(asyncio.create_task(regular.live()))
         if number % LANES == 0:
-            await all_inside(regulars[:number])
-    inside = await all_inside(regulars)
+            await all_connected(regulars[:number])
+    inside = await all_connected(regulars)
     check(inside, f"{len(regulars)} clients have a session")
     return tasks
 
 
-async def all_inside(regulars):
-    return await scripted.eventually(lambda: all(one.is_inside() for one in regulars), LATE)
+async def all_connected(regulars):
+    return await scripted.eventually(lambda: all(one.is_inside() for one in regulars), PATIENCE)

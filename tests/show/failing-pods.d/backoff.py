@@ -9,7 +9,7 @@ import time
 import kinds
 from evidence import fleet
 from evidence.checks import check, say
-from evidence.fleet import balancing, entry, errors, unharmed
+from evidence.fleet import balancing, check_no_errors, errors, metrics_entry
 from evidence.scripted import eventually
 
 RATE = 50  # clients per second: a probe waits for the next client
@@ -65,7 +65,7 @@ async def visit(balancer, pod):
     clients = []
     while len(rounds(pod.attempts)) < ROUNDS and len(clients) < 60 * RATE:
         began = time.monotonic()
-        client = await fleet.arrive(balancer)
+        client = await fleet.connect_one(balancer)
         client.leave()
         clients.append(client)
         await asyncio.sleep(max(0.0, began + 1 / RATE - time.monotonic()))
@@ -79,7 +79,7 @@ async def show_doubling(healthy, longest, is_control=False):
     async with balancing([pod, *healthy], settings) as balancer:
         await known(balancer)
         clients = await visit(balancer, pod)
-    unharmed(clients, name)
+    check_no_errors(clients, name)
     found = rounds(pod.attempts)
     gaps = [later[0] - earlier[1] for earlier, later in itertools.pairwise(found)]
     ratios = [later / earlier for earlier, later in itertools.pairwise(gaps)]
@@ -109,22 +109,23 @@ async def show_healed(cold, is_control=False):
     async with balancing([pod, *healthy], settings) as balancer:
         await known(balancer)
         # At the same pace as afterwards, because shares are relative to it.
-        unharmed(
-            await fleet.paced(balancer, 3 * COLD_RATE, COLD_RATE), f"{name}, before it recovers"
+        check_no_errors(
+            await fleet.connect_paced(balancer, 3 * COLD_RATE, COLD_RATE),
+            f"{name}, before it recovers",
         )
         tried = len(pod.attempts)
         pod.ill = False
         began = []
         while not pod.sessions and len(began) < 1000:
-            began += await fleet.paced(balancer, 2, COLD_RATE)
+            began += await fleet.connect_paced(balancer, 2, COLD_RATE)
         check(
             pod.sessions > 0,
             f"{name}: it is used again, attempts since it has recovered: "
             f"{len(pod.attempts) - tried}",
         )
-        state = entry(balancer, pod)["state"]
-        clients = await fleet.paced(balancer, MEASURED, COLD_RATE)
-        unharmed(began + clients, name)
+        state = metrics_entry(balancer, pod)["state"]
+        clients = await fleet.connect_paced(balancer, MEASURED, COLD_RATE)
+        check_no_errors(began + clients, name)
         share = sum(client.pod == pod.name for client in clients) / MEASURED
         told = f"{share:.0%} of the next {MEASURED}, {share / FAIR:.1f} times its fair share"
         if is_control:
@@ -143,17 +144,17 @@ async def show_all_failed():
     pods = [await kinds.Unavailable(f"failing-{number}").start() for number in range(6)]
     settings = f'metric_path = "none"\neject_time = "{fleet.LONG}s"\n'
     async with balancing(pods, settings) as balancer:
-        first = await fleet.come(balancer, 40, lanes=4)
+        first = await fleet.connect_many(balancer, 40, lanes=4)
         answers = {(client.status, client.body) for client in first}
         check(answers == {(503, b"not now\n")}, f"clients get the last pod's own answer: {answers}")
-        states = [entry(balancer, pod) for pod in pods]
+        states = [metrics_entry(balancer, pod) for pod in pods]
         say(f"         {states[0]}")
         check(
             {one["state"] for one in states} == {"ejected"},
             f"all are ejected: {[one['state'] for one in states]}",
         )
         before = [len(pod.attempts) for pod in pods]
-        await fleet.come(balancer, 40, lanes=4)
+        await fleet.connect_many(balancer, 40, lanes=4)
         more = sum(len(pod.attempts) for pod in pods) - sum(before)
         check(more == 120, f"they are tried nevertheless: {more} attempts for 40 clients")
         said = [text for text in balancer.lines if "all pods are ejected" in text]
@@ -163,12 +164,12 @@ async def show_all_failed():
         pods[1].ill = False
         found = []
         while not found or (errors(found[-1:]) and len(found) < 50):
-            found.append(await fleet.arrive(balancer))
+            found.append(await fleet.connect_one(balancer))
         check(not errors(found[-1:]), f"one of them recovers: client {len(found)} is served")
-        later = await fleet.come(balancer, 60, lanes=4)
-        unharmed(later, "then, long before the ejections end")
+        later = await fleet.connect_many(balancer, 60, lanes=4)
+        check_no_errors(later, "then, long before the ejections end")
         state = await eventually(
-            lambda: (now := entry(balancer, pods[1]))["state"] != "ejected" and now, 2
+            lambda: (now := metrics_entry(balancer, pods[1]))["state"] != "ejected" and now, 2
         )
         check(
             bool(state),

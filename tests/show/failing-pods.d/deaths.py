@@ -7,7 +7,7 @@ import asyncio
 from backoff import rounds
 from evidence import fleet, scripted
 from evidence.checks import check, say
-from evidence.fleet import balancing, entry, unharmed
+from evidence.fleet import balancing, check_no_errors, metrics_entry
 from evidence.scripted import eventually
 
 HEALTHY = 9
@@ -92,7 +92,7 @@ async def arrivals(balancer, count, watch, rate=RATE):
     began = loop.time()
 
     async def one():
-        client = await fleet.arrive(balancer)
+        client = await fleet.connect_one(balancer)
         clients.append(client)
         if client.status == 101:
             watch.add(client)
@@ -138,10 +138,10 @@ async def show_one(healthy, end, eject_after):
         early = await arrivals(balancer, ARRIVALS // 5, watch)
         await watch.over(pod)
         seen_early = len(pod.attempts)
-        state = entry(balancer, pod)
+        state = metrics_entry(balancer, pod)
         rest = await arrivals(balancer, ARRIVALS - ARRIVALS // 5, watch)
         await watch.over(pod)
-        unharmed(early + rest, f"{name}: before the 101")
+        check_no_errors(early + rest, f"{name}: before the 101")
         seen = len(pod.attempts)
         kinds = sorted({how for who, how in watch.ended if who == pod.name})
         others = [how for who, how in watch.ended if who != pod.name]
@@ -175,14 +175,14 @@ async def show_storm(healthy):
     watch = Watch()
     async with balancing([pod, *healthy], f'{POLLED}eject_time = "{fleet.LONG}s"\n') as balancer:
         await eventually(lambda: all("reported" in one for one in balancer.metrics()["services"]))
-        unharmed(await arrivals(balancer, 300, watch, 1e6), "before the 101")
+        check_no_errors(await arrivals(balancer, 300, watch, 1e6), "before the 101")
         await watch.over(pod)
         seen = len(pod.attempts)
         say(
             f"         {seen} are affected, eject_after is {EJECT_AFTER}, the fair share "
             f"{300 / (HEALTHY + 1):g}"
         )
-        unharmed(await arrivals(balancer, 300, watch), "before the 101")
+        check_no_errors(await arrivals(balancer, 300, watch), "before the 101")
         check(len(pod.attempts) == seen, f"{len(pod.attempts) - seen} of the next 300 are affected")
         watch.stop()
     fleet.stop(pod)
@@ -199,7 +199,7 @@ async def show_turned_away(healthy):
         await eventually(lambda: all("reported" in one for one in balancer.metrics()["services"]))
         await arrivals(balancer, ARRIVALS // 2, watch)
         share, fair = len(pod.attempts) / (ARRIVALS // 2), 1 / (HEALTHY + 1)
-        state = entry(balancer, pod)["state"]
+        state = metrics_entry(balancer, pod)["state"]
         check(state == "up", f"it is {state}")
         check(
             share <= 2 * fair,
@@ -225,7 +225,7 @@ async def show_back(healthy):
             f"{counts} clients are affected before each of two ejections",
         )
         state = await eventually(
-            lambda: (now := entry(balancer, pod))["state"] == "ejected" and now
+            lambda: (now := metrics_entry(balancer, pod))["state"] == "ejected" and now
         )
         check(bool(state), f"and it is ejected again: {state and state['reason']!r}")
         watch.stop()
@@ -242,7 +242,7 @@ async def show_leaving(healthy):
     async with balancing(healthy[:3], POLLED) as balancer:
         clients = []
         for number in range(300):
-            client = await fleet.arrive(balancer)
+            client = await fleet.connect_one(balancer)
             clients.append(client)
             if number % 3 == 0:
                 await client.connection.send(scripted.frame(8, b"\x03\xe8", mask=b"mask"))
@@ -252,7 +252,7 @@ async def show_leaving(healthy):
                 client.leave()
             else:
                 client.connection.reset()
-        unharmed(clients, "all of them")
+        check_no_errors(clients, "all of them")
         await eventually(lambda: balancer.metrics()["ownSessions"] == 0)
         states = [one["state"] for one in balancer.metrics()["services"]]
         check(

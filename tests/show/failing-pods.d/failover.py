@@ -9,7 +9,15 @@ import asyncio
 import kinds
 from evidence import fleet
 from evidence.checks import check, say
-from evidence.fleet import arrive, balancing, entry, errors, latencies, line, unharmed
+from evidence.fleet import (
+    balancing,
+    check_no_errors,
+    connect_one,
+    errors,
+    latencies,
+    metrics_entry,
+    print_row,
+)
 
 CLIENTS = 200
 WARM_UP = (
@@ -56,10 +64,10 @@ async def show():
         await show_no_retries(pod, healthy)
         fleet.stop(pod)
     say("latency of a handshake that failed over, in ms, beside that of a direct one:")
-    line("", "clients", "median", "p99", "max", "added")
+    print_row("", "clients", "median", "p99", "max", "added")
     for name, times in rows:
         added = fleet.percentile(times, 0.5) - fleet.percentile(rows[0][1], 0.5)
-        line(name, len(times), *latencies(times), f"{1000 * added:.1f}")
+        print_row(name, len(times), *latencies(times), f"{1000 * added:.1f}")
     await show_storm(healthy)
     await show_deadline()
     fleet.stop(*healthy)
@@ -67,9 +75,9 @@ async def show():
 
 async def show_direct(healthy):
     async with balancing(healthy, SETTINGS) as balancer:
-        await fleet.come(balancer, WARM_UP)
-        clients = await fleet.come(balancer, CLIENTS, LANES)
-        unharmed(clients, "healthy pods only")
+        await fleet.connect_many(balancer, WARM_UP)
+        clients = await fleet.connect_many(balancer, CLIENTS, LANES)
+        check_no_errors(clients, "healthy pods only")
     return "direct", [client.took for client in clients]
 
 
@@ -78,12 +86,12 @@ async def show_ejected(pod, healthy):
     settings = f'{SETTINGS}eject_after = {EJECT_AFTER}\neject_time = "{fleet.LONG}s"\n'
     async with balancing([pod, *healthy], settings) as balancer:
         first = []
-        while entry(balancer, pod)["state"] != "ejected" and len(first) < 100:
-            first.append(await arrive(balancer))
+        while metrics_entry(balancer, pod)["state"] != "ejected" and len(first) < 100:
+            first.append(await connect_one(balancer))
         tried = await attempts(balancer, pod)
-        unharmed(first, "one client after the other until it is ejected")
+        check_no_errors(first, "one client after the other until it is ejected")
         check(tried == EJECT_AFTER, f"ejected after {tried} attempts, eject_after = {EJECT_AFTER}")
-        told = entry(balancer, pod)
+        told = metrics_entry(balancer, pod)
         say(f"         {told}")
         check(told.get("reason"), f"/balancer-metrics shows the reason: {told.get('reason')}")
         left = told.get("ejectedForMs", -1)
@@ -92,11 +100,11 @@ async def show_ejected(pod, healthy):
             f"and the time left, {left} ms of {fleet.LONG} s and up to 20 %",
         )
         check(bool(said := logged(balancer, pod)), f"the log reports it: {said}")
-        rest = await fleet.come(balancer, CLIENTS)
-        unharmed(rest, "afterwards")
+        rest = await fleet.connect_many(balancer, CLIENTS)
+        check_no_errors(rest, "afterwards")
         more = await attempts(balancer, pod) - tried
         check(more == 0, f"attempts in the meantime: {more}")
-        counts = fleet.spread(first + rest)
+        counts = fleet.sessions_by_pod(first + rest)
         check(
             max(counts.values()) - min(counts.values()) <= 1 and len(counts) == 2,
             f"spread: {counts}",
@@ -110,16 +118,16 @@ def logged(balancer, pod):
 
 async def show_never_ejected(pod, healthy):
     async with balancing([pod, *healthy], f"{SETTINGS}eject_after = 0\n") as balancer:
-        await fleet.come(balancer, WARM_UP, WAITING)
+        await fleet.connect_many(balancer, WARM_UP, WAITING)
         before = await attempts(balancer, pod)
-        clients = await fleet.come(balancer, CLIENTS, WAITING if pod.waits else LANES)
-        unharmed(clients, "control, eject_after = 0")
+        clients = await fleet.connect_many(balancer, CLIENTS, WAITING if pod.waits else LANES)
+        check_no_errors(clients, "control, eject_after = 0")
         tried = await attempts(balancer, pod) - before
         check(
             tried == CLIENTS,
             f"control, eject_after = 0: each client is sent to it first: {tried} attempts",
         )
-        state = entry(balancer, pod)["state"]
+        state = metrics_entry(balancer, pod)["state"]
         check(
             state != "ejected" and not logged(balancer, pod),
             f"control, eject_after = 0: it is {state}",
@@ -129,7 +137,7 @@ async def show_never_ejected(pod, healthy):
 
 async def show_no_retries(pod, healthy):
     async with balancing([pod, *healthy], f"{SETTINGS}eject_after = 0\nretries = 0\n") as balancer:
-        clients = await fleet.come(balancer, WARM_UP)
+        clients = await fleet.connect_many(balancer, WARM_UP)
         wrong = errors(clients)
         statuses = sorted({client.status for client in wrong})
         check(
@@ -145,10 +153,10 @@ async def show_storm(healthy):
     settings = f'{SETTINGS}eject_after = {EJECT_AFTER}\neject_time = "{fleet.LONG}s"\n'
     say(f"{CLIENTS} clients at once, a pod that {pod.__doc__}")
     async with balancing([pod, *healthy], settings) as balancer:
-        clients = await fleet.come(balancer, CLIENTS, CLIENTS)
-        unharmed(clients, "clients at once")
+        clients = await fleet.connect_many(balancer, CLIENTS, CLIENTS)
+        check_no_errors(clients, "clients at once")
         say(f"         {len(pod.attempts)} were sent to it before it was ejected")
-        check(entry(balancer, pod)["state"] == "ejected", "it is ejected")
+        check(metrics_entry(balancer, pod)["state"] == "ejected", "it is ejected")
     fleet.stop(pod)
 
 
@@ -161,7 +169,7 @@ async def show_deadline():
     )
     settings = f'{SETTINGS}handshake_timeout = "1200ms"\n'
     async with balancing(pods, settings) as balancer:
-        client = await arrive(balancer)
+        client = await connect_one(balancer)
         told = client.body.decode(errors="replace").strip()
         check(client.status == 504, f"{client.status} after {client.took:.2f} s: {told}")
         tried = sorted(len(pod.attempts) for pod in pods)

@@ -4,7 +4,7 @@ import json
 
 from evidence import fleet, scripted
 from evidence.checks import check, say
-from evidence.fleet import balancing, entry, shown
+from evidence.fleet import balancing, metrics_entry, wait_for_state
 from evidence.scripted import eventually
 
 POLLED = 'poll_interval = "100ms"\n'
@@ -29,11 +29,14 @@ async def known(balancer, pods, **wanted):
     """Waits until the metrics have `wanted` for the first pod. A weight of 1 is not shown."""
 
     def right():
-        told = {"weight": 1, **entry(balancer, pods[0])}
+        told = {"weight": 1, **metrics_entry(balancer, pods[0])}
         return "reported" in told and all(told.get(key) == value for key, value in wanted.items())
 
     found = await eventually(right)
-    check(found, f"read: {wanted}" if found else f"{wanted} to be read: {entry(balancer, pods[0])}")
+    check(
+        found,
+        f"read: {wanted}" if found else f"{wanted} to be read: {metrics_entry(balancer, pods[0])}",
+    )
 
 
 async def show():
@@ -49,11 +52,11 @@ async def show_weights():
     for weights, wanted in (((3, 1), (60, 20)), ((1, 1), (40, 40)), ((2.5, 0.5), (67, 13))):
         pods = await pods_of("pod-1", "pod-2")
         for pod, weight in zip(pods, weights):
-            pod.told = {"weight": weight}
+            pod.extra = {"weight": weight}
         async with balancing(pods, POLLED) as balancer:
             await known(balancer, pods, weight=weights[0])
             await known(balancer, pods[1:], weight=weights[1])
-            counts = fleet.spread(await fleet.come(balancer, 80, lanes=1))
+            counts = fleet.sessions_by_pod(await fleet.connect_many(balancer, 80, lanes=1))
             got = tuple(counts.get(pod.name, 0) for pod in pods)
             near = all(abs(one - other) <= 1 for one, other in zip(got, wanted))
             what = "control, equal weights" if weights == (1, 1) else f"weights {weights}"
@@ -78,8 +81,8 @@ class Nested(fleet.Pod):
             },
             "weights": {"mine": self.weight},
             "podName": self.name,
-            "limits": {"m~n": self.told.get("maxConnections", 1000)},
-            "state": {"leaving": self.told.get("draining", False)},
+            "limits": {"m~n": self.extra.get("maxConnections", 1000)},
+            "state": {"leaving": self.extra.get("draining", False)},
         }
         await connection.send(scripted.answer(200, body=json.dumps(report).encode()))
 
@@ -111,28 +114,28 @@ async def show_steering(name, kind, settings):
     async with balancing(pods, POLLED + settings) as balancer:
         await known(balancer, pods, reported=20)
         await known(balancer, pods[1:], reported=0)
-        counts = fleet.spread(await fleet.come(balancer, 20, lanes=1))
+        counts = fleet.sessions_by_pod(await fleet.connect_many(balancer, 20, lanes=1))
         check(counts == {"pod-2": 20}, f"one pod reports 20 more sessions: 20 clients go {counts}")
-        counts = fleet.spread(await fleet.come(balancer, 20, lanes=1))
+        counts = fleet.sessions_by_pod(await fleet.connect_many(balancer, 20, lanes=1))
         check(counts == {"pod-1": 10, "pod-2": 10}, f"and the next 20 go {counts}")
         if kind is not Nested:
             fleet.stop(*pods)
             return
-        pods[0].told = {"draining": True}
-        await shown(balancer, pods[0], "draining")
-        counts = fleet.spread(await fleet.come(balancer, 10, lanes=1))
+        pods[0].extra = {"draining": True}
+        await wait_for_state(balancer, pods[0], "draining")
+        counts = fleet.sessions_by_pod(await fleet.connect_many(balancer, 10, lanes=1))
         check(counts == {"pod-2": 10}, f"it reports draining: 10 clients go {counts}")
-        pods[0].told = {"maxConnections": 35}
+        pods[0].extra = {"maxConnections": 35}
         await known(balancer, pods, maxConnections=35)
-        counts = fleet.spread(await fleet.come(balancer, 20, lanes=1))
+        counts = fleet.sessions_by_pod(await fleet.connect_many(balancer, 20, lanes=1))
         check(
             counts.get("pod-1") == 5,
             f"it reports a maximum of 35, and has 30: 20 clients go {counts}",
         )
-    pods[0].told, pods[0].others, pods[0].weight = {}, 0, 3
+    pods[0].extra, pods[0].others, pods[0].weight = {}, 0, 3
     async with balancing(pods, POLLED + settings) as balancer:
         await known(balancer, pods, weight=3)
-        counts = fleet.spread(await fleet.come(balancer, 40, lanes=1))
+        counts = fleet.sessions_by_pod(await fleet.connect_many(balancer, 40, lanes=1))
         check(counts == {"pod-1": 30, "pod-2": 10}, f"weights 3 and 1: 40 clients go {counts}")
     fleet.stop(*pods)
 
@@ -149,11 +152,11 @@ async def show_unreadable():
             error = await eventually(
                 lambda: balancer.metrics()["podMetrics"][pod.url][0].get("error")
             )
-            told = entry(balancer, pod)
+            told = metrics_entry(balancer, pod)
             right = "reported" not in told and told["connections"] == 0
             check(right, f"{settings.strip()!r}: {told['state']}, no count")
             check(bool(error) and what in error, f"its reason: {error!r}")
-            client = await fleet.arrive(balancer)
+            client = await fleet.connect_one(balancer)
             check(client.status == 101, "a client is served nevertheless")
     fleet.stop(*pods)
 
@@ -189,18 +192,18 @@ class Agent:
 async def show_agent():
     say("HAProxy's agent-check over TCP")
     hosts = ["127.0.0.2", "127.0.0.3"]
-    port, agent_port = fleet.common_port(hosts), fleet.common_port(hosts)
+    port, agent_port = fleet.common_free_port(hosts), fleet.common_free_port(hosts)
     first, second = agents = [await Agent(host, port, agent_port).start() for host in hosts]
     settings = f'{POLLED}metric_format = "agent"\nmetric_port = {agent_port}\ncold_time = "0s"\n'
 
     async def told(line, wanted):
         """Makes the first agent send a line, and waits until the metrics show its meaning."""
         first.line = line
-        found = await eventually(lambda: wanted(entry(balancer, first)))
-        check(found, f"{line!r}: {entry(balancer, first)}")
+        found = await eventually(lambda: wanted(metrics_entry(balancer, first)))
+        check(found, f"{line!r}: {metrics_entry(balancer, first)}")
 
     async def go(count=30):
-        came = await fleet.come(balancer, count, lanes=1)
+        came = await fleet.connect_many(balancer, count, lanes=1)
         counts = {agent.host: sum(client.pod == agent.host for client in came) for agent in agents}
         refused = sum(client.status != 101 for client in came)
         for client in came:

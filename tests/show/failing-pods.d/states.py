@@ -3,8 +3,8 @@
 import kinds
 from evidence import fleet, metrics_reader, scripted
 from evidence.checks import check, say
-from evidence.fleet import arrive, balancing, entry, shown, unharmed
-from evidence.metrics_reader import valid
+from evidence.fleet import balancing, check_no_errors, connect_one, metrics_entry, wait_for_state
+from evidence.metrics_reader import check_valid
 from evidence.scripted import eventually
 
 POLLED = 'poll_interval = "100ms"\npoll_timeout = "500ms"\n'
@@ -16,9 +16,9 @@ def tell(told):
 
 def why(balancer, pod):
     """Returns the reason shown for a pod's state, or for its failed poll."""
-    return entry(balancer, pod).get("reason") or balancer.metrics()["podMetrics"][pod.url][0].get(
-        "error"
-    )
+    return metrics_entry(balancer, pod).get("reason") or balancer.metrics()["podMetrics"][pod.url][
+        0
+    ].get("error")
 
 
 async def show():
@@ -35,14 +35,14 @@ async def show_reader():
     say("a strict reader of the documented format, derived from the example in docs/operations.md")
     pods = [await fleet.Pod(f"pod-{number}").start() for number in (1, 2)]
     async with balancing(pods, POLLED) as balancer:
-        await fleet.come(balancer, 4, lanes=1)
+        await fleet.connect_many(balancer, 4, lanes=1)
         await eventually(lambda: all("reported" in one for one in balancer.metrics()["services"]))
-        valid(balancer, "two pods that are up")
-        for what, text in metrics_reader.spoiled(metrics_reader.text(balancer)):
+        check_valid(balancer, "two pods that are up")
+        for what, text in metrics_reader.invalid_variants(metrics_reader.fetch(balancer)):
             try:
                 metrics_reader.read(text)
                 check(False, f"control: it must reject {what}")
-            except (metrics_reader.Wrong, ValueError) as error:
+            except (metrics_reader.InvalidMetrics, ValueError) as error:
                 check(True, f"control: it rejects {what}: {error}")
     fleet.stop(*pods)
 
@@ -52,17 +52,17 @@ async def show_unreachable():
     healthy = await fleet.Pod("healthy").start()
     pod = await kinds.Refused().start()
     async with balancing([pod, healthy], f'{POLLED}eject_time = "{fleet.LONG}s"\n') as balancer:
-        told = await shown(balancer, pod, "ejected")
+        told = await wait_for_state(balancer, pod, "ejected")
         tell(told)
         check(told["state"] == "ejected", "it is ejected before any client has connected")
         check("refused" in str(told.get("reason")), f"with the reason: {told.get('reason')}")
         left = told.get("ejectedForMs", -1)
         check(0 < left <= 1200 * fleet.LONG, f"and the time left: {left} ms")
-        clients = await fleet.come(balancer, 20)
-        unharmed(clients, "a pod that is unreachable")
+        clients = await fleet.connect_many(balancer, 20)
+        check_no_errors(clients, "a pod that is unreachable")
         pods = balancer.metrics()["podMetrics"][pod.url]
         check("refused" in str(pods[0].get("error")), f"podMetrics: {pods}")
-        valid(balancer, "an unreachable pod")
+        check_valid(balancer, "an unreachable pod")
     fleet.stop(pod, healthy)
 
 
@@ -80,10 +80,10 @@ async def show_stale():
         async with balancing(
             pods, f'{POLLED}cache_ttl = "0s"\neject_after = {eject_after}\n'
         ) as balancer:
-            await eventually(lambda: entry(balancer, silent).get("reported") == 70)
+            await eventually(lambda: metrics_entry(balancer, silent).get("reported") == 70)
             silent.mute = True
             wanted = "ejected" if eject_after else "stale"
-            told = await shown(balancer, silent, wanted)
+            told = await wait_for_state(balancer, silent, wanted)
             tell(told)
             check(
                 told["state"] == wanted, f"eject_after = {eject_after}: it becomes {told['state']}"
@@ -97,11 +97,11 @@ async def show_stale():
                     told["connections"] == 0,
                     f"its reported 70 are no longer used: {told['connections']}",
                 )
-                counts = fleet.spread(await fleet.come(balancer, 20, lanes=1))
+                counts = fleet.sessions_by_pod(await fleet.connect_many(balancer, 20, lanes=1))
                 check(counts == {"pod-1": 10, "pod-2": 10}, f"own counts decide: {counts}")
             else:
                 check("500ms" in told.get("reason", ""), f"its reason: {told.get('reason')}")
-            valid(balancer, f"a pod that is {wanted}")
+            check_valid(balancer, f"a pod that is {wanted}")
     fleet.stop(*pods)
 
 
@@ -111,14 +111,14 @@ async def show_unknown():
     pods[0].status = 500
     async with balancing(pods, POLLED) as balancer:
         await eventually(lambda: "500" in str(why(balancer, pods[0])))
-        told = entry(balancer, pods[0])
+        told = metrics_entry(balancer, pods[0])
         tell(told)
         check("reported" not in told, f"it is {told['state']}, and no count is invented")
         check("500" in str(why(balancer, pods[0])), f"its reason: {why(balancer, pods[0])}")
-        clients = await fleet.come(balancer, 20, lanes=1)
-        unharmed(clients, "a metric route that answers 500")
-        say(f"         spread: {fleet.spread(clients)}")
-        valid(balancer, "a pod without a readable report")
+        clients = await fleet.connect_many(balancer, 20, lanes=1)
+        check_no_errors(clients, "a metric route that answers 500")
+        say(f"         spread: {fleet.sessions_by_pod(clients)}")
+        check_valid(balancer, "a pod without a readable report")
     fleet.stop(*pods)
 
 
@@ -127,46 +127,47 @@ async def show_draining():
     pods = [await fleet.Pod(f"pod-{number}").start() for number in (1, 2)]
     draining, other = pods
     async with balancing(pods, POLLED) as balancer:
-        before = await fleet.come(balancer, 10, lanes=1)
-        draining.told = {"draining": True}
-        told = await shown(balancer, draining, "draining")
+        before = await fleet.connect_many(balancer, 10, lanes=1)
+        draining.extra = {"draining": True}
+        told = await wait_for_state(balancer, draining, "draining")
         tell(told)
         check(told["state"] == "draining", f"it is {told['state']}")
         check(bool(told.get("reason")), f"its reason: {told.get('reason')}")
-        clients = await fleet.come(balancer, 20, lanes=1)
-        unharmed(clients, "while it drains")
+        clients = await fleet.connect_many(balancer, 20, lanes=1)
+        check_no_errors(clients, "while it drains")
         check(
-            fleet.spread(clients) == {other.name: 20}, f"no new sessions: {fleet.spread(clients)}"
+            fleet.sessions_by_pod(clients) == {other.name: 20},
+            f"no new sessions: {fleet.sessions_by_pod(clients)}",
         )
         live = [client for client in before if client.pod == draining.name]
         check(
             len(live) == 5 and all([await client.talks() for client in live]),
             f"its {len(live)} old sessions continue",
         )
-        valid(balancer, "a draining pod")
-        other.told = {"draining": True}
-        await shown(balancer, other, "draining")
-        refused = await arrive(balancer)
+        check_valid(balancer, "a draining pod")
+        other.extra = {"draining": True}
+        await wait_for_state(balancer, other, "draining")
+        refused = await connect_one(balancer)
         say(f"         all drain: {refused.status} {refused.body.decode().strip()!r}")
         check(refused.status == 503, "when all of them drain, new clients get 503")
         check(
             all([await client.talks() for client in before + clients]),
             "and the old sessions continue",
         )
-        draining.told = {"draining": False}
-        await eventually(lambda: entry(balancer, draining)["state"] != "draining")
-        back = await fleet.come(balancer, 10, lanes=1)
+        draining.extra = {"draining": False}
+        await eventually(lambda: metrics_entry(balancer, draining)["state"] != "draining")
+        back = await fleet.connect_many(balancer, 10, lanes=1)
         check(
-            fleet.spread(back) == {draining.name: 10},
-            f"draining: false puts it back in use: {fleet.spread(back)}",
+            fleet.sessions_by_pod(back) == {draining.name: 10},
+            f"draining: false puts it back in use: {fleet.sessions_by_pod(back)}",
         )
     fleet.stop(*pods)
     say("  control: draining is a text, which is invalid")
     pods = [await fleet.Pod(f"pod-{number}").start() for number in (1, 2)]
     async with balancing(pods, POLLED) as balancer:
-        pods[0].told = {"draining": "true"}
+        pods[0].extra = {"draining": "true"}
         await eventually(lambda: why(balancer, pods[0]))
-        told = entry(balancer, pods[0])
+        told = metrics_entry(balancer, pods[0])
         tell(told)
         check(told["state"] != "draining", f"it is {told['state']}: {why(balancer, pods[0])}")
     fleet.stop(*pods)
@@ -176,35 +177,37 @@ async def show_full():
     say("pods that report maxConnections: 3 and 5")
     pods = [await fleet.Pod(f"pod-{number}").start() for number in (1, 2)]
     for pod, most in zip(pods, (3, 5)):
-        pod.told = {"maxConnections": most}
+        pod.extra = {"maxConnections": most}
     async with balancing(pods, POLLED) as balancer:
-        await eventually(lambda: all("maxConnections" in entry(balancer, pod) for pod in pods))
-        clients = await fleet.come(balancer, 8, lanes=1)
-        unharmed(clients, "up to the limit")
-        check(
-            fleet.spread(clients) == {"pod-1": 3, "pod-2": 5},
-            f"each is filled: {fleet.spread(clients)}",
+        await eventually(
+            lambda: all("maxConnections" in metrics_entry(balancer, pod) for pod in pods)
         )
-        told = entry(balancer, pods[0])
+        clients = await fleet.connect_many(balancer, 8, lanes=1)
+        check_no_errors(clients, "up to the limit")
+        check(
+            fleet.sessions_by_pod(clients) == {"pod-1": 3, "pod-2": 5},
+            f"each is filled: {fleet.sessions_by_pod(clients)}",
+        )
+        told = metrics_entry(balancer, pods[0])
         tell(told)
         check(told["state"] == "full" and told.get("maxConnections") == 3, f"it is {told['state']}")
-        valid(balancer, "full pods")
-        refused = await arrive(balancer)
+        check_valid(balancer, "full pods")
+        refused = await connect_one(balancer)
         check(
             refused.status == 503,
             f"the next one: {refused.status} {refused.body.decode().strip()!r}",
         )
         next(client for client in clients if client.pod == "pod-1").leave()
-        await eventually(lambda: entry(balancer, pods[0])["connections"] < 3)
-        again = await arrive(balancer)
+        await eventually(lambda: metrics_entry(balancer, pods[0])["connections"] < 3)
+        again = await connect_one(balancer)
         check(
             (again.status, again.pod) == (101, "pod-1"),
             f"one session ends, one new client is accepted: {again.status} at {again.pod}",
         )
     for pod in pods:
-        pod.told = {}
+        pod.extra = {}
     async with balancing(pods, POLLED) as balancer:
-        unharmed(await fleet.come(balancer, 30), "control, no maxConnections")
+        check_no_errors(await fleet.connect_many(balancer, 30), "control, no maxConnections")
     fleet.stop(*pods)
 
 
@@ -225,37 +228,40 @@ async def show_health():
     sick.status = 500
     without = f'{POLLED}metric_path = "none"\neject_time = "300ms"\neject_time_max = "1s"\n'
     async with balancing(pods, f'{without}health_path = "/health"\n') as balancer:
-        told = await shown(balancer, sick, "ejected")
+        told = await wait_for_state(balancer, sick, "ejected")
         tell(told)
         check(
             told["state"] == "ejected" and "500" in str(told.get("reason")),
             "500 ejects it before any client connects",
         )
-        clients = await fleet.come(balancer, 10, lanes=1)
+        clients = await fleet.connect_many(balancer, 10, lanes=1)
         check(
-            fleet.spread(clients) == {"pod-2": 10},
-            f"no client is sent to it: {fleet.spread(clients)}",
+            fleet.sessions_by_pod(clients) == {"pod-2": 10},
+            f"no client is sent to it: {fleet.sessions_by_pod(clients)}",
         )
         sick.status = 200
-        await eventually(lambda: entry(balancer, sick)["state"] != "ejected")
-        back = await fleet.come(balancer, 10, lanes=1)
+        await eventually(lambda: metrics_entry(balancer, sick)["state"] != "ejected")
+        back = await fleet.connect_many(balancer, 10, lanes=1)
         check(
-            fleet.spread(back).get("pod-1", 0) > 0,
-            f"204 makes it available again: {fleet.spread(back)}",
+            fleet.sessions_by_pod(back).get("pod-1", 0) > 0,
+            f"204 makes it available again: {fleet.sessions_by_pod(back)}",
         )
-        valid(balancer, "a service without a metric route")
+        check_valid(balancer, "a service without a metric route")
     sick.status = 500
     async with balancing(pods, without) as balancer:
-        clients = await fleet.come(balancer, 10, lanes=1)
-        counts = fleet.spread(clients)
+        clients = await fleet.connect_many(balancer, 10, lanes=1)
+        counts = fleet.sessions_by_pod(clients)
         check(counts == {"pod-1": 5, "pod-2": 5}, f"control, no health_path: it is used, {counts}")
     dead = await kinds.Refused().start()
     async with balancing([dead, healthy], f"{without}health_tcp = true\n") as balancer:
-        told = await shown(balancer, dead, "ejected")
+        told = await wait_for_state(balancer, dead, "ejected")
         tell(told)
         check(
             told["state"] == "ejected" and "refused" in str(told.get("reason")),
             "health_tcp ejects a pod that refuses connections",
         )
-        check(entry(balancer, healthy)["state"] != "ejected", "and the other pod is not ejected")
+        check(
+            metrics_entry(balancer, healthy)["state"] != "ejected",
+            "and the other pod is not ejected",
+        )
     fleet.stop(dead, *pods)

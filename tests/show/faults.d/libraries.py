@@ -408,7 +408,7 @@ async def show(pods):
             [programs.ROOT / "target/debug/examples" / TUNGSTENITE]
         ),
         f"websockets {version('websockets')}": lambda: Client([sys.executable, HERE / "client.py"]),
-        f"npm ws {node}": lambda: Client([install.need("node"), HERE / "client.mjs"], npm),
+        f"npm ws {node}": lambda: Client([install.require("node"), HERE / "client.mjs"], npm),
         "wsbalancer client (awc)": lambda: OwnClient([programs.BINARY, "client"]),
     }
     every = list(cells())

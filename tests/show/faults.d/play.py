@@ -124,7 +124,7 @@ def balance(pods, names, **settings):
         lines += [f"{key} = {json.dumps(value)}" for key, value in SERVICES[name].items()]
         lines += ["[[routes]]", f'path_prefix = "/{name}"', f'service = "{name}"']
     rules = '[balancer]\nmetric_path = "none"\neject_after = 0\n'
-    return scripted.Configured(
+    return scripted.ConfiguredBalancer(
         rules + "\n".join(lines) + "\n", **{"SERVER__SHUTDOWN_TIMEOUT": "30s", **settings}
     )
 

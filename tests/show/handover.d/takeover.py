@@ -160,7 +160,7 @@ async def show_control(_):
     async with started_host(hands_over=False) as host, visitors(host, CONTROL_SECONDS) as group:
         await asyncio.sleep(CONTROL_SECONDS / 4)
         host.current.process.send_signal(signal.SIGTERM)
-        await asyncio.to_thread(host.current.process.wait, sessions.LATE)
+        await asyncio.to_thread(host.current.process.wait, sessions.PATIENCE)
         await host.start()
     failed_visits = group.failed_visits()
     check(
@@ -262,11 +262,11 @@ class Visitor:
 
     async def visit(self):
         started_at = time.monotonic()
-        client = await sessions.enter(self.address)
+        client = await sessions.connect(self.address)
         self.waits.append(time.monotonic() - started_at)
         self.clients.append(client)
         error = client.error and type(client.error).__name__
-        self.visits.append(ECHO if await client.talks() else error or client.told())
+        self.visits.append(ECHO if await client.talks() else error or client.ending())
 
     def has_session(self):
         return len(self.visits) == len(self.clients) > 0 and self.clients[-1].inside
@@ -329,16 +329,16 @@ async def visitors(host, seconds, rate=RATE):
     stayers = group.stayers()
     if host.hands_over:
         inside = await eventually(
-            lambda: all(visitor.has_session() for visitor in stayers), sessions.LATE
+            lambda: all(visitor.has_session() for visitor in stayers), sessions.PATIENCE
         )
         check(inside, f"all {len(stayers)} clients that stay have a session")
         counted = await eventually(
-            lambda: sum(host.current.own().values()) == len(stayers), sessions.LATE
+            lambda: sum(host.current.own().values()) == len(stayers), sessions.PATIENCE
         )
         check(counted, f"the last process counts exactly these sessions: {host.current.own()}")
     for visitor in stayers:
         visitor.leave()
-    await asyncio.wait(group.tasks, timeout=sessions.LATE)
+    await asyncio.wait(group.tasks, timeout=sessions.PATIENCE)
     check(
         all(task.done() and not task.exception() for task in group.tasks), "all sessions have ended"
     )
@@ -348,12 +348,12 @@ async def replace_old_process(old, group):
     """Sends SIGTERM to an old process, and checks how it closes its sessions."""
     signalled, started_at = asyncio.get_running_loop().time(), time.monotonic()
     old.process.send_signal(signal.SIGTERM)
-    code = await asyncio.to_thread(old.process.wait, sessions.LATE)
+    code = await asyncio.to_thread(old.process.wait, sessions.PATIENCE)
     took = time.monotonic() - started_at
     found = await asyncio.to_thread(programs.Program.expect, old, STOPPED)
     opened, cut = map(int, found.groups())
     # The process has ended, but its last Close frames may not have been read yet.
-    await eventually(lambda: len(group.closed(signalled)) >= opened, sessions.LATE)
+    await eventually(lambda: len(group.closed(signalled)) >= opened, sessions.PATIENCE)
     closed = group.closed(signalled)
     check(
         code == 0 and cut == 0 and opened == len(closed) > 0 and "panic" not in old.output,
@@ -390,5 +390,5 @@ def check_connects(group):
     check(
         not without_close,
         "every session ended with a "
-        f"Close{chats.example_of([client.told() for client in without_close])}",
+        f"Close{chats.example_of([client.ending() for client in without_close])}",
     )

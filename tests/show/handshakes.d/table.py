@@ -6,7 +6,16 @@
 
 import dataclasses
 
-from evidence.raw_sockets import ACCEPT, HOST, NONCE, Says, chunked, frame, framed, switching
+from evidence.raw_sockets import (
+    ACCEPT,
+    HOST,
+    NONCE,
+    ScriptedAnswer,
+    chunked,
+    frame,
+    framed,
+    switching,
+)
 
 CLOSES = True
 
@@ -138,14 +147,14 @@ case(
     "subprotocol-selected",
     handshake(b"Sec-WebSocket-Protocol: chat, superchat"),
     101,
-    pod=[Says(switching(b"Sec-WebSocket-Protocol: superchat"))],
+    pod=[ScriptedAnswer(switching(b"Sec-WebSocket-Protocol: superchat"))],
     fields={"sec-websocket-protocol": "superchat"},
 )
 case(
     "subprotocol-offered-on-two-lines",
     handshake(b"Sec-WebSocket-Protocol: chat", b"Sec-WebSocket-Protocol: superchat"),
     101,
-    pod=[Says(switching(b"Sec-WebSocket-Protocol: superchat"))],
+    pod=[ScriptedAnswer(switching(b"Sec-WebSocket-Protocol: superchat"))],
     fields={"sec-websocket-protocol": "superchat"},
 )
 case(
@@ -153,7 +162,9 @@ case(
     handshake(b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits"),
     101,
     pod=[
-        Says(switching(b"Sec-WebSocket-Extensions: permessage-deflate; server_max_window_bits=10"))
+        ScriptedAnswer(
+            switching(b"Sec-WebSocket-Extensions: permessage-deflate; server_max_window_bits=10")
+        )
     ],
     fields={"sec-websocket-extensions": "permessage-deflate; server_max_window_bits=10"},
 )
@@ -161,7 +172,7 @@ case(
     "extensions-accepted-two",
     handshake(b'Sec-WebSocket-Extensions: foo, permessage-deflate, bar; a="x, y"'),
     101,
-    pod=[Says(switching(b"Sec-WebSocket-Extensions: permessage-deflate, bar"))],
+    pod=[ScriptedAnswer(switching(b"Sec-WebSocket-Extensions: permessage-deflate, bar"))],
     fields={"sec-websocket-extensions": "permessage-deflate, bar"},
 )
 case(
@@ -214,7 +225,7 @@ case(
     handshake(upgrade=None),
     426,
     pod=[
-        Says(
+        ScriptedAnswer(
             framed(
                 b"use it\n",
                 b"426 Upgrade Required",
@@ -230,14 +241,20 @@ case(
     handshake(upgrade=b""),
     200,
     body=b"GET /case HTTP/1.1",
-    pod=[Says(framed(b"GET /case HTTP/1.1"))],
+    pod=[ScriptedAnswer(framed(b"GET /case HTTP/1.1"))],
 )
-case("upgrade-h2c", handshake(upgrade=b"h2c"), 200, pod=[Says(framed(b"plain"))], body=b"plain")
+case(
+    "upgrade-h2c",
+    handshake(upgrade=b"h2c"),
+    200,
+    pod=[ScriptedAnswer(framed(b"plain"))],
+    body=b"plain",
+)
 case(
     "upgrade-websockets",
     handshake(upgrade=b"websockets"),
     200,
-    pod=[Says(framed(b"plain"))],
+    pod=[ScriptedAnswer(framed(b"plain"))],
     body=b"plain",
 )
 case("connection-missing", handshake(connection=None), 400, says=("Connection",))
@@ -380,12 +397,12 @@ for name, says in {
     "subprotocol-not-offered": switching(b"Sec-WebSocket-Protocol: chat"),
     "extension-not-offered": switching(b"Sec-WebSocket-Extensions: permessage-deflate"),
 }.items():
-    case(f"pod-101-{name}", handshake(), 502, says=(), pod=[Says(says)], tries=2)
+    case(f"pod-101-{name}", handshake(), 502, says=(), pod=[ScriptedAnswer(says)], tries=2)
     case(
         f"pod-101-{name}-then-accepts",
         handshake(),
         101,
-        pod=[Says(says), Says(switching())],
+        pod=[ScriptedAnswer(says), ScriptedAnswer(switching())],
         tries=2,
     )
 case(
@@ -394,7 +411,7 @@ case(
     502,
     says=(),
     tries=2,
-    pod=[Says(switching(b"Sec-WebSocket-Protocol: superchat"))],
+    pod=[ScriptedAnswer(switching(b"Sec-WebSocket-Protocol: superchat"))],
 )
 case(
     "pod-101-subprotocol-other-case",
@@ -402,7 +419,7 @@ case(
     502,
     says=(),
     tries=2,
-    pod=[Says(switching(b"Sec-WebSocket-Protocol: Chat"))],
+    pod=[ScriptedAnswer(switching(b"Sec-WebSocket-Protocol: Chat"))],
 )
 case(
     "pod-101-subprotocol-two",
@@ -410,7 +427,7 @@ case(
     502,
     says=(),
     tries=2,
-    pod=[Says(switching(b"Sec-WebSocket-Protocol: chat, superchat"))],
+    pod=[ScriptedAnswer(switching(b"Sec-WebSocket-Protocol: chat, superchat"))],
 )
 case(
     "pod-101-extension-other",
@@ -418,11 +435,15 @@ case(
     502,
     says=(),
     tries=2,
-    pod=[Says(switching(b"Sec-WebSocket-Extensions: foo, permessage-deflate"))],
+    pod=[ScriptedAnswer(switching(b"Sec-WebSocket-Extensions: foo, permessage-deflate"))],
 )
-case("pod-closes", handshake(), 502, says=(), tries=2, pod=[Says(b"", CLOSES)])
+case("pod-closes", handshake(), 502, says=(), tries=2, pod=[ScriptedAnswer(b"", CLOSES)])
 case(
-    "pod-closes-then-accepts", handshake(), 101, tries=2, pod=[Says(b"", CLOSES), Says(switching())]
+    "pod-closes-then-accepts",
+    handshake(),
+    101,
+    tries=2,
+    pod=[ScriptedAnswer(b"", CLOSES), ScriptedAnswer(switching())],
 )
 case(
     "pod-closes-in-its-head",
@@ -430,7 +451,7 @@ case(
     502,
     says=(),
     tries=2,
-    pod=[Says(switching()[:40], CLOSES)],
+    pod=[ScriptedAnswer(switching()[:40], CLOSES)],
 )
 case(
     "pod-sends-no-http",
@@ -438,7 +459,7 @@ case(
     502,
     says=(),
     tries=2,
-    pod=[Says(b"SSH-2.0-OpenSSH_9.2\r\n\r\n", CLOSES)],
+    pod=[ScriptedAnswer(b"SSH-2.0-OpenSSH_9.2\r\n\r\n", CLOSES)],
 )
 case(
     "pod-two-lengths",
@@ -447,7 +468,7 @@ case(
     says=(),
     tries=2,
     pod=[
-        Says(
+        ScriptedAnswer(
             b"HTTP/1.1 403 Forbidden\r\nContent-Length: 3\r\nContent-Length: 5\r\n\r\nhello", CLOSES
         )
     ],
@@ -459,55 +480,63 @@ case(
     "pod-101-fields-in-lower-case",
     handshake(),
     101,
-    pod=[Says(switching(upgrade=b"WebSocket", connection=b"keep-alive, upgrade"))],
+    pod=[ScriptedAnswer(switching(upgrade=b"WebSocket", connection=b"keep-alive, upgrade"))],
 )
 case(
     "pod-101-own-fields",
     handshake(),
     101,
-    pod=[Says(switching(b"Set-Cookie: a=1", b"Set-Cookie: b=2", b"X-Own: 1"))],
+    pod=[ScriptedAnswer(switching(b"Set-Cookie: a=1", b"Set-Cookie: b=2", b"X-Own: 1"))],
     fields={"set-cookie": "a=1, b=2", "x-own": "1"},
 )
-case("pod-101-length-0", handshake(), 101, pod=[Says(switching(b"Content-Length: 0"))])
+case("pod-101-length-0", handshake(), 101, pod=[ScriptedAnswer(switching(b"Content-Length: 0"))])
 case(
     "pod-101-other-reason",
     handshake(),
     101,
-    pod=[Says(switching().replace(b"Switching Protocols", b"Web Socket Protocol Handshake"))],
+    pod=[
+        ScriptedAnswer(
+            switching().replace(b"Switching Protocols", b"Web Socket Protocol Handshake")
+        )
+    ],
 )
 case(
     "pod-101-of-http-1.0",
     handshake(),
     101,
-    pod=[Says(switching().replace(b"HTTP/1.1", b"HTTP/1.0"))],
+    pod=[ScriptedAnswer(switching().replace(b"HTTP/1.1", b"HTTP/1.0"))],
 )
 case(
     "pod-101-and-a-frame",
     handshake(),
     101,
-    pod=[Says(switching() + frame(1, b"early"))],
+    pod=[ScriptedAnswer(switching() + frame(1, b"early"))],
     early=frame(1, b"early"),
 )
 case(
     "pod-103-before-101",
     handshake(),
     101,
-    pod=[Says(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + switching())],
+    pod=[ScriptedAnswer(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + switching())],
 )
 case(
     "pod-100-before-101",
     handshake(),
     101,
-    pod=[Says(b"HTTP/1.1 100 Continue\r\n\r\n" + switching())],
+    pod=[ScriptedAnswer(b"HTTP/1.1 100 Continue\r\n\r\n" + switching())],
 )
 case(
     "pod-103-before-404",
     handshake(),
     404,
-    pod=[Says(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + framed(b"no", b"404 Not Found"))],
+    pod=[
+        ScriptedAnswer(
+            b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + framed(b"no", b"404 Not Found")
+        )
+    ],
     body=b"no",
 )
-case("pod-200", handshake(), 200, pod=[Says(framed(b"plain"))], body=b"plain")
+case("pod-200", handshake(), 200, pod=[ScriptedAnswer(framed(b"plain"))], body=b"plain")
 case(
     "pod-200-chunked",
     handshake(),
@@ -515,7 +544,7 @@ case(
     body=b"hello world",
     fields={"content-type": "text/plain"},
     pod=[
-        Says(
+        ScriptedAnswer(
             chunked(
                 b"5\r\nhello\r\n6;x=1\r\n world\r\n0\r\n\r\n",
                 b"200 OK",
@@ -529,14 +558,14 @@ case(
     handshake(),
     200,
     body=b"to the end",
-    pod=[Says(b"HTTP/1.1 200 OK\r\n\r\nto the end", CLOSES)],
+    pod=[ScriptedAnswer(b"HTTP/1.1 200 OK\r\n\r\nto the end", CLOSES)],
 )
 case(
     "pod-200-of-http-1.0",
     handshake(),
     200,
     body=b"old",
-    pod=[Says(b"HTTP/1.0 200 OK\r\n\r\nold", CLOSES)],
+    pod=[ScriptedAnswer(b"HTTP/1.0 200 OK\r\n\r\nold", CLOSES)],
 )
 case(
     "pod-200-cut",
@@ -544,7 +573,7 @@ case(
     200,
     body=b"hel",
     whole=False,
-    pod=[Says(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhel", CLOSES)],
+    pod=[ScriptedAnswer(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhel", CLOSES)],
 )
 case(
     "pod-200-chunked-cut",
@@ -552,15 +581,21 @@ case(
     200,
     body=b"hello",
     whole=False,
-    pod=[Says(chunked(b"5\r\nhello\r\n"), CLOSES)],
+    pod=[ScriptedAnswer(chunked(b"5\r\nhello\r\n"), CLOSES)],
 )
-case("pod-200-100-kB", handshake(), 200, body=b"x" * 100_000, pod=[Says(framed(b"x" * 100_000))])
+case(
+    "pod-200-100-kB",
+    handshake(),
+    200,
+    body=b"x" * 100_000,
+    pod=[ScriptedAnswer(framed(b"x" * 100_000))],
+)
 case(
     "pod-204",
     handshake(),
     204,
     body=b"",
-    pod=[Says(b"HTTP/1.1 204 No Content\r\nX-Own: 1\r\n\r\n")],
+    pod=[ScriptedAnswer(b"HTTP/1.1 204 No Content\r\nX-Own: 1\r\n\r\n")],
     fields={"x-own": "1"},
 )
 case(
@@ -568,7 +603,9 @@ case(
     handshake(),
     301,
     body=b"",
-    pod=[Says(framed(b"", b"301 Moved Permanently", b"Location: wss://b.example/case?x=1"))],
+    pod=[
+        ScriptedAnswer(framed(b"", b"301 Moved Permanently", b"Location: wss://b.example/case?x=1"))
+    ],
     fields={"location": "wss://b.example/case?x=1"},
 )
 case(
@@ -576,7 +613,7 @@ case(
     handshake(),
     304,
     body=b"",
-    pod=[Says(b'HTTP/1.1 304 Not Modified\r\nETag: "a"\r\n\r\n')],
+    pod=[ScriptedAnswer(b'HTTP/1.1 304 Not Modified\r\nETag: "a"\r\n\r\n')],
     fields={"etag": '"a"'},
 )
 case(
@@ -586,7 +623,7 @@ case(
     body=b"log in",
     fields={"www-authenticate": 'Basic realm="pods", Bearer'},
     pod=[
-        Says(
+        ScriptedAnswer(
             framed(
                 b"log in",
                 b"401 Unauthorized",
@@ -596,13 +633,13 @@ case(
         )
     ],
 )
-case("pod-403", handshake(), 403, body=b"", pod=[Says(framed(b"", b"403 Forbidden"))])
+case("pod-403", handshake(), 403, body=b"", pod=[ScriptedAnswer(framed(b"", b"403 Forbidden"))])
 case(
     "pod-404",
     handshake(),
     404,
     body=b"not here",
-    pod=[Says(framed(b"not here", b"404 Not Found", b"Content-Type: text/html"))],
+    pod=[ScriptedAnswer(framed(b"not here", b"404 Not Found", b"Content-Type: text/html"))],
     fields={"content-type": "text/html"},
 )
 case(
@@ -612,7 +649,7 @@ case(
     body=b"",
     fields={"sec-websocket-version": "25"},
     pod=[
-        Says(
+        ScriptedAnswer(
             framed(
                 b"", b"426 Upgrade Required", b"Upgrade: websocket", b"Sec-WebSocket-Version: 25"
             )
@@ -625,12 +662,16 @@ case(
     429,
     body=b"later",
     fields={"retry-after": "7"},
-    pod=[Says(framed(b"later", b"429 Too Many Requests", b"Retry-After: 7"))],
+    pod=[ScriptedAnswer(framed(b"later", b"429 Too Many Requests", b"Retry-After: 7"))],
 )
 case(
-    "pod-500", handshake(), 500, body=b"oh", pod=[Says(framed(b"oh", b"500 Internal Server Error"))]
+    "pod-500",
+    handshake(),
+    500,
+    body=b"oh",
+    pod=[ScriptedAnswer(framed(b"oh", b"500 Internal Server Error"))],
 )
-case("pod-599", handshake(), 599, body=b"own", pod=[Says(framed(b"own", b"599 Own"))])
+case("pod-599", handshake(), 599, body=b"own", pod=[ScriptedAnswer(framed(b"own", b"599 Own"))])
 for status in (b"502 Bad Gateway", b"503 Service Unavailable", b"504 Gateway Timeout"):
     number = int(status[:3])
     case(
@@ -641,8 +682,8 @@ for status in (b"502 Bad Gateway", b"503 Service Unavailable", b"504 Gateway Tim
         body=b"second",
         fields={"x-own": "2"},
         pod=[
-            Says(framed(b"first", status, b"X-Own: 1")),
-            Says(framed(b"second", status, b"X-Own: 2")),
+            ScriptedAnswer(framed(b"first", status, b"X-Own: 1")),
+            ScriptedAnswer(framed(b"second", status, b"X-Own: 2")),
         ],
     )
     case(
@@ -650,7 +691,7 @@ for status in (b"502 Bad Gateway", b"503 Service Unavailable", b"504 Gateway Tim
         handshake(),
         101,
         tries=2,
-        pod=[Says(framed(b"first", status)), Says(switching())],
+        pod=[ScriptedAnswer(framed(b"first", status)), ScriptedAnswer(switching())],
     )
 case(
     "pod-503-chunked-all",
@@ -659,7 +700,11 @@ case(
     tries=2,
     body=b"later",
     fields={"retry-after": "7"},
-    pod=[Says(chunked(b"5\r\nlater\r\n0\r\n\r\n", b"503 Service Unavailable", b"Retry-After: 7"))],
+    pod=[
+        ScriptedAnswer(
+            chunked(b"5\r\nlater\r\n0\r\n\r\n", b"503 Service Unavailable", b"Retry-After: 7")
+        )
+    ],
 )
 case(
     "pod-503-then-404",
@@ -667,7 +712,10 @@ case(
     404,
     tries=2,
     body=b"no",
-    pod=[Says(framed(b"", b"503 Service Unavailable")), Says(framed(b"no", b"404 Not Found"))],
+    pod=[
+        ScriptedAnswer(framed(b"", b"503 Service Unavailable")),
+        ScriptedAnswer(framed(b"no", b"404 Not Found")),
+    ],
 )
 case(
     "pod-503-then-closes",
@@ -675,7 +723,7 @@ case(
     503,
     tries=2,
     body=b"later",
-    pod=[Says(framed(b"later", b"503 Service Unavailable")), Says(b"", CLOSES)],
+    pod=[ScriptedAnswer(framed(b"later", b"503 Service Unavailable")), ScriptedAnswer(b"", CLOSES)],
 )
 
 # --- differences of HAProxy and nginx, with reasons ---

@@ -79,8 +79,8 @@ async def show_repeated_panics(short):
                 balancer,
                 f"{actor} panicked 3 times within 1m, most recently: panic requested by a test",
             )
-            await sessions.all_ended(chatters.chats)
-            say(f"         the sessions end with: {sessions.ends(chatters.chats)}")
+            await sessions.wait_until_ended(chatters.chats)
+            say(f"         the sessions end with: {sessions.count_endings(chatters.chats)}")
 
 
 async def provoke(balancer, count_before):
@@ -168,7 +168,7 @@ class State:
 
 
 async def state(balancer):
-    _, listed = await sessions.admin(balancer, "GET", "/api/sessions")
+    _, listed = await sessions.call_admin(balancer, "GET", "/api/sessions")
     services = balancer.metrics()["services"]
     return State(
         {one["url"]: (one["own"], one["estimate"]) for one in services},
@@ -182,7 +182,7 @@ async def is_state(balancer, wanted):
     async def known():
         return await state(balancer) == wanted
 
-    return await sessions.until(known)
+    return await sessions.eventually_async(known)
 
 
 async def panic(balancer, hook):
@@ -222,10 +222,10 @@ async def keep_visiting(balancer, over):
     while not is_last_visit:
         is_last_visit = over.is_set()
         client = await chats.connect(balancer.address, chats.new_client())
-        outcomes.append("an echo" if await client.talks() else client.told())
+        outcomes.append("an echo" if await client.talks() else client.ending())
         if client.inside:
             client.send_close()
-        await sessions.all_ended([client])
+        await sessions.wait_until_ended([client])
     return outcomes
 
 
@@ -247,7 +247,7 @@ async def show_spread(balancer, before):
     for client in new_clients:
         if client.inside:
             client.send_close()
-    await sessions.all_ended(new_clients)
+    await sessions.wait_until_ended(new_clients)
     check(await is_state(balancer, before), "after they have left, the state is the same as before")
 
 
@@ -257,5 +257,5 @@ async def show_state_control(balancer, before):
     client = await chats.connect(balancer.address, chats.new_client())
     check(await state(balancer) != before, "the state differs")
     client.send_close()
-    await sessions.all_ended([client])
+    await sessions.wait_until_ended([client])
     check(await is_state(balancer, before), "after it has left, the state is the same again")

@@ -50,7 +50,7 @@ async def show_restart(count):
         )
         check(
             not chatters.is_undisturbed(),
-            f"sessions are dropped: {sessions.ends(chatters.dropped())}",
+            f"sessions are dropped: {sessions.count_endings(chatters.dropped())}",
         )
         check(restarted.own() == {}, f"the new process counts none: {restarted.own()}")
         await chats.stop(restarted)

@@ -93,7 +93,7 @@ class Environment:
         client = await chats.connect(self.balancer.address, chats.new_client(), self.context)
         serial = client.transport.get_extra_info("peercert")["serialNumber"]
         client.leave()
-        await sessions.all_ended([client])
+        await sessions.wait_until_ended([client])
         return serial, client.status
 
     async def reload_after(self, change, result, named):
@@ -101,7 +101,7 @@ class Environment:
         count_before = self.balancer.reloads()[result]
         change()
         reloaded_in_time = await eventually(
-            lambda: self.balancer.reloads()[result] > count_before, sessions.LATE
+            lambda: self.balancer.reloads()[result] > count_before, sessions.PATIENCE
         )
         outcome = twenty.last_reload(self.balancer)
         check(
@@ -116,7 +116,7 @@ class Pod(sessions.Pod):
     async def start(self, context):
         loop = asyncio.get_running_loop()
         self.server = await loop.create_server(
-            lambda: sessions.AtPod(self), "127.0.0.1", 0, ssl=context
+            lambda: sessions.PodConnection(self), "127.0.0.1", 0, ssl=context
         )
         self.address = "{}:{}".format(*self.server.sockets[0].getsockname())
         self.url = f"https://{self.address}"

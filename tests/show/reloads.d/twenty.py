@@ -14,7 +14,7 @@ import typing
 from evidence import chats, files, programs, sessions
 from evidence.checks import check, say
 from evidence.scripted import eventually
-from evidence.sessions import all_ended, call
+from evidence.sessions import call, wait_until_ended
 
 STEP_SECONDS = 1  # seconds from one reload to the next
 PODS = 4
@@ -100,7 +100,7 @@ class Pod(sessions.Pod):
         return AtPod
 
 
-class AtPod(sessions.AtPod):
+class AtPod(sessions.PodConnection):
     def take_head(self, head):
         if head.get("sec-websocket-key"):
             self.pod.last = head
@@ -167,7 +167,7 @@ class Environment:
         for client in clients:
             if client.inside:
                 client.send_close()
-        await all_ended(clients)
+        await wait_until_ended(clients)
 
     async def keep_open(self, client):
         """Adds a client whose session must stay open to the end."""
@@ -190,7 +190,7 @@ class Environment:
         await self.crowd.all_echoed()
         await self.crowd.finish()
         check(
-            sessions.untouched(self.silent) and await sessions.all_talk(self.silent),
+            sessions.are_undisturbed(self.silent) and await sessions.all_talk(self.silent),
             f"the {len(self.silent)} silent sessions have received nothing, and still echo",
         )
         await self.crowd.leave()
@@ -258,7 +258,7 @@ async def run_step(environment, step):
     check(
         is_unchanged
         and environment.crowd.is_undisturbed()
-        and sessions.untouched(environment.silent),
+        and sessions.are_undisturbed(environment.silent),
         "no session is dropped, session counts are as "
         f"before{'' if is_unchanged else f': {balancer.own()}'}",
     )
@@ -453,20 +453,20 @@ async def check_new_service(environment):
 
 async def check_idle_timeout(environment):
     async with environment.new_clients() as [client]:
-        ended = await all_ended([client])
+        ended = await wait_until_ended([client])
         check(
             ended and client.close == IDLE,
-            f"a new session that sends nothing: {client.told()}; the older silent sessions stay",
+            f"a new session that sends nothing: {client.ending()}; the older silent sessions stay",
         )
 
 
 async def check_message_limit(environment):
     async with environment.new_clients() as [client]:
         client.talk()
-        ended = await all_ended([client])
+        ended = await wait_until_ended([client])
         check(
             ended and client.close and client.close[0] == TOO_BIG,
-            f"a new session that sends {chats.SIZE} bytes: {client.told()}; the older sessions "
+            f"a new session that sends {chats.SIZE} bytes: {client.ending()}; the older sessions "
             "that do so stay",
         )
 

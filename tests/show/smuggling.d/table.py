@@ -9,7 +9,7 @@ tunnelled: a handshake; the bytes after it belong to the tunnel.
 
 import dataclasses
 
-from evidence.raw_sockets import HOST, NONCE, Says, frame, framed, switching
+from evidence.raw_sockets import HOST, NONCE, ScriptedAnswer, frame, framed, switching
 
 
 @dataclasses.dataclass
@@ -478,7 +478,7 @@ forwarded(
     "upgrade-refused-by-the-pod-and-another",
     get(*HANDSHAKE, body=SMUGGLED),
     handshake(answer=403),
-    pod=[Says(framed(b"no", b"403 Forbidden"))],
+    pod=[ScriptedAnswer(framed(b"no", b"403 Forbidden"))],
 )
 tunnelled(
     "upgrade-names-its-key",
@@ -528,20 +528,24 @@ for name, raw in (
 
 # --- malformed answers of pods ---
 
-forwarded("pod-sends-more-than-its-length", get(), pod=[Says(framed(GET) + framed(b"stray"))])
+forwarded(
+    "pod-sends-more-than-its-length", get(), pod=[ScriptedAnswer(framed(GET) + framed(b"stray"))]
+)
 forwarded(
     "pod-sends-a-body-to-HEAD",
     request(b"HEAD /case HTTP/1.1"),
     Request(b"HEAD /case HTTP/1.1"),
-    pod=[Says(framed(b"stray"))],
+    pod=[ScriptedAnswer(framed(b"stray"))],
 )
 forwarded(
     "pod-sends-a-body-with-204",
     get(),
     Request(answer=204),
-    pod=[Says(b"HTTP/1.1 204 No\r\n\r\n" + framed(b"stray"))],
+    pod=[ScriptedAnswer(b"HTTP/1.1 204 No\r\n\r\n" + framed(b"stray"))],
 )
-forwarded("pod-sends-101-unrequested", get(), Request(answer=502), pod=[Says(switching())])
+forwarded(
+    "pod-sends-101-unrequested", get(), Request(answer=502), pod=[ScriptedAnswer(switching())]
+)
 # POST, because a GET may be retried.
 for name, lines in (
     ("two-lengths", b"Content-Length: 3\r\nContent-Length: 5"),
@@ -552,5 +556,5 @@ for name, lines in (
         f"pod-sends-{name}",
         post(b"Content-Length: 5"),
         dataclasses.replace(hello(), answer=502),
-        pod=[Says(b"HTTP/1.1 200 OK\r\n%s\r\n\r\nstray" % lines)],
+        pod=[ScriptedAnswer(b"HTTP/1.1 200 OK\r\n%s\r\n\r\nstray" % lines)],
     )

@@ -93,7 +93,7 @@ async def show_curl(pod, settings, folder, root):
     for newest in ("1.2", "1.3"):
         got = folder / "got"
         command = [
-            install.need("curl"),
+            install.require("curl"),
             "--silent",
             "--show-error",
             "--cacert",

@@ -152,7 +152,7 @@ class NodePod(programs.Program):
         if pair:
             env.update(TLS_CERT=str(pair.certificate), TLS_KEY=str(pair.key))
         super().__init__(
-            install.need("node"), HERE / "node.mjs", "serve", env=env, cwd=npm, name="ws pod"
+            install.require("node"), HERE / "node.mjs", "serve", env=env, cwd=npm, name="ws pod"
         )
         self.context = client_context(authority) if authority else None
         self.address = self.expect(r"listening on (127\.0\.0\.1:\d+)").group(1)
@@ -298,7 +298,7 @@ async def node_client(npm, url, authority):
 
     def run_client():
         client = programs.Program(
-            install.need("node"), HERE / "node.mjs", "connect", url, authority.file, cwd=npm
+            install.require("node"), HERE / "node.mjs", "connect", url, authority.file, cwd=npm
         )
         try:
             return json.loads(client.expect(r"^\{.*\}$").group())
