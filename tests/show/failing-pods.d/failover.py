@@ -26,7 +26,10 @@ WARM_UP = (
 LANES = 2  # few, so that clients wait for the balancer and not for each other
 WAITING = 16  # for cases that mostly wait for a time-out
 EJECT_AFTER = 3
-SETTINGS = 'metric_path = "none"\nread_timeout = "500ms"\nconnect_timeout = "500ms"\n'
+SETTINGS = 'metric_path = "none"\nread_timeout = "1s"\nconnect_timeout = "1s"\n'
+# For many clients at once: healthy pods must answer in time even on a busy machine.
+PATIENT = 'metric_path = "none"\nread_timeout = "5s"\nconnect_timeout = "5s"\n'
+BRIEF = 'metric_path = "none"\nread_timeout = "500ms"\nconnect_timeout = "500ms"\n'
 KINDS = (
     kinds.Silent,
     kinds.Unavailable,
@@ -150,7 +153,7 @@ async def show_no_retries(pod, healthy):
 async def show_storm(healthy):
     """Connects all clients at once, so the number of attempts before the ejection is not exact."""
     pod = await kinds.Silent("failing").start()
-    settings = f'{SETTINGS}eject_after = {EJECT_AFTER}\neject_time = "{fleet.LONG}s"\n'
+    settings = f'{PATIENT}eject_after = {EJECT_AFTER}\neject_time = "{fleet.LONG}s"\n'
     say(f"{CLIENTS} clients at once, a pod that {pod.__doc__}")
     async with balancing([pod, *healthy], settings) as balancer:
         clients = await fleet.connect_many(balancer, CLIENTS, CLIENTS)
@@ -167,7 +170,7 @@ async def show_deadline():
         "three pods that never answer, read_timeout = 500ms, handshake_timeout = 1200ms, retries "
         "= 2"
     )
-    settings = f'{SETTINGS}handshake_timeout = "1200ms"\n'
+    settings = f'{BRIEF}handshake_timeout = "1200ms"\n'
     async with balancing(pods, settings) as balancer:
         client = await connect_one(balancer)
         told = client.body.decode(errors="replace").strip()
