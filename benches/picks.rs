@@ -1,10 +1,10 @@
-//! What it costs to choose a pod among 10, 100 and 1,000, with each strategy.
+//! The cost of choosing a pod among 10, 100 and 1,000, for each strategy.
 //!
 //!     cargo bench --bench picks [-- --assert]
 //!
-//! A pick here is a session's whole life in the pool: chosen, opened, closed. Every tenth comes with a
-//! pod's fresh report, which is more than there are at any real rate of connections. `--assert` fails
-//! where the default strategy takes longer than it may.
+//! A pick here is the whole course of a session in the pool: chosen, opened, closed. Every tenth pick is
+//! followed by a report, which is more than at any real rate of connections. `--assert` fails if the
+//! default strategy exceeds its limit.
 
 use std::{
     collections::VecDeque,
@@ -29,8 +29,8 @@ use wsbalancer::domain::{
 /// Per strategy and number of pods.
 const PICKS: usize = 1_000_000;
 
-/// In rounds so short that many are not interrupted. The quickest tenth counts, because whatever
-/// else the machine does only adds.
+/// Rounds are so short that many are not interrupted. The fastest tenth counts, because other load on
+/// the machine only adds time.
 const ROUNDS: usize = 1_000;
 const QUICKEST: usize = ROUNDS / 10;
 
@@ -42,16 +42,16 @@ const PICKS_PER_REPORT: usize = 10;
 /// Virtual time from one connection to the next.
 const GAP: Duration = Duration::from_micros(100);
 
-/// What a pick among the most pods may cost.
+/// The limit for a pick among the most pods.
 const MOST: f64 = 2_000.0;
 
 const STRATEGIES: [Strategy; 4] =
     [Strategy::LeastConnections, Strategy::PowerOfTwo, Strategy::RoundRobin, Strategy::Random];
 
 fn main() -> ExitCode {
-    // `cargo test --all-targets` runs this too, and shall not measure.
+    // `cargo test --all-targets` runs this too, and must not measure.
     if env::args().all(|argument| argument != "--bench") {
-        println!("nothing is measured without --bench, which `cargo bench` gives");
+        println!("nothing is measured without --bench, which `cargo bench` passes");
         return ExitCode::SUCCESS;
     }
     print!("{:>7}", "pods");
@@ -76,11 +76,11 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Connections that come and go at a pool.
+/// A pool with connections that open and close.
 struct Traffic {
     pool: Pool,
     targets: Vec<PollTarget>,
-    /// By pod, what this replica has open on it.
+    /// Own open sessions of this replica by pod.
     open: Vec<u64>,
     leases: VecDeque<Lease>,
     now: Instant,
@@ -89,7 +89,7 @@ struct Traffic {
 
 impl Traffic {
     fn new(pods: usize, strategy: Strategy) -> Self {
-        // Its index is a pod's address, and so found again without a map.
+        // The index of a pod is its address, so that no map is needed.
         let backend = |index: usize| fixtures::backend(&index.to_string());
         let settings = PoolSettings {
             strategy,
@@ -111,7 +111,7 @@ impl Traffic {
         traffic
     }
 
-    /// A session opens, and now and then a pod reports.
+    /// Opens a session; every tenth time a pod reports.
     fn open(&mut self) {
         self.now += GAP;
         self.came += 1;
@@ -125,21 +125,21 @@ impl Traffic {
         }
     }
 
-    /// The oldest one closes.
+    /// Closes the oldest session.
     fn close(&mut self) {
         if let Some(lease) = self.leases.pop_front() {
             self.open[pod(&lease)] -= 1;
         }
     }
 
-    /// The pod tells what this replica and another one like it have on it.
+    /// The pod reports the sessions of this replica and of another one like it.
     fn report(&mut self, pod: usize) {
         let poll = self.targets[pod].start_poll(self.now);
         let report = fixtures::report(2 * self.open[pod]);
         self.pool.record(poll, Ok(report), self.now);
     }
 
-    /// Per pick, in the slowest of the quickest rounds.
+    /// Returns the time per pick in the slowest of the fastest rounds.
     fn nanoseconds(&mut self) -> f64 {
         let mut rounds: Vec<Duration> = (0..ROUNDS).map(|_| self.round(PICKS / ROUNDS)).collect();
         rounds.sort_unstable();

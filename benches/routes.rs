@@ -1,9 +1,9 @@
-//! What it costs to find a request's route among 1, 20, 200 and 2,000, beside a matcher that tries
-//! one after the other.
+//! The cost of finding the route of a request among 1, 20, 200 and 2,000, compared with a matcher that
+//! tries them one by one.
 //!
 //!     cargo bench --bench routes
 //!
-//! Both see the same requests in the same order, and must agree on every one.
+//! Both get the same requests in the same order and must agree on every one.
 
 use std::{hint::black_box, time::Instant};
 
@@ -12,7 +12,7 @@ use wsbalancer::domain::routing::route::{HostPattern, Route, Router};
 /// Requests per round.
 const REQUESTS: usize = 100_000;
 
-/// Rounds; the quickest one counts, because whatever else the machine does only adds.
+/// Rounds; the fastest one counts, because other load on the machine only adds time.
 const ROUNDS: usize = 7;
 
 fn main() {
@@ -33,7 +33,8 @@ fn main() {
     }
 }
 
-/// A third each by exact host, by wildcard and by path alone, on prefixes of one to three segments.
+/// Returns routes: a third each by exact host, by wildcard and by path only, with prefixes of one to
+/// three segments.
 fn routes(count: usize) -> Vec<Route<usize>> {
     let route = |index: usize| {
         let host = match index % 3 {
@@ -51,7 +52,7 @@ fn routes(count: usize) -> Vec<Route<usize>> {
     (0..count).map(route).collect()
 }
 
-/// For every route in turn, and as many for none of them.
+/// Returns a request for each route, and as many that match none.
 fn requests(count: usize) -> Vec<(String, String)> {
     let request = |at: usize| {
         let index = at % count;
@@ -65,7 +66,7 @@ fn requests(count: usize) -> Vec<(String, String)> {
     (0..REQUESTS).map(request).collect()
 }
 
-/// The most specific of all that match: the same rules, without any index.
+/// Returns the most specific matching route by the same rules, without an index.
 fn one_by_one(routes: &[Route<usize>], host: &str, path: &str) -> Option<usize> {
     let name = host.split(':').next().unwrap_or_default();
     let specificity = |route: &Route<usize>| {
@@ -82,7 +83,7 @@ fn one_by_one(routes: &[Route<usize>], host: &str, path: &str) -> Option<usize> 
     matching.max_by_key(|(specificity, _)| *specificity).map(|(_, service)| service)
 }
 
-/// Per request, in the quickest round.
+/// Returns the time per request in the fastest round.
 fn nanoseconds(requests: &[(String, String)], find: impl Fn(&str, &str) -> Option<usize>) -> f64 {
     let round = || {
         let start = Instant::now();

@@ -1,4 +1,4 @@
-//! What is going to happen, in virtual time.
+//! A queue of future events in virtual time.
 
 use std::{
     cmp::{Ordering, Reverse},
@@ -6,14 +6,14 @@ use std::{
     time::Duration,
 };
 
-/// Plans by their time; of equals the one that was made first comes first.
+/// Events by their time; events of the same time keep the order in which they were planned.
 pub struct Agenda<E> {
     now: u64,
     plans: BinaryHeap<Plan<E>>,
     made: u64,
 }
 
-/// Nanoseconds since the beginning, and how many plans were made before.
+/// Nanoseconds since the start, and the number of earlier plans.
 type At = (u64, u64);
 
 struct Plan<E> {
@@ -26,18 +26,18 @@ impl<E> Agenda<E> {
         Self { now: 0, plans: BinaryHeap::new(), made: 0 }
     }
 
-    /// Time since the beginning.
+    /// Returns the virtual time since the start.
     pub fn now(&self) -> Duration {
         Duration::from_nanos(self.now)
     }
 
-    /// Lets `event` happen `after` this time from now.
+    /// Plans `event` for `after` this time from now.
     pub fn plan(&mut self, after: Duration, event: E) {
         self.made += 1;
         self.plans.push(Plan { at: Reverse((self.now + nanoseconds(after), self.made)), event });
     }
 
-    /// The next event, if it comes before `end`; when there is none, it is `end`.
+    /// Returns the next event before `end` and advances the time to it, or else to `end`.
     pub fn next_before(&mut self, end: Duration) -> Option<E> {
         let end = nanoseconds(end);
         if self.plans.peek().is_some_and(|plan| plan.at.0.0 < end) {

@@ -1,6 +1,6 @@
-//! Who chooses: the pool that serves, and small baselines to compare it with.
+//! Choosers of pods: the production pool, and small baselines to compare it with.
 //!
-//! Every chooser knows the pods' weights, so that what differs is only how it judges their load.
+//! Every chooser knows the weights of the pods, so that they differ only in how they estimate the load.
 
 use std::{
     cell::Cell,
@@ -24,23 +24,23 @@ use wsbalancer::domain::{
     report::{Report, ReportError},
 };
 
-/// How connections are placed.
+/// A method to choose a pod for a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Any pod.
+    /// A random pod.
     Random,
     /// One pod after the other, interleaved by weight.
     RoundRobin,
-    /// The smallest count that was reported last, the first of equals: no report counts as zero.
+    /// The smallest last report, the first of equals; a missing report counts as zero.
     CachedArgmin,
-    /// The fewest sessions of this replica's own, forgotten whenever the set of pods changes.
+    /// The fewest own sessions of this replica, reset whenever the set of pods changes.
     OwnLeast,
-    /// The smallest count of what replicas that know everything of each other can see: all of their
-    /// own sessions as they are, and those past the balancer as they were at the last poll.
+    /// The smallest count that replicas with perfect knowledge of each other can see: the current
+    /// sessions of all replicas, and the sessions past the balancer as of the last poll.
     Seen,
-    /// The smallest true count, which nobody can know: as good as it gets without moving sessions.
+    /// The smallest true count, which no replica can know: the optimum without moving sessions.
     Truth,
-    /// The serving code itself, with one of its strategies.
+    /// The production code, with one of its strategies.
     Pool(Strategy),
 }
 
@@ -58,34 +58,34 @@ impl Kind {
     pub const OURS: Self = Self::Pool(Strategy::LeastConnections);
 }
 
-/// What a replica of the balancer needs to know.
+/// The settings of a replica of the balancer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Settings {
     pub kind: Kind,
-    /// Replicas that there are, and as how many they know themselves.
+    /// The number of replicas, and the number that each replica assumes.
     pub count: u32,
-    pub told: u32,
+    pub assumed_replicas: u32,
     pub poll: Duration,
 }
 
 impl Settings {
-    /// As the shipped configuration has it.
+    /// Settings as in the default configuration.
     fn pool(&self, strategy: Strategy) -> PoolSettings {
         PoolSettings {
             strategy,
-            replicas: self.told,
+            replicas: self.assumed_replicas,
             stale_after: Duration::from_secs(30).max(3 * self.poll),
             ..PoolSettings::default()
         }
     }
 }
 
-/// A connection's slot at the replica that placed it; dropping it tells the replica that it ended.
+/// The slot of a connection at the replica that placed it; dropping it ends the connection there.
 #[derive(Debug)]
 pub enum Slot {
     Lease(Lease),
     Counted(#[expect(dead_code, reason = "it counts until it is dropped")] Counted),
-    /// Nobody keeps count.
+    /// The chooser does not count connections.
     Free,
 }
 
@@ -96,14 +96,14 @@ impl Slot {
         }
     }
 
-    /// The pod has not taken the connection.
+    /// Records that the pod refused the connection.
     pub fn failed(self) {
         if let Self::Lease(lease) = self {
             lease.record_failure("connection refused".to_owned());
         }
     }
 
-    /// The pod has dropped the session soon after it opened.
+    /// Records that the pod dropped the session soon after it opened.
     pub fn died_early(&self) {
         if let Self::Lease(lease) = self {
             lease.record_early_death();
@@ -111,7 +111,7 @@ impl Slot {
     }
 }
 
-/// One in a replica's own count of a pod, until it is dropped.
+/// Adds one to a replica's own count of a pod until it is dropped.
 #[derive(Debug)]
 pub struct Counted(Rc<Cell<u32>>);
 
@@ -128,16 +128,16 @@ impl Drop for Counted {
     }
 }
 
-/// What a pod holds in truth.
+/// The true number of connections on a pod.
 #[derive(Clone, Copy, Debug)]
 pub struct Truth {
-    /// Sessions and handshakes through the balancer; endless where a connection would fail.
+    /// Sessions and handshakes through the balancer; infinite if a connection would fail.
     pub through: f64,
-    /// Sessions past it.
+    /// Sessions past the balancer.
     pub past: u64,
 }
 
-/// A poll on its way.
+/// A poll that is not yet answered.
 #[derive(Debug)]
 pub struct Pending {
     pub pod: usize,
@@ -147,9 +147,9 @@ pub struct Pending {
 /// One replica of the balancer.
 pub struct Replica {
     chooser: Chooser,
-    /// By pod, of all there ever are.
+    /// By pod, for all pods of the whole run.
     weights: Vec<f64>,
-    /// Those that discovery has told it.
+    /// The pods that discovery has reported.
     known: Vec<usize>,
     rng: Rng,
 }
@@ -164,7 +164,7 @@ enum Chooser {
     Pool { pool: Box<Pool>, targets: Vec<PollTarget> },
 }
 
-/// A pod's index is its address, and so found again without a map.
+/// The index of a pod is its address, so that no map is needed.
 fn backend(pod: usize) -> Backend {
     fixtures::backend(&pod.to_string())
 }
@@ -174,7 +174,7 @@ fn index(backend: &Backend) -> usize {
 }
 
 impl Replica {
-    /// A replica that knows the first `known` pods of those with `weights`.
+    /// Returns a replica that knows the first `known` of the pods with `weights`.
     pub fn new(settings: &Settings, weights: &[f64], known: usize, seed: u64) -> Self {
         let chooser = match settings.kind {
             Kind::Random => Chooser::Random,
@@ -196,7 +196,7 @@ impl Replica {
         self.known.contains(&pod)
     }
 
-    /// A pod for the next connection, none of `tried`. `truth` tells what a pod holds.
+    /// Chooses a pod for the next connection, none of `tried`; `truth` returns the true count of a pod.
     pub fn choose(
         &mut self,
         tried: &[usize],
@@ -247,7 +247,7 @@ impl Replica {
         Some((pod, self.slot(pod)))
     }
 
-    /// A slot on `pod`, whatever the chooser would say.
+    /// Returns a slot on `pod` without asking the chooser.
     pub fn take(&mut self, pod: usize, now: Instant) -> Slot {
         let Chooser::Pool { pool, .. } = &mut self.chooser else { return self.slot(pod) };
         let others = self.known.iter().filter(|other| **other != pod);
@@ -263,7 +263,7 @@ impl Replica {
         }
     }
 
-    /// A poll of `pod` is sent.
+    /// Starts a poll of `pod`.
     pub fn begin_poll(&self, pod: usize, now: Instant) -> Pending {
         let Chooser::Pool { targets, .. } = &self.chooser else {
             return Pending { pod, poll: None };
@@ -272,7 +272,7 @@ impl Replica {
         Pending { pod, poll: target.map(|target| target.start_poll(now)) }
     }
 
-    /// Its answer has come; `past` sessions were past the balancer when it was given.
+    /// Applies the answer to a poll; `past` sessions were past the balancer at that time.
     pub fn record(
         &mut self,
         pending: Pending,
@@ -291,7 +291,7 @@ impl Replica {
         }
     }
 
-    /// Discovery tells it which pods there are.
+    /// Sets the pods, as discovery reports them.
     pub fn set_pods(&mut self, pods: &[usize], now: Instant) {
         self.known = pods.to_vec();
         match &mut self.chooser {
@@ -299,7 +299,7 @@ impl Replica {
                 pool.set_backends(pods.iter().map(|pod| backend(*pod)).collect(), now);
                 *targets = pool.poll_targets();
             }
-            // What was counted before counts no more, not even when it ends.
+            // Earlier sessions do not count any more, not even when they end.
             Chooser::OwnLeast { open } => *open = zeros(open.len()),
             _ => {}
         }
@@ -310,7 +310,7 @@ fn zeros(count: usize) -> Vec<Rc<Cell<u32>>> {
     (0..count).map(|_| Rc::default()).collect()
 }
 
-/// The first of those with the smallest `load`.
+/// Returns the first pod with the smallest `load`.
 fn least(pods: &[usize], load: impl Fn(usize) -> f64) -> Option<usize> {
     pods.iter().copied().min_by(|one, other| load(*one).total_cmp(&load(*other)))
 }

@@ -1,4 +1,4 @@
-//! What clients do: they connect, stay for their time, and come back when their pod has gone.
+//! Clients connect, stay for some time, and reconnect when their pod is gone.
 
 use std::time::Duration;
 
@@ -13,22 +13,22 @@ use crate::{
 /// From a client's request to its 101, on average.
 const HANDSHAKE: Duration = Duration::from_millis(2);
 
-/// Clients that have lost their session come back within this time.
+/// Clients that lost their session reconnect within this time.
 pub const RECONNECT: Duration = Duration::from_secs(2);
 
-/// How long a session lives on a pod that drops everything.
+/// The duration of a session on a pod that drops everything.
 const DROPPED_AFTER: Duration = Duration::from_millis(1);
 
-/// Further pods a connection is offered to when one refuses it.
+/// The number of further pods to try when one refuses a connection.
 const RETRIES: usize = 2;
 
 pub struct Client {
-    /// When it wants no session any more.
+    /// The time at which the client leaves.
     leaves_at: Duration,
-    /// The replica that it comes through; `None` past the balancer.
+    /// The replica that it uses; `None` past the balancer.
     pub through: Option<usize>,
     at: Place,
-    /// Counts its handshakes: what was planned for an earlier one is void.
+    /// Number of its handshakes: events of an earlier one are ignored.
     turn: u32,
 }
 
@@ -39,7 +39,7 @@ enum Place {
 }
 
 impl World {
-    /// A client that stays for `time`.
+    /// Adds a client that stays for `time`.
     pub fn new_client(&mut self, time: Duration) -> usize {
         let is_past = self.rng.f64() < self.setup.past;
         let through = (!is_past).then(|| self.rng.usize(0..self.replicas.len()));
@@ -48,7 +48,7 @@ impl World {
         self.clients.len() - 1
     }
 
-    /// A client asks for a session; `tried` have refused it.
+    /// A client requests a session; `tried` have refused it.
     pub fn connect(&mut self, client: usize, tried: Vec<usize>) {
         if self.clients[client].leaves_at <= self.agenda.now() {
             return;
@@ -67,7 +67,7 @@ impl World {
         self.agenda.plan(time, Event::IsAnswered(client, turn));
     }
 
-    /// Past the balancer, clients go anywhere.
+    /// Chooses a random pod for a client past the balancer.
     fn choose(&mut self, client: usize, tried: &[usize]) -> Option<(usize, Slot)> {
         let now = self.instant();
         let Some(replica) = self.clients[client].through else {
@@ -88,7 +88,7 @@ impl World {
         self.agenda.plan(after, Event::Connects(client));
     }
 
-    /// A client's handshake reaches its pod, if that is there.
+    /// The handshake of a client reaches its pod, if the pod exists.
     pub fn reach(&mut self, client: usize, turn: u32) {
         let Client { turn: current, at, .. } = &mut self.clients[client];
         if *current == turn
@@ -103,7 +103,7 @@ impl World {
         }
     }
 
-    /// Its answer comes, or none.
+    /// The response to a handshake arrives, or none.
     pub fn answer(&mut self, client: usize, turn: u32) {
         if self.clients[client].turn != turn {
             return;
@@ -121,7 +121,7 @@ impl World {
         }
     }
 
-    /// A client's session begins on a pod that counts it.
+    /// The session of a client opens on a pod that counts it.
     pub fn settle(&mut self, client: usize, pod: usize, mut slot: Slot) {
         slot.establish();
         let since = self.agenda.now();
@@ -134,7 +134,7 @@ impl World {
         }
     }
 
-    /// Takes a client off its pod. Tells its slot and since when it has been there.
+    /// Removes a client from its pod and returns its slot and the time at which it connected.
     pub fn end(&mut self, client: usize, turn: u32) -> Option<(Slot, Duration)> {
         let client = &mut self.clients[client];
         if client.turn != turn {
@@ -153,7 +153,7 @@ impl World {
         }
     }
 
-    /// The pod has cut a client's session.
+    /// The pod cuts the session of a client.
     pub fn lose(&mut self, client: usize, turn: u32) {
         let Some((slot, since)) = self.end(client, turn) else { return };
         if self.agenda.now() - since < EARLY_DEATH {

@@ -1,14 +1,14 @@
-//! How long sessions last.
+//! Durations of sessions.
 
 use std::{f64::consts::TAU, time::Duration};
 
 use fastrand::Rng;
 
-/// Spread of the logarithm of lognormal lives: half of the sessions end within 0.61 of the mean, one
+/// Spread of the logarithm of lognormal durations: half of the sessions end within 0.61 of the mean, one
 /// in a hundred lasts longer than six means.
 const SIGMA: f64 = 1.0;
 
-/// How lives are distributed.
+/// A distribution of durations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lives {
     Exponential,
@@ -16,7 +16,7 @@ pub enum Lives {
 }
 
 impl Lives {
-    /// The life of a session that begins.
+    /// Returns the duration of a new session.
     pub fn whole(self, mean: Duration, rng: &mut Rng) -> Duration {
         match self {
             Self::Exponential => exponential(mean, rng),
@@ -24,8 +24,8 @@ impl Lives {
         }
     }
 
-    /// What is left of one that is found at any moment: longer lives are found more often, each
-    /// somewhere in its midst.
+    /// Returns the remaining duration of a session observed at a random moment: longer sessions are
+    /// observed more often, at any point of their duration.
     pub fn rest(self, mean: Duration, rng: &mut Rng) -> Duration {
         match self {
             Self::Exponential => exponential(mean, rng),
@@ -37,12 +37,12 @@ impl Lives {
     }
 }
 
-/// A time without memory.
+/// Returns an exponentially distributed (memoryless) time.
 pub fn exponential(mean: Duration, rng: &mut Rng) -> Duration {
     mean.mul_f64(-(1.0 - rng.f64()).ln())
 }
 
-/// Box and Muller, 1958.
+/// Returns a normally distributed number (Box and Muller, 1958).
 fn normal(rng: &mut Rng) -> f64 {
     (-2.0 * (1.0 - rng.f64()).ln()).sqrt() * (TAU * rng.f64()).cos()
 }

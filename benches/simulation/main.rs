@@ -1,5 +1,5 @@
 //! Simulates the serving code (`domain::pool`) in virtual time: storms, rollouts, scale-outs, pods that
-//! drop what they accept, beside other ways to place connections.
+//! drop accepted sessions, compared with other methods to place connections.
 //!
 //!     cargo bench --bench simulation [-- --short] [--assert]
 //!
@@ -22,13 +22,13 @@ use std::{
 };
 
 use scenarios::Case;
-use table::{Results, sweep};
+use table::{Results, grid};
 
 const HELP: &str = "\
 Simulates how connections are placed. Seeds are fixed.
 
 cargo bench --bench simulation -- [options]
-  --short   fewer runs: the baselines with exponential lives only, no sweep
+  --short   fewer runs: the baselines with exponential durations only, no grid
   --assert  exit with 1 when one of our goals is missed";
 
 fn main() -> ExitCode {
@@ -49,13 +49,13 @@ fn main() -> ExitCode {
         }
     }
     if !is_bench {
-        println!("nothing is simulated without --bench, which `cargo bench` gives");
+        println!("nothing is simulated without --bench, which `cargo bench` passes");
         return ExitCode::SUCCESS;
     }
     let cases = if is_short { table::cases(2, 1, false) } else { table::cases(8, 2, true) };
     let missed = run(cases).print();
     if !is_short {
-        sweep::print(&run(sweep::cases(2)));
+        grid::print(&run(grid::cases(2)));
     }
     match missed {
         0 => ExitCode::SUCCESS,

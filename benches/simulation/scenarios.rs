@@ -1,4 +1,4 @@
-//! What is played through in the simulated world, and what is measured.
+//! Scenarios of the simulation and their measured figures.
 
 use std::time::Duration;
 
@@ -12,35 +12,35 @@ use crate::{
 const PODS: usize = 10;
 const SESSIONS: usize = 20_000;
 
-/// How long a world runs before anything is measured: from level pods to those that a chooser
-/// brings about.
+/// The time that a world runs before the measurement: from level pods to the state that the chooser
+/// produces.
 const WARM_UP: Duration = Duration::from_secs(3_600);
 
-/// How often is looked.
+/// The interval between samples.
 const SECOND: Duration = Duration::from_secs(1);
 
-/// In which all clients of a storm come.
+/// The time within which all clients of a storm connect.
 const STORM: Duration = Duration::from_secs(10);
 
-/// From one pod's replacement to the next one's.
+/// The time from one replacement of a pod to the next.
 const STEP: Duration = Duration::from_secs(30);
 
-/// A course of events.
+/// A sequence of events.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Scenario {
-    /// For an hour clients come and go: the mean of max/mean.
+    /// Clients connect and leave for an hour: the mean of max/mean.
     Steady,
-    /// As steady, with every second pod of three times the capacity.
+    /// As `Steady`, but every second pod has three times the capacity.
     Weights,
-    /// All clients come to empty pods at once: max/mean after it; the most connections that one pod
-    /// got in one second, relative to the mean.
+    /// All clients connect to empty pods at once: max/mean afterwards; the most connections of one pod
+    /// in one second, relative to the mean.
     Storm,
     /// Two pods join: seconds until both hold 90 % of the mean.
     ScaleOut,
-    /// Each pod is replaced in turn: max/mean when the last clients are back, and 15 minutes later;
+    /// The pods are replaced one by one: max/mean when the last clients have reconnected, and 15 minutes later;
     /// sessions cut per client.
     Rollout,
-    /// One pod begins to accept and drop: its share of what the balancer places in five minutes.
+    /// One pod starts to accept and drop: its share of the connections of five minutes.
     BlackHole,
 }
 
@@ -53,16 +53,16 @@ pub struct Case {
     pub seed: u64,
 }
 
-/// How clients behave.
+/// The behaviour of clients.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Clients {
     pub lives: Lives,
-    /// Share of those that reach pods past the balancer.
+    /// The share of clients that connect to pods past the balancer.
     pub past: f64,
 }
 
 impl Case {
-    /// The scenario's figures, in the order of its description.
+    /// The figures of the scenario, in the order of its description.
     pub fn run(&self) -> Vec<f64> {
         match self.scenario {
             Scenario::Steady => self.steady(vec![1.0; PODS]),
@@ -74,7 +74,7 @@ impl Case {
         }
     }
 
-    /// Of pods that come later, `weights` are given too.
+    /// `weights` include those of pods that are added later.
     fn world(&self, weights: Vec<f64>) -> World {
         World::new(Setup {
             replicas: self.settings,
@@ -86,7 +86,7 @@ impl Case {
         })
     }
 
-    /// A world that has found its balance.
+    /// Returns a world in its steady state.
     fn balanced(&self, weights: Vec<f64>) -> World {
         let mut world = self.world(weights);
         world.fill(SESSIONS);
@@ -107,7 +107,7 @@ impl Case {
 
     fn storm(&self) -> Vec<f64> {
         let mut world = self.world(vec![1.0; PODS]);
-        // Long enough for every replica to have heard that all pods are empty.
+        // Long enough for every replica to have a report of empty pods.
         world.pass(2 * self.settings.poll);
         world.storm(SESSIONS, STORM);
         let mut most = 0;
@@ -132,7 +132,7 @@ impl Case {
             loads.any(|(pod, load)| new.contains(&pod) && load < 0.9)
         };
         let mut seconds = 0;
-        // What takes longer than four hours does not come about.
+        // After four hours the goal counts as not reached.
         while seconds < 14_400 && lags(&world) {
             world.pass(SECOND);
             seconds += 1;
@@ -165,8 +165,8 @@ impl Case {
 }
 
 impl Settings {
-    /// Replicas that know how many they are.
+    /// Returns settings of replicas that know their number.
     pub fn of(kind: Kind, count: u32, seconds: u64) -> Self {
-        Self { kind, count, told: count, poll: Duration::from_secs(seconds) }
+        Self { kind, count, assumed_replicas: count, poll: Duration::from_secs(seconds) }
     }
 }

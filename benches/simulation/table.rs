@@ -1,4 +1,4 @@
-//! Which figures are wanted, and the table that shows them.
+//! The required figures, and the table that shows them.
 
 use crate::{
     choosers::{Kind, Settings},
@@ -15,9 +15,9 @@ pub struct Row {
     scenario: Scenario,
     /// Seconds between polls.
     poll: u64,
-    /// Which of the scenario's figures.
+    /// The index of the figure in its scenario.
     figure: usize,
-    /// What ours may be at most.
+    /// The largest value that meets the goal.
     goal: f64,
     unit: Unit,
 }
@@ -62,15 +62,15 @@ pub const CLIENTS: [(&str, Clients); 3] = [
 
 const LEGEND: &str = "\
 max/mean of 10 pods with 20,000 sessions of 30 min on average, placed by 4 replicas with polls of 3 s
-where nothing else is said. exp, logn: lives; past: exp, and a fifth of the clients past the balancer.
+unless the row says otherwise. exp, logn: durations; past: exp, and a fifth of the clients past the balancer.
 two: the estimate with two random choices; cached: argmin of the last reports; own: least own
-connections, forgotten at each change of the set; seen: argmin of what replicas can see that know
-everything of each other, and of clients past the balancer what the last poll told; truth: argmin of
-the true counts.
-beyond: seen or truth misses it too: polls cannot tell what it takes, or only moving sessions can do it.";
+connections, forgotten at each change of the set; seen: argmin of the counts that replicas with
+perfect knowledge of each other can see, and clients past the balancer as of the last poll; truth:
+argmin of the true counts.
+beyond: seen or truth misses it too: it needs more than polls report, or sessions would have to move.";
 
-/// The cases that the table needs: `ours` of our own and of the truth, `theirs` of the baselines,
-/// all of these only where `all`.
+/// Returns the cases of the table: `ours` seeds of the pool, seen and truth, `theirs` of the baselines,
+/// which run with all kinds of clients only if `all`.
 pub fn cases(ours: u64, theirs: u64, all: bool) -> Vec<Case> {
     let mut cases = Vec::new();
     for Row { scenario, poll, .. } in &ROWS {
@@ -104,7 +104,7 @@ impl Results {
         (figures().count() > 0).then(|| figures().sum::<f64>() / figures().count() as f64)
     }
 
-    /// Prints the table. Tells how many goals are missed.
+    /// Prints the table and returns the number of missed goals.
     pub fn print(&self) -> usize {
         println!("{LEGEND}\n");
         print!("{:<35} {:<4}", "", "");
@@ -155,18 +155,18 @@ impl Unit {
     }
 }
 
-/// Ours with other numbers of replicas and other intervals between polls.
-pub mod sweep {
+/// The pool with other numbers of replicas and other poll intervals.
+pub mod grid {
     use super::{CLIENTS, Case, Kind, Results, Scenario, Settings};
 
     const POLLS: [u64; 4] = [1, 3, 10, 30];
     const SCENARIOS: [Scenario; 2] = [Scenario::Storm, Scenario::Steady];
 
-    /// How many replicas there are, and for how many they take themselves.
+    /// The number of replicas, and the number that they assume.
     const REPLICAS: [(u32, u32); 5] = [(1, 1), (2, 2), (4, 4), (8, 8), (4, 1)];
 
-    fn settings((count, told): (u32, u32), poll: u64) -> Settings {
-        Settings { told, ..Settings::of(Kind::OURS, count, poll) }
+    fn settings((count, assumed_replicas): (u32, u32), poll: u64) -> Settings {
+        Settings { assumed_replicas, ..Settings::of(Kind::OURS, count, poll) }
     }
 
     pub fn cases(seeds: u64) -> Vec<Case> {
@@ -194,8 +194,8 @@ pub mod sweep {
         }
         println!();
         for replicas in REPLICAS {
-            let (count, told) = replicas;
-            let note = if count == told { "" } else { ", taken for 1" };
+            let (count, assumed_replicas) = replicas;
+            let note = if count == assumed_replicas { "" } else { ", assumed 1" };
             print!("{:<20}", format!("{count}{note}"));
             for scenario in SCENARIOS {
                 for poll in POLLS {

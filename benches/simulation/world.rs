@@ -1,7 +1,7 @@
 //! Pods, clients and replicas of the balancer in virtual time.
 //!
-//! Everything happens in one thread, and whatever is random comes from one seed. A handshake reaches
-//! its pod half-way, and a poll's count is read half-way, as with the real ones.
+//! Everything runs in one thread, and all random numbers come from one seed. A handshake reaches
+//! its pod half-way, and a poll's count is read half-way, as in a real network.
 
 use std::{
     rc::Rc,
@@ -20,25 +20,25 @@ use crate::{
 
 pub const MEAN_LIFE: Duration = Duration::from_secs(1_800);
 
-/// From a poll to its answer, on average.
+/// The mean time from a poll to its answer.
 const POLL_TIME: Duration = Duration::from_millis(4);
 
 /// Polls are moved at random by this share of their interval.
 const POLL_JITTER: f64 = 0.1;
 
-/// Replicas hear of a change in the set of pods within this time.
+/// Replicas learn of a change in the set of pods within this time.
 const DISCOVERY: Duration = Duration::from_secs(1);
 
-/// What is simulated.
+/// The parameters of a simulation.
 #[derive(Clone, Debug)]
 pub struct Setup {
     pub replicas: Settings,
-    /// One per pod that ever comes.
+    /// One for each pod of the whole run.
     pub weights: Vec<f64>,
-    /// How many of them are there from the start.
+    /// The number of pods at the start.
     pub pods: usize,
     pub lives: Lives,
-    /// Share of the clients that reach pods past the balancer.
+    /// The share of clients that connect to pods past the balancer.
     pub past: f64,
     pub seed: u64,
 }
@@ -46,37 +46,37 @@ pub struct Setup {
 #[derive(Clone, Debug)]
 pub struct Pod {
     pub weight: f64,
-    /// Sessions that it holds: what it reports, and how many of these past the balancer.
+    /// Sessions on the pod, as it reports them, and how many of them are past the balancer.
     pub count: u64,
     pub past: u64,
-    /// Handshakes that have not reached it.
+    /// Handshakes that have not reached the pod yet.
     pub shaking: u64,
-    /// Connections that were sent to it, and how many of these by the balancer.
+    /// Connections sent to the pod, and how many of them by the balancer.
     pub offered: u64,
     pub placed: u64,
     pub is_there: bool,
-    /// It accepts whatever comes, and drops it.
+    /// Whether it accepts every session and drops it.
     pub drops: bool,
 }
 
-/// What happens.
+/// An event.
 pub enum Event {
-    /// A new client comes; the time of the next one follows from the rate.
+    /// A new client connects; the time of the next one follows from the rate.
     Comes,
-    /// Of a client; those with a turn are void when it has begun another handshake.
+    /// Events of a client; those with a turn are ignored when it has started another handshake.
     Connects(usize),
     Reaches(usize, u32),
     IsAnswered(usize, u32),
     Leaves(usize, u32),
     IsDropped(usize, u32),
-    /// Of a replica.
+    /// Events of a replica.
     Learns(usize, Rc<[usize]>),
     Asks(usize, usize),
     Reads(usize, Box<Pending>),
     Hears(usize, Box<Answer>),
 }
 
-/// A poll and what it brings. Boxed, because the agenda moves its events about.
+/// A poll and its result. Boxed, because the agenda moves its events.
 pub struct Answer(Pending, Result<Report, ReportError>, u64);
 
 pub struct World {
@@ -94,7 +94,7 @@ pub struct World {
 }
 
 impl World {
-    /// Pods without sessions; their polls are at any point of their interval.
+    /// Returns pods without sessions; each poll is at a random point of its interval.
     pub fn new(setup: Setup) -> Self {
         let mut rng = Rng::with_seed(setup.seed);
         let pod = |(index, weight): (usize, &f64)| Pod {
@@ -121,8 +121,8 @@ impl World {
         Self { setup, start, agenda, rng, pods, replicas, clients, rate: 0.0, cut: 0 }
     }
 
-    /// Gives each pod its share of `sessions`, as if they had been there for long, and lets clients
-    /// come from now on so that there will be as many on average.
+    /// Gives each pod its share of `sessions`, as in the steady state, and sets the rate of new clients
+    /// so that this number stays the same on average.
     pub fn fill(&mut self, sessions: usize) {
         let weights: f64 = self.pods.iter().filter(|pod| pod.is_there).map(|pod| pod.weight).sum();
         let now = self.instant();
@@ -143,13 +143,13 @@ impl World {
         self.plan_next();
     }
 
-    /// One more session of `client` is on this pod.
+    /// Adds a session of `client` to this pod.
     pub fn add(&mut self, client: usize, pod: usize) {
         self.pods[pod].count += 1;
         self.pods[pod].past += u64::from(self.clients[client].through.is_none());
     }
 
-    /// `count` clients come within `time`, at any moment of it.
+    /// Lets `count` clients connect at random moments within `time`.
     pub fn storm(&mut self, count: usize, time: Duration) {
         for _ in 0..count {
             let after = time.mul_f64(self.rng.f64());
@@ -159,8 +159,8 @@ impl World {
         }
     }
 
-    /// The pods of `begin` come, those of `end` go and cut their sessions. The replicas hear of it
-    /// soon.
+    /// Adds the pods of `begin` and removes those of `end`, which cut their sessions. The replicas learn of
+    /// it soon.
     pub fn replace(&mut self, begin: &[usize], end: &[usize]) {
         begin.iter().for_each(|pod| self.pods[*pod].is_there = true);
         for pod in end {
@@ -174,13 +174,13 @@ impl World {
         }
     }
 
-    /// From now on this pod drops whatever it holds or accepts.
+    /// Lets this pod drop all current and new sessions.
     pub fn break_down(&mut self, pod: usize) {
         self.pods[pod].drops = true;
         self.cut_all(pod);
     }
 
-    /// Lets everything happen until `time` has passed.
+    /// Runs the simulation for `time`.
     pub fn pass(&mut self, time: Duration) {
         let end = self.agenda.now() + time;
         while let Some(event) = self.agenda.next_before(end) {
@@ -188,7 +188,7 @@ impl World {
         }
     }
 
-    /// Sessions for its weight of every pod that is there, relative to the mean of all.
+    /// Returns the sessions per weight of every existing pod, relative to the mean of all.
     pub fn loads(&self) -> impl Iterator<Item = (usize, f64)> {
         let count: u64 = self.there().map(|pod| self.pods[pod].count).sum();
         let weight: f64 = self.there().map(|pod| self.pods[pod].weight).sum();
@@ -199,7 +199,7 @@ impl World {
         })
     }
 
-    /// The worst of [`World::loads`].
+    /// Returns the largest of [`World::loads`].
     pub fn max_over_mean(&self) -> f64 {
         self.loads().map(|(_, load)| load).fold(0.0, f64::max)
     }
@@ -254,7 +254,7 @@ impl World {
         }
     }
 
-    /// A replica polls a pod, unless that has left.
+    /// A replica polls a pod, unless the pod is gone.
     fn ask(&mut self, replica: usize, pod: usize) {
         if self.replicas[replica].knows(pod) {
             let poll = self.replicas[replica].begin_poll(pod, self.instant());
