@@ -23,7 +23,7 @@ use crate::{
             backend::{Backend, Transport},
             poll::{Poll, PollTarget},
         },
-        report::{MAX_REPORT_LEN, Report, ReportError, check_status, query::Question},
+        report::{MAX_REPORT_LEN, Report, ReportError, check_status, query::ReportQuery},
         service_id::ServiceId,
     },
     net::connect::{ConnectSettings, Connector},
@@ -47,7 +47,7 @@ const JITTER: f64 = 0.1;
 #[derive(Clone, Debug, PartialEq)]
 pub struct PollSettings {
     /// What pods are asked.
-    pub question: Question,
+    pub question: ReportQuery,
     /// Port that is polled, or `None` for the pod's own.
     pub port: Option<u16>,
     /// From the result of one poll to the next poll.
@@ -131,7 +131,7 @@ async fn poll_forever(
 struct PollClient {
     connector: Rc<Connector>,
     pod: Backend,
-    question: Question,
+    question: ReportQuery,
     sender: Option<SendRequest<String>>,
 }
 
@@ -144,7 +144,7 @@ impl PollClient {
         {
             pod.address = format!("{host}:{port}");
         }
-        if matches!(settings.question, Question::Agent(_)) && pod.transport == Transport::Tls {
+        if matches!(settings.question, ReportQuery::Agent(_)) && pod.transport == Transport::Tls {
             pod.transport = Transport::Tcp;
         }
         Self { connector, pod, question: settings.question.clone(), sender: None }
@@ -153,22 +153,22 @@ impl PollClient {
     /// Polls once.
     async fn poll(&mut self) -> Result<Report, ReportError> {
         match self.question.clone() {
-            Question::Metric { path, reader } => {
+            ReportQuery::Metric { path, reader } => {
                 let (status, body) = self.get(&path, reader.max_len()).await?;
                 check_status(status)?;
                 reader.read(&body)
             }
-            Question::Health(path) => match self.get(&path, MAX_REPORT_LEN).await? {
+            ReportQuery::Health(path) => match self.get(&path, MAX_REPORT_LEN).await? {
                 (200..=299, _) => Ok(Report::default()),
                 (status, _) => Err(ReportError::Unreachable(format!(
                     "{path} answered {status}, expected 200 to 299"
                 ))),
             },
-            Question::Connect => {
+            ReportQuery::Connect => {
                 self.connector.connect(&self.pod).await.map_err(unreachable)?;
                 Ok(Report::default())
             }
-            Question::Agent(reader) => {
+            ReportQuery::Agent(reader) => {
                 let mut io = self.connector.connect(&self.pod).await.map_err(unreachable)?;
                 let mut line = Vec::new();
                 while !line.ends_with(b"\n") && line.len() <= reader.max_len() {

@@ -25,7 +25,7 @@ use crate::{
             settings::PoolSettings, strategy::Strategy,
         },
         dns::TtlBounds,
-        report::query::Question,
+        report::query::ReportQuery,
         routing::origin::OriginPattern,
         session::timeouts::SessionTimeouts,
     },
@@ -62,7 +62,7 @@ pub struct ServiceSettings {
 #[derive(Clone, Debug)]
 pub struct BalancerSettings {
     /// What pods are polled for; `None` if they are not polled.
-    pub question: Option<Question>,
+    pub question: Option<ReportQuery>,
     /// Port of the metric route, if it is not the pod's own.
     pub metric_port: Option<u16>,
     /// Time from a pod's answer to the next poll.

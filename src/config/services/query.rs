@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::{
     config::{parse::parse_path, reader::Reader},
     domain::report::{
-        AgentReader, JsonReader, Pointer, PrometheusReader, SettingError, query::Question,
+        AgentReader, JsonReader, Pointer, PrometheusReader, SettingError, query::ReportQuery,
     },
 };
 
@@ -14,7 +14,7 @@ const FORMATS: [(&str, &str); 3] =
     [("json", "json"), ("prometheus", "prometheus"), ("agent", "agent")];
 
 /// Reads what pods are polled for; `None` if they are not polled.
-pub(super) fn read_query(reader: &mut Reader) -> Option<Question> {
+pub(super) fn read_query(reader: &mut Reader) -> Option<ReportQuery> {
     let has_no_route =
         reader.value("balancer.metric_path", |text| Ok(["", "none"].contains(&text)));
     let metric_path = (!has_no_route).then(|| reader.path("balancer.metric_path"));
@@ -48,14 +48,14 @@ pub(super) fn read_query(reader: &mut Reader) -> Option<Question> {
         reader.add_problem("balancer.health_path", advice);
     }
     match (format, metric_path, name) {
-        ("agent", ..) => Some(Question::Agent(Arc::new(AgentReader))),
+        ("agent", ..) => Some(ReportQuery::Agent(Arc::new(AgentReader))),
         ("prometheus", Some(path), Some(name)) => {
-            Some(Question::Metric { path, reader: Arc::new(PrometheusReader { name, labels }) })
+            Some(ReportQuery::Metric { path, reader: Arc::new(PrometheusReader { name, labels }) })
         }
-        (_, Some(path), _) => Some(Question::Metric { path, reader: Arc::new(json) }),
+        (_, Some(path), _) => Some(ReportQuery::Metric { path, reader: Arc::new(json) }),
         (_, None, _) => match health_path {
-            Some(path) => Some(Question::Health(path)),
-            None => health_tcp.then_some(Question::Connect),
+            Some(path) => Some(ReportQuery::Health(path)),
+            None => health_tcp.then_some(ReportQuery::Connect),
         },
     }
 }

@@ -4,26 +4,25 @@ use std::sync::Arc;
 
 use super::reader::Reader;
 
-/// What a pod is asked.
+/// How a pod is polled.
 #[derive(Clone, Debug)]
-pub enum Question {
-    /// What is on its metric route, by HTTP.
+pub enum ReportQuery {
+    /// Gets a report from the metric path by HTTP.
     Metric {
-        /// With its leading slash.
+        /// With a leading slash.
         path: String,
-        /// Who understands the answer.
         reader: Arc<dyn Reader>,
     },
-    /// What its agent says, by TCP alone (HAProxy's `agent-check`).
+    /// Reads an agent line over plain TCP (HAProxy's `agent-check`).
     Agent(Arc<dyn Reader>),
-    /// Whether this path answers 2xx; its count stays unknown.
+    /// Checks that this path answers with 2xx. The count stays unknown.
     Health(String),
-    /// Whether it takes a connection; its count stays unknown.
+    /// Checks that the pod accepts a connection. The count stays unknown.
     Connect,
 }
 
-impl PartialEq for Question {
-    /// Readers are the same where they are one and the same.
+impl PartialEq for ReportQuery {
+    /// Readers are equal if they are the same object.
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Metric { path, reader }, Self::Metric { path: other, reader: other_reader }) => {

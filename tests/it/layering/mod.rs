@@ -11,7 +11,7 @@ mod tree;
 use std::{fs, path::Path};
 
 use self::{
-    check::{Exception, LINES, Limits, Rule, check},
+    check::{Exception, Limits, Rule, check},
     tree::Files,
 };
 
