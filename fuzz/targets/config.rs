@@ -12,7 +12,11 @@ use std::{
 
 use libfuzzer_sys::fuzz_target;
 use toml::{Table, Value};
-use wsbalancer::{config::{layers::Problem, Config, DiscoverySettings, Layers, Problems, ServiceSettings}, domain::balance::backend::Transport, net::dns::DnsSource};
+use wsbalancer::{
+    config::{Config, DiscoverySettings, Layers, Problems, ServiceSettings, layers::Problem},
+    domain::balance::backend::Transport,
+    net::dns::DnsSource,
+};
 
 const PREFIX: &str = "WSBALANCER__";
 

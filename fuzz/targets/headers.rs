@@ -13,7 +13,11 @@ use actix_http::{
 };
 use ipnet::IpNet;
 use libfuzzer_sys::fuzz_target;
-use wsbalancer::{config::HeaderChanges, domain::balance::backend::{Backend, Transport}, traffic::headers::forwarded::{ForwardingRules, PeerInfo}};
+use wsbalancer::{
+    config::HeaderChanges,
+    domain::balance::backend::{Backend, Transport},
+    traffic::headers::forwarded::{ForwardingRules, PeerInfo},
+};
 
 const TRUSTED: [&str; 2] = ["10.0.0.0/8", "fd00::/8"];
 
