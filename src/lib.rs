@@ -47,8 +47,8 @@
 //! `main` → [`app`], [`demo`] → [`admin`] → [`traffic`] → [`actors`] → [`net`] → [`relay`],
 //! [`domain`]: a module imports only from modules further right. [`services`] stands between `app` and
 //! `actors`; [`config`] is read by `app`, `admin`, `traffic` and `services`, and imports `net`,
-//! `domain` and `relay`. `relay` and `domain` import no other module. A test checks this for every
-//! import.
+//! `domain` and `relay`. `relay` imports the rules of sessions from `domain`, and `domain` imports no
+//! other module. A test checks this for every import.
 //!
 //! # Glossary
 //!

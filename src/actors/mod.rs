@@ -17,8 +17,8 @@
 //! | [`registry::DrainAll`] | shutdown → [`RegistryActor`] | – |
 //! | [`registry::WaitUntilEmpty`], [`registry::CountDrained`] | shutdown → [`RegistryActor`] | when no session is live; how many there were |
 //! | [`registry::CloseSession`] | [`RegistryActor`] → [`SessionActor`] | – |
-//! | `timeouts::Act` | timeout scan of a worker → [`SessionActor`] | – |
-//! | [`session::PodSideEnded`] | [`BackendActor`] → [`SessionActor`] | – |
+//! | `timeouts::ApplyTimeout` | timeout scan of a worker → [`SessionActor`] | – |
+//! | [`backend::PodSideEnded`] | [`BackendActor`] → [`SessionActor`] | – |
 //!
 //! The control actors [`MetricsActor`], [`DiscoveryActor`] and [`RegistryActor`] share a thread of
 //! their own, so that health and metrics answer while the workers are busy; [`supervision`] keeps
@@ -33,10 +33,10 @@
 
 pub mod backend;
 pub mod discovery;
-pub mod ending;
 pub mod metrics;
 pub mod poll;
 pub mod registry;
 pub mod session;
+pub mod session_info;
 pub mod supervision;
 mod timeouts;

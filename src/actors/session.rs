@@ -1,29 +1,25 @@
-//! One client connection: owns the direction from the client to the pod, and the session's end.
+//! One client connection: drives the direction from the client to the pod, and ends the session.
 
-use std::sync::Arc;
+use std::{cell::RefCell, sync::Arc};
 
 use actix::{
     Actor, ActorContext as _, ActorFutureExt as _, Addr, AsyncContext as _, Context, Handler,
-    Message, fut::wrap_future,
+    fut::wrap_future,
 };
-
 use tokio::sync::Notify;
 
 use super::{
-    backend::BackendActor,
-    ending::Ending,
-    registry::{CloseSession, Registration, RegistryActor, SessionInfo},
-    timeouts::{self, Act},
+    backend::{BackendActor, PodSideEnded},
+    registry::{CloseSession, Registration, RegistryActor},
+    session_info::{SessionInfo, SessionRules},
+    timeouts::{ApplyTimeout, ScannedSession, TimeoutScanner},
 };
 use crate::{
     domain::{
         balance::{health::EARLY_DEATH, lease::Lease},
-        session::{
-            admission::Ticket,
-            timeouts::{Action, Cause, Leg, Loss, SessionTimeouts},
-        },
+        session::{admission::Ticket, ending::Ending, side::Side, timeouts::TimeoutAction},
     },
-    relay::{Control, Direction, End, FirstEnd, Tunnel, TunnelPeer, TunnelRules, close::CloseCode},
+    relay::{PumpEnd, Tunnel, TunnelControl, TunnelPeer},
     telemetry::counters::Counters,
 };
 
@@ -31,61 +27,48 @@ use crate::{
 /// later (RFC 6455 §7.4.1 and the IANA registry).
 const UNWELL: [u16; 4] = [1001, 1011, 1012, 1013];
 
-/// What holds for a session as long as it lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SessionRules {
-    /// When it ends by itself.
-    pub timeouts: SessionTimeouts,
-    /// What may pass.
-    pub tunnel: TunnelRules,
-    /// What its client is told when it should come back.
-    pub close_code: CloseCode,
+thread_local! {
+    static SCANNER: RefCell<TimeoutScanner<SessionActor>> = RefCell::default();
 }
 
-/// The direction from the pod to the client has ended.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct PodSideEnded(pub End);
-
-/// What a connection occupies, released by being dropped: first the places, then the bell is rung
-/// for whoever waits for one.
+/// The capacity that a connection occupies. Dropping it frees the capacity first and then wakes the
+/// queue.
 pub struct SessionPermit {
-    /// The place on the backend.
+    /// The connection's share of the backend's capacity.
     pub lease: Lease,
-    /// The place in the balancer, where places are limited.
+    /// The session's share of the balancer's capacity. Plain requests have none.
     pub ticket: Option<Ticket>,
-    /// Rung by being dropped.
     pub queue_waker: QueueWaker,
 }
 
-/// Tells the first in the queue, if there is a queue, that there may be room.
+/// Wakes the first client in the queue, if there is a queue, when it is dropped.
 pub struct QueueWaker(pub Option<Arc<Notify>>);
 
 impl Drop for QueueWaker {
     fn drop(&mut self) {
-        if let Some(bell) = &self.0 {
-            bell.notify_one();
+        if let Some(queue) = &self.0 {
+            queue.notify_one();
         }
     }
 }
 
-/// A client connection past its handshake, paired with a [`BackendActor`].
+/// A client connection after its handshake, paired with a [`BackendActor`].
 ///
-/// Everything it holds is released by being dropped: its permit, its place in the registry, both
-/// sockets.
+/// Dropping it releases everything that it holds: its permit, its entry in the registry, both sockets.
 pub struct SessionActor {
     info: Arc<SessionInfo>,
-    control: Control,
-    ends: [Option<End>; 2],
-    /// Why we have ended it ourselves.
-    closed_by_us: Option<Ending>,
+    control: TunnelControl,
+    /// How the directions have ended, by the [`Side`] that they come from.
+    ends: [Option<PumpEnd>; 2],
+    /// Why the balancer has ended the session, if it has.
+    ended_by_us: Option<Ending>,
     permit: SessionPermit,
     counters: Arc<Counters>,
     _registration: Registration,
 }
 
 impl SessionActor {
-    /// Joins `client` and `pod` on the current thread.
+    /// Starts a session between `client` and `pod` on the current thread.
     pub fn start(
         client: TunnelPeer,
         pod: TunnelPeer,
@@ -96,22 +79,25 @@ impl SessionActor {
     ) {
         permit.lease.establish();
         let info = Arc::new(info);
-        let Tunnel { up, down, control } = Tunnel::new(client, pod, &info.stats, &rules.tunnel);
-        // The pumps go straight to their contexts: as fields they would cost every idle session
-        // their room for good.
+        let Tunnel { from_client, from_pod, control } =
+            Tunnel::new(client, pod, &info.stats, &rules.tunnel);
+        // The pumps are moved into the contexts of the actors at once: an actor that held its pump until
+        // it starts would keep the memory of the empty field for the lifetime of the session.
         Self::create(|ctx| {
-            BackendActor::start(down, ctx.address());
+            BackendActor::start(from_pod, ctx.address());
             let session = ctx.address().downgrade();
-            timeouts::watch(session.clone(), info.clone(), control.pulse(), rules.clone());
-            ctx.spawn(wrap_future(up).map(|end, session: &mut Self, ctx| {
-                session.direction_ended(Direction::Up, end, ctx);
+            let (view, rules) = (control.view(), rules.clone());
+            let scanned = ScannedSession::new(session.clone(), info.clone(), view, rules);
+            TimeoutScanner::watch(&SCANNER, scanned);
+            ctx.spawn(wrap_future(from_client).map(|end, session: &mut Self, ctx| {
+                session.direction_ended(Side::Client, end, ctx);
             }));
             let registration = Registration::new(registry, info.clone(), session.recipient());
             Self {
                 info,
                 control,
                 ends: [None, None],
-                closed_by_us: None,
+                ended_by_us: None,
                 permit,
                 counters,
                 _registration: registration,
@@ -119,72 +105,60 @@ impl SessionActor {
         });
     }
 
-    fn direction_ended(&mut self, direction: Direction, end: End, ctx: &mut Context<Self>) {
-        let by_sender = matches!(end, End::Eof | End::ReadFailed(_));
-        if direction == Direction::Down && by_sender {
-            self.judge_pod();
+    fn direction_ended(&mut self, from: Side, end: PumpEnd, ctx: &mut Context<Self>) {
+        let source_ended = matches!(end, PumpEnd::Eof | PumpEnd::ReadFailed(_));
+        if from == Side::Pod && source_ended {
+            self.report_early_death();
         }
-        // Anything else has been passed on; the other direction goes on for a while.
-        if matches!(end, End::Aborted) {
+        // All other ends are passed on to the other side, and the other direction may go on.
+        if matches!(end, PumpEnd::Aborted) {
             self.control.abort();
         }
-        self.ends[direction as usize] = Some(end);
+        self.ends[from as usize] = Some(end);
         if self.ends.iter().all(Option::is_some) {
             ctx.stop();
         }
     }
 
-    /// Tells of a pod, whose direction ends just now, that it has ended a session which it had
-    /// taken a moment ago; and whether it has dropped it, or closed it for a reason of the
-    /// application's.
-    fn judge_pod(&self) {
+    /// Reports a pod that has ended a session which is only a moment old. Called when the pod's
+    /// direction ends. It is reported as a failure unless the pod closed the session with a code that
+    /// says the application wanted it.
+    fn report_early_death(&self) {
         let SessionInfo { opened_at, stats, .. } = &*self.info;
-        if self.closed_by_us.is_some() || opened_at.elapsed() >= EARLY_DEATH {
+        if self.ended_by_us.is_some() || opened_at.elapsed() >= EARLY_DEATH {
             return;
         }
-        let is_unwell = || stats.down.close_code().is_some_and(|code| UNWELL.contains(&code));
-        match stats.first_end() {
-            Some(FirstEnd::Close(Direction::Down)) if !is_unwell() => {
+        let is_unwell = || stats.from_pod.close_code().is_some_and(|code| UNWELL.contains(&code));
+        match stats.first_ending() {
+            Some(Ending::Closed(Side::Pod)) if !is_unwell() => {
                 self.permit.lease.record_early_end();
             }
-            Some(FirstEnd::Close(Direction::Down) | FirstEnd::Vanished(Direction::Down)) => {
+            Some(Ending::Closed(Side::Pod) | Ending::Lost(Side::Pod)) => {
                 self.permit.lease.record_early_death();
             }
             _ => {}
         }
     }
 
-    /// Closes it for a reason of ours, at the next frame boundary.
-    fn close(&mut self, to_client: CloseCode, to_pod: CloseCode, why: Ending) {
-        self.ends_by(why);
-        self.control.close(to_client, to_pod, why.reason());
+    /// Ends the session for a reason of the balancer's own. An earlier ending takes precedence.
+    fn end(&mut self, ending: Ending) {
+        let first = self.info.stats.first_ending().unwrap_or(ending);
+        self.ended_by_us.get_or_insert(first);
+        self.control.end(ending, self.info.close_codes);
     }
 
-    /// Lets it end as if one side had vanished.
-    fn give_up(&mut self, leg: Leg, why: Ending) {
-        self.ends_by(why);
-        self.control.give_up(comes_from(leg), why.reason());
-    }
-
-    /// We end it, unless that has begun.
-    fn ends_by(&mut self, why: Ending) {
-        let first = self.info.stats.first_end().map(Ending::from);
-        self.closed_by_us.get_or_insert(first.unwrap_or(why));
-    }
-
-    /// Why it has ended.
+    /// Returns why the session has ended.
     fn ending(&self) -> Ending {
-        let first = self.info.stats.first_end().map(Ending::from);
-        // Who takes nothing has gone, even if nothing has been heard of that.
-        let lost = |direction: Direction, leg: Leg| {
-            let end = &self.ends[direction as usize];
-            matches!(end, Some(End::WriteFailed(_))).then_some(Ending::Lost(leg))
+        // A failed write shows that a side is dead even if nothing was read from it.
+        let write_failed = |side: Side| {
+            let end = &self.ends[side.other() as usize];
+            matches!(end, Some(PumpEnd::WriteFailed(_))).then_some(Ending::Lost(side))
         };
-        self.closed_by_us
-            .or(first)
-            .or_else(|| lost(Direction::Down, Leg::Client))
-            .or_else(|| lost(Direction::Up, Leg::Pod))
-            .unwrap_or(Ending::Cut)
+        self.ended_by_us
+            .or(self.info.stats.first_ending())
+            .or_else(|| write_failed(Side::Client))
+            .or_else(|| write_failed(Side::Pod))
+            .unwrap_or(Ending::Aborted)
     }
 }
 
@@ -194,21 +168,26 @@ impl Actor for SessionActor {
 
 impl Drop for SessionActor {
     fn drop(&mut self) {
-        let ending = self.ending();
-        self.counters.count_ending(ending.label());
+        let ending = self.ending().row();
+        self.counters.count_ending(ending.label);
         let SessionInfo { id, client, backend, stats, opened_at, .. } = &*self.info;
+        let end = |side: Side| match &self.ends[side as usize] {
+            Some(end) => end as &dyn std::fmt::Display,
+            None => &"not ended",
+        };
         log::log!(
-            ending.level(),
-            "session {id} of {client} on {} ended after {:.1?}, {ending}: \
-             up {} bytes in {} messages ({:?}), down {} bytes in {} messages ({:?})",
+            ending.level,
+            "session {id} of {client} on {} ended after {:.1?}: {} (client sent {} bytes in {} \
+             messages, {}; pod sent {} bytes in {} messages, {})",
             backend.url,
             opened_at.elapsed(),
-            stats.up.bytes(),
-            stats.up.messages(),
-            self.ends[Direction::Up as usize],
-            stats.down.bytes(),
-            stats.down.messages(),
-            self.ends[Direction::Down as usize],
+            ending.reason,
+            stats.from_client.bytes(),
+            stats.from_client.messages(),
+            end(Side::Client),
+            stats.from_pod.bytes(),
+            stats.from_pod.messages(),
+            end(Side::Pod),
         );
     }
 }
@@ -216,32 +195,20 @@ impl Drop for SessionActor {
 impl Handler<CloseSession> for SessionActor {
     type Result = ();
 
-    fn handle(&mut self, close: CloseSession, _: &mut Self::Context) {
-        self.close(close.to_client, close.to_pod, close.why);
+    fn handle(&mut self, CloseSession(ending): CloseSession, _: &mut Self::Context) {
+        self.end(ending);
     }
 }
 
-impl Handler<Act> for SessionActor {
+impl Handler<ApplyTimeout> for SessionActor {
     type Result = ();
 
-    fn handle(&mut self, Act(action): Act, _: &mut Self::Context) {
-        let (restart, going) = (CloseCode::SERVICE_RESTART, CloseCode::GOING_AWAY);
+    fn handle(&mut self, ApplyTimeout(action): ApplyTimeout, _: &mut Self::Context) {
         match action {
-            Action::Ping(leg) => self.control.ping(comes_from(leg)),
-            Action::Close(Cause::Age) => self.close(restart, restart, Ending::Age),
-            Action::Close(Cause::Idle) => self.close(going, going, Ending::Idle),
-            Action::GiveUp(leg, Loss::Silent) => self.give_up(leg, Ending::Silent(leg)),
-            Action::GiveUp(leg, Loss::Stalled) => self.give_up(leg, Ending::Stalled(leg)),
-            Action::Cut => self.control.abort(),
+            TimeoutAction::Ping(side) => self.control.ping(side),
+            TimeoutAction::End(ending) => self.end(ending),
+            TimeoutAction::Abort => self.control.abort(),
         }
-    }
-}
-
-/// The direction from this peer.
-fn comes_from(leg: Leg) -> Direction {
-    match leg {
-        Leg::Client => Direction::Up,
-        Leg::Pod => Direction::Down,
     }
 }
 
@@ -249,6 +216,6 @@ impl Handler<PodSideEnded> for SessionActor {
     type Result = ();
 
     fn handle(&mut self, PodSideEnded(end): PodSideEnded, ctx: &mut Self::Context) {
-        self.direction_ended(Direction::Down, end, ctx);
+        self.direction_ended(Side::Pod, end, ctx);
     }
 }

@@ -189,18 +189,18 @@ mod tests {
     use super::*;
     use crate::{
         actors::{
-            ending::Ending,
-            registry::{CountSessions, RegistryActor, SessionInfo, WaitUntilEmpty},
-            session::{QueueWaker, SessionActor, SessionPermit, SessionRules},
+            registry::{CountSessions, RegistryActor, WaitUntilEmpty},
+            session::{QueueWaker, SessionActor, SessionPermit},
+            session_info::{SessionInfo, SessionRules},
         },
         domain::{
             balance::{
                 backend::{Backend, Transport},
                 lease::{Gauge, Lease, Load, Purpose},
             },
-            session::timeouts::SessionTimeouts,
+            session::{close_code::CloseCodes, ending::Ending, timeouts::SessionTimeouts},
         },
-        relay::{TunnelPeer, TunnelRules, close::CloseCode},
+        relay::{TunnelPeer, TunnelRules},
         telemetry::counters::{Counters, LabelValues},
     };
 
@@ -361,7 +361,7 @@ mod tests {
     #[actix_rt::test]
     async fn a_panic_in_a_session_ends_only_that_session_and_releases_its_lease() {
         let registry = Arc::new(RegistryActor::default().start());
-        let endings = &Ending::ALL.map(Ending::label);
+        let endings = &Ending::labels();
         let labels = LabelValues { refusals: &[], cookies: &[], reloads: &[], endings };
         let counters = Arc::new(Counters::new(labels));
         let gauge = Arc::<Gauge>::default();
@@ -381,12 +381,12 @@ mod tests {
             pod_ping_interval: None,
             ping_timeout: PANIC_WINDOW,
         };
-        let close_code = CloseCode::SERVICE_RESTART;
-        let rules = Arc::new(SessionRules { timeouts, tunnel: TunnelRules::default(), close_code });
+        let codes = CloseCodes::default();
+        let rules = Arc::new(SessionRules { timeouts, tunnel: TunnelRules::default() });
         let start = |client: TunnelPeer, pod: TunnelPeer| {
             let lease = Lease::new(backend.clone(), gauge.clone(), Purpose::Session);
             let permit = SessionPermit { lease, ticket: None, queue_waker: QueueWaker(None) };
-            let info = SessionInfo::new([127, 0, 0, 1].into(), backend.clone(), close_code);
+            let info = SessionInfo::new([127, 0, 0, 1].into(), backend.clone(), codes);
             let shared = (registry.clone(), counters.clone());
             SessionActor::start(client, pod, info, permit, shared, &rules);
         };

@@ -21,7 +21,8 @@ use super::{
 use crate::{
     actors::{
         metrics::{DrainTarget, SetDrain, Snapshot},
-        registry::{CloseById, ListSessions, SessionInfo},
+        registry::{CloseById, ListSessions},
+        session_info::SessionInfo,
     },
     config::live::ReloadResult,
     telemetry::logging,
@@ -160,10 +161,10 @@ impl<'a> From<&'a Arc<SessionInfo>> for ListedSession<'a> {
             service: &backend.service,
             age_ms: opened_at.elapsed().as_millis(),
             idle_ms: info.idle().as_millis(),
-            bytes_up: stats.up.bytes(),
-            bytes_down: stats.down.bytes(),
-            messages_up: stats.up.messages(),
-            messages_down: stats.down.messages(),
+            bytes_up: stats.from_client.bytes(),
+            bytes_down: stats.from_pod.bytes(),
+            messages_up: stats.from_client.messages(),
+            messages_down: stats.from_pod.messages(),
         }
     }
 }

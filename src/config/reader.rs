@@ -22,8 +22,8 @@ use super::{
 };
 use crate::{
     domain::balance::{backend::Backend, settings::Capacity},
+    domain::session::close_code::CloseCode,
     net::listen::ListenAddress,
-    relay::close::CloseCode,
 };
 
 /// The pods of a list.

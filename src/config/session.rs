@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::reader::Reader;
 use crate::{
-    domain::session::timeouts::SessionTimeouts,
+    domain::session::{close_code::CloseCodes, timeouts::SessionTimeouts},
     net::tcp::{KEEPALIVE_RANGE, TcpSettings},
     relay::{
         TunnelRules,
@@ -58,7 +58,10 @@ pub(super) fn read_tunnel(reader: &mut Reader, timeouts: &SessionTimeouts) -> Tu
     TunnelRules {
         limits: FrameLimits { frame_size, message_size, rate },
         pings: [timeouts.client_ping_interval.is_some(), timeouts.pod_ping_interval.is_some()],
-        pod_lost: reader.close_code("balancer.close_code_pod_lost"),
+        close_codes: CloseCodes {
+            drain: reader.close_code("balancer.close_code_drain"),
+            pod_lost: reader.close_code("balancer.close_code_pod_lost"),
+        },
     }
 }
 

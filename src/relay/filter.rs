@@ -1,69 +1,75 @@
-//! What may not simply pass: answers to our own Pings, and what is over a limit.
+//! Removes the answers to our own Pings and enforces limits, by frame headers only.
 //!
-//! A sieve stands before the tracker of one direction, in sessions that have such rules. It holds
-//! back what it cannot judge yet: a header that has not come whole, what may become our Pong, and
-//! messages that come too fast. All of it is judged by headers, before any payload is there.
+//! Sessions that have limits or send Pings have a filter in front of the tracker of a direction. It
+//! holds back bytes that it cannot decide about yet: an incomplete header, a frame that may turn out
+//! to be our Pong, and messages that exceed the rate. Limits are checked before the payload arrives.
 
 use std::{
     cell::Cell,
-    mem,
+    fmt, mem,
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use thiserror::Error;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{
-    close::CloseCode,
     frame::{FrameHeader, MAX_CONTROL_PAYLOAD, PingPayload, opcode, unmasked},
     tracker::Tracker,
 };
+use crate::domain::session::ending::Ending;
 
-/// What one side may send; `None` is everything.
+/// Limits for the frames of one side. `None` means no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FrameLimits {
-    /// Payload bytes of one frame.
+    /// Most payload bytes of one frame.
     pub frame_size: Option<u64>,
-    /// Payload bytes of one message, whose fragments count together.
+    /// Most payload bytes of one message, all fragments together.
     pub message_size: Option<u64>,
-    /// Messages in a while.
     pub rate: Option<MessageRate>,
 }
 
-/// How fast messages may come.
+/// A limit for the rate of messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MessageRate {
     /// Messages per second, at least 1.
     pub per_second: u32,
-    /// Messages at once, after a pause, at least 1. Who has to wait is woken to the millisecond, so
-    /// that with less than two milliseconds' worth not all of the rate is reached.
+    /// Messages at once after a pause, at least 1. A pause ends to the millisecond, so a burst of less
+    /// than two milliseconds' worth of messages does not reach the full rate.
     pub burst: u32,
-    /// Whether more than that ends the session; otherwise the sender has to wait.
+    /// Whether exceeding the rate ends the session. Otherwise the sender has to wait.
     pub closes: bool,
 }
 
-/// What a side has sent that it may not.
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-pub enum Violation {
-    /// Over [`FrameLimits::frame_size`].
-    #[error("a frame of {0} bytes is too large")]
+/// Which limit a side has exceeded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LimitViolation {
+    /// A frame of this many payload bytes exceeds [`FrameLimits::frame_size`].
     FrameSize(u64),
-    /// Over [`FrameLimits::message_size`].
-    #[error("a message of {0} bytes or more is too large")]
+    /// A message of at least this many payload bytes exceeds [`FrameLimits::message_size`].
     MessageSize(u64),
-    /// Over [`FrameLimits::rate`].
-    #[error("too many messages")]
+    /// [`FrameLimits::rate`] is exceeded.
     Rate,
 }
 
-impl Violation {
-    /// What the sender is told (RFC 6455 §7.4.1).
-    pub fn code(&self) -> CloseCode {
+impl LimitViolation {
+    pub fn ending(self) -> Ending {
         match self {
-            Self::FrameSize(_) | Self::MessageSize(_) => CloseCode::MESSAGE_TOO_BIG,
-            Self::Rate => CloseCode::POLICY_VIOLATION,
+            Self::FrameSize(_) => Ending::FrameTooLarge,
+            Self::MessageSize(_) => Ending::MessageTooLarge,
+            Self::Rate => Ending::MessageRateExceeded,
+        }
+    }
+}
+
+impl fmt::Display for LimitViolation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.ending().row().reason)?;
+        match self {
+            Self::FrameSize(size) => write!(f, ": {size} bytes"),
+            Self::MessageSize(size) => write!(f, ": at least {size} bytes"),
+            Self::Rate => Ok(()),
         }
     }
 }
@@ -90,70 +96,70 @@ impl Allowance {
     }
 }
 
-/// The answers to our Pings that one direction has yet to bring.
+/// The Pongs that one side owes to our Pings.
 #[derive(Debug, Default)]
-pub struct Awaited {
+pub struct AwaitedPongs {
     pub(super) count: Cell<u32>,
-    pub(super) swallowed: Cell<u64>,
+    pub(super) received_bytes: Cell<u64>,
 }
 
-impl Awaited {
-    fn arrived(&self, len: usize) {
+impl AwaitedPongs {
+    fn received(&self, len: usize) {
         self.count.set(self.count.get() - 1);
-        self.swallowed.set(self.swallowed.get() + len as u64);
+        self.received_bytes.set(self.received_bytes.get() + len as u64);
     }
 }
 
 /// See the [module](self).
 #[derive(Debug)]
-pub struct Sieve {
+pub struct FrameFilter {
     limits: FrameLimits,
     allowance: Option<Allowance>,
-    payload: PingPayload,
-    /// What has come and has not passed.
+    ping_payload: PingPayload,
+    /// Bytes that were received and not released.
     held: Vec<u8>,
-    /// Payload bytes of the message that has begun.
+    /// Payload bytes of the current message so far.
     message_size: u64,
-    /// While the sender has to wait.
+    /// Runs while the sender has to wait.
     pause: Option<Pin<Box<Sleep>>>,
 }
 
-/// How far what has come may go.
+/// What to do with the bytes that a filter holds.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Sifted {
-    /// This may pass; more may follow.
-    Passes(Vec<u8>),
-    /// Nothing more until there is more.
-    WantsMore,
-    /// Nothing more until then: there is no use in reading on.
-    Paused(Instant),
-    /// Nothing more at all.
-    Violates(Violation),
+pub enum FilterVerdict {
+    /// Relay these bytes and ask again.
+    Pass(Vec<u8>),
+    /// Read more.
+    NeedMore,
+    /// Relay nothing and read nothing until then.
+    Pause(Instant),
+    /// End the session.
+    OverLimit(LimitViolation),
 }
 
-impl Sieve {
-    /// A sieve with `limits`, for Pongs with `payload`.
-    pub fn new(limits: FrameLimits, payload: PingPayload) -> Self {
+impl FrameFilter {
+    /// Creates a filter that enforces `limits` and removes Pongs with `ping_payload`.
+    pub fn new(limits: FrameLimits, ping_payload: PingPayload) -> Self {
         let allowance = limits.rate.map(|rate| Allowance { rate, full_at: None });
-        Self { limits, allowance, payload, held: Vec::new(), message_size: 0, pause: None }
+        Self { limits, allowance, ping_payload, held: Vec::new(), message_size: 0, pause: None }
     }
 
-    /// Takes what has come.
-    pub fn feed(&mut self, chunk: &[u8]) {
+    /// Adds received bytes.
+    pub fn push(&mut self, chunk: &[u8]) {
         self.held.extend_from_slice(chunk);
     }
 
-    /// Whether nothing is held back.
+    /// Returns whether no bytes are held back.
     pub fn is_empty(&self) -> bool {
         self.held.is_empty()
     }
 
-    /// Whether whatever comes may pass.
-    pub fn is_open(&self, awaited: &Awaited) -> bool {
+    /// Returns whether the next bytes may be relayed without asking this filter.
+    pub fn passes_all(&self, awaited: &AwaitedPongs) -> bool {
         self.is_empty() && awaited.count.get() == 0 && self.limits == FrameLimits::default()
     }
 
-    /// Ends with the [pause](Sifted::Paused) that lasts `until` then.
+    /// Waits for the end of a [pause](FilterVerdict::Pause).
     pub fn poll_pause(&mut self, until: Instant, cx: &mut Context<'_>) -> Poll<()> {
         let pause = self.pause.get_or_insert_with(|| Box::pin(sleep_until(until)));
         ready!(pause.as_mut().poll(cx));
@@ -161,101 +167,109 @@ impl Sieve {
         Poll::Ready(())
     }
 
-    /// Everything that is held back, because nothing more will come.
-    pub fn give_up(&mut self) -> Vec<u8> {
+    /// Removes and returns all bytes that are held back, without checking them.
+    pub fn take_held(&mut self) -> Vec<u8> {
         self.pause = None;
         mem::take(&mut self.held)
     }
 
-    /// What may pass now, behind what `tracker` has followed. The clock is looked at for messages
-    /// that are counted alone.
-    pub fn sift(
+    /// Decides about the bytes that are held back. `tracker` has followed everything that was relayed
+    /// before them. The clock is read only for messages whose rate is limited.
+    pub fn check(
         &mut self,
         tracker: &Tracker,
-        awaited: &Awaited,
+        awaited: &AwaitedPongs,
         now: impl Fn() -> Instant,
-    ) -> Sifted {
+    ) -> FilterVerdict {
         let mut tracker = tracker.clone();
         let mut passed = 0;
-        let stop = loop {
+        let verdict = loop {
             if passed == self.held.len() {
-                break Sifted::WantsMore;
+                break FilterVerdict::NeedMore;
             }
             if tracker.at_boundary() {
                 match self.our_pong(&self.held[passed..], awaited) {
-                    Pong::Whole(len) => {
+                    Pong::Complete(len) => {
                         self.held.drain(passed..passed + len);
-                        awaited.arrived(len);
+                        awaited.received(len);
                         continue;
                     }
-                    Pong::Perhaps => break Sifted::WantsMore,
+                    Pong::Possible => break FilterVerdict::NeedMore,
                     Pong::No => {}
                 }
                 let Some(header) = FrameHeader::parse(&self.held[passed..]) else {
-                    break Sifted::WantsMore;
+                    break FilterVerdict::NeedMore;
                 };
-                if let Err(stop) = self.judge(&header, &now) {
-                    break stop;
+                if let Err(verdict) = self.check_limits(&header, &now) {
+                    break verdict;
                 }
             }
             passed += tracker.feed_frame(&self.held[passed..]).used;
         };
-        // No more room is kept than what is held takes: it may be held for long.
+        // The rest may be held for long, so it gets no more capacity than it needs.
         if passed > 0 {
             let rest = self.held.split_off(passed);
-            return Sifted::Passes(mem::replace(&mut self.held, rest));
+            return FilterVerdict::Pass(mem::replace(&mut self.held, rest));
         }
         if self.held.is_empty() {
             self.held = Vec::new();
         }
-        stop
+        verdict
     }
 
-    fn our_pong(&self, bytes: &[u8], awaited: &Awaited) -> Pong {
+    fn our_pong(&self, bytes: &[u8], awaited: &AwaitedPongs) -> Pong {
         let head = 0x80 | opcode::PONG;
-        let len = self.payload.len() as u8;
+        let len = self.ping_payload.len() as u8;
         let is_like = bytes[0] == head && bytes.get(1).is_none_or(|second| second & 0x7f == len);
         match FrameHeader::parse(bytes) {
             _ if !is_like || awaited.count.get() == 0 => Pong::No,
-            None => Pong::Perhaps,
+            None => Pong::Possible,
             Some(header) => {
                 let body = &bytes[header.header_len..];
-                let body = &body[..body.len().min(self.payload.len())];
-                let is_same = unmasked(body, header.mask).zip(self.payload).all(|(a, b)| a == b);
-                match (is_same, body.len() == self.payload.len()) {
+                let body = &body[..body.len().min(self.ping_payload.len())];
+                let is_same =
+                    unmasked(body, header.mask).zip(self.ping_payload).all(|(a, b)| a == b);
+                match (is_same, body.len() == self.ping_payload.len()) {
                     (false, _) => Pong::No,
-                    (true, true) => Pong::Whole(header.header_len + body.len()),
-                    (true, false) => Pong::Perhaps,
+                    (true, true) => Pong::Complete(header.header_len + body.len()),
+                    (true, false) => Pong::Possible,
                 }
             }
         }
     }
 
-    /// Whether the frame that begins may pass now; otherwise what to do instead.
-    fn judge(&mut self, header: &FrameHeader, now: impl Fn() -> Instant) -> Result<(), Sifted> {
+    /// Checks the limits for a frame that starts.
+    ///
+    /// # Errors
+    /// The verdict if the frame may not be relayed now.
+    fn check_limits(
+        &mut self,
+        header: &FrameHeader,
+        now: impl Fn() -> Instant,
+    ) -> Result<(), FilterVerdict> {
         let size = header.payload_len;
         if header.is_control() {
             let limit = self.limits.frame_size.into_iter().chain(self.limits.message_size).min();
-            // None that the protocol knows is longer.
+            // Valid control frames are never too large.
             return match limit.is_some_and(|limit| size > limit.max(MAX_CONTROL_PAYLOAD as u64)) {
-                true => Err(Sifted::Violates(Violation::FrameSize(size))),
+                true => Err(FilterVerdict::OverLimit(LimitViolation::FrameSize(size))),
                 false => Ok(()),
             };
         }
         if self.limits.frame_size.is_some_and(|limit| size > limit) {
-            return Err(Sifted::Violates(Violation::FrameSize(size)));
+            return Err(FilterVerdict::OverLimit(LimitViolation::FrameSize(size)));
         }
         let message_size = self.message_size.saturating_add(size);
         if self.limits.message_size.is_some_and(|limit| message_size > limit) {
-            return Err(Sifted::Violates(Violation::MessageSize(message_size)));
+            return Err(FilterVerdict::OverLimit(LimitViolation::MessageSize(message_size)));
         }
         if header.fin
             && let Some(allowance) = &mut self.allowance
             && let Err(until) = allowance.take(now())
         {
             return Err(match allowance.rate.closes {
-                true => Sifted::Violates(Violation::Rate),
-                false => Sifted::Paused(until),
+                true => FilterVerdict::OverLimit(LimitViolation::Rate),
+                false => FilterVerdict::Pause(until),
             });
         }
         self.message_size = if header.fin { 0 } else { message_size };
@@ -264,8 +278,8 @@ impl Sieve {
 }
 
 enum Pong {
-    Whole(usize),
-    Perhaps,
+    Complete(usize),
+    Possible,
     No,
 }
 
@@ -307,8 +321,8 @@ mod tests {
             frames in prop::collection::vec((frame(), any::<bool>(), any::<Option<[u8; 4]>>()), 0..12),
             sizes in prop::collection::vec(1usize..60, 1..6),
         ) {
-            let mut sieve = Sieve::new(FrameLimits::default(), PAYLOAD);
-            let awaited = Awaited::default();
+            let mut filter = FrameFilter::new(FrameLimits::default(), PAYLOAD);
+            let awaited = AwaitedPongs::default();
             let (mut stream, mut expected, mut pongs) = (Vec::new(), Vec::new(), 0);
             for (frame, has_pong, mask) in frames {
                 if has_pong {
@@ -326,8 +340,8 @@ mod tests {
                 if rest.is_empty() { break }
                 let (chunk, left) = rest.split_at((*size).min(rest.len()));
                 rest = left;
-                sieve.feed(chunk);
-                while let Sifted::Passes(bytes) = sieve.sift(&tracker, &awaited, Instant::now) {
+                filter.push(chunk);
+                while let FilterVerdict::Pass(bytes) = filter.check(&tracker, &awaited, Instant::now) {
                     tracker.feed(&bytes);
                     passed.extend(bytes);
                 }
@@ -335,8 +349,8 @@ mod tests {
             let passed_len = passed.len();
             prop_assert_eq!(passed, expected);
             prop_assert_eq!(awaited.count.get(), 0);
-            prop_assert_eq!(awaited.swallowed.get() as usize, stream.len() - passed_len);
-            prop_assert!(sieve.is_empty());
+            prop_assert_eq!(awaited.received_bytes.get() as usize, stream.len() - passed_len);
+            prop_assert!(filter.is_empty());
         }
 
         /// What passes is within the limits, and what is within the limits passes.
@@ -349,17 +363,17 @@ mod tests {
         ) {
             let (frame_size, message_size) = (Some(frame_size), Some(message_size));
             let limits = FrameLimits { frame_size, message_size, rate: None };
-            let mut sieve = Sieve::new(limits, PAYLOAD);
-            let (awaited, mut tracker) = (Awaited::default(), Tracker::default());
+            let mut filter = FrameFilter::new(limits, PAYLOAD);
+            let (awaited, mut tracker) = (AwaitedPongs::default(), Tracker::default());
             let mut passed = Vec::new();
             let mut violation = None;
             for chunk in frames.concat().chunks(split) {
-                sieve.feed(chunk);
+                filter.push(chunk);
                 loop {
-                    match sieve.sift(&tracker, &awaited, Instant::now) {
-                        Sifted::Passes(bytes) => { tracker.feed(&bytes); passed.extend(bytes); }
-                        Sifted::WantsMore | Sifted::Paused(_) => break,
-                        Sifted::Violates(found) => { violation = violation.or(Some(found)); break }
+                    match filter.check(&tracker, &awaited, Instant::now) {
+                        FilterVerdict::Pass(bytes) => { tracker.feed(&bytes); passed.extend(bytes); }
+                        FilterVerdict::NeedMore | FilterVerdict::Pause(_) => break,
+                        FilterVerdict::OverLimit(found) => { violation = violation.or(Some(found)); break }
                     }
                 }
                 if violation.is_some() { break }
@@ -385,11 +399,11 @@ mod tests {
     #[test]
     fn a_pong_that_nobody_awaits_is_the_applications() {
         let limits = FrameLimits { frame_size: Some(100), ..FrameLimits::default() };
-        let mut sieve = Sieve::new(limits, PAYLOAD);
+        let mut filter = FrameFilter::new(limits, PAYLOAD);
         let pong = encode(0x8a, &PAYLOAD, None);
-        sieve.feed(&pong);
-        let sifted = sieve.sift(&Tracker::default(), &Awaited::default(), Instant::now);
-        assert_eq!(sifted, Sifted::Passes(pong));
+        filter.push(&pong);
+        let verdict = filter.check(&Tracker::default(), &AwaitedPongs::default(), Instant::now);
+        assert_eq!(verdict, FilterVerdict::Pass(pong));
     }
 
     #[test]
@@ -402,15 +416,18 @@ mod tests {
             (Some(1000), Some(200), 201, false),
             (None, None, 60_000, true),
         ] {
-            let mut sieve =
-                Sieve::new(FrameLimits { frame_size, message_size, rate: None }, PAYLOAD);
+            let mut filter =
+                FrameFilter::new(FrameLimits { frame_size, message_size, rate: None }, PAYLOAD);
             let len: u16 = len;
             let header = [&[0x89, 126][..], &len.to_be_bytes()].concat();
-            sieve.feed(&header);
-            let sifted = sieve.sift(&Tracker::default(), &Awaited::default(), Instant::now);
+            filter.push(&header);
+            let verdict = filter.check(&Tracker::default(), &AwaitedPongs::default(), Instant::now);
             match passes {
-                true => assert_eq!(sifted, Sifted::Passes(header)),
-                false => assert_eq!(sifted, Sifted::Violates(Violation::FrameSize(len.into()))),
+                true => assert_eq!(verdict, FilterVerdict::Pass(header)),
+                false => assert_eq!(
+                    verdict,
+                    FilterVerdict::OverLimit(LimitViolation::FrameSize(len.into()))
+                ),
             }
         }
     }
@@ -452,41 +469,41 @@ mod tests {
     #[test]
     fn only_a_counted_message_is_paused_for() {
         let rate = Some(MessageRate { per_second: 1, burst: 1, closes: false });
-        let mut sieve = Sieve::new(FrameLimits { rate, ..FrameLimits::default() }, PAYLOAD);
-        let (tracker, awaited, now) = (Tracker::default(), Awaited::default(), Instant::now());
+        let mut filter = FrameFilter::new(FrameLimits { rate, ..FrameLimits::default() }, PAYLOAD);
+        let (tracker, awaited, now) = (Tracker::default(), AwaitedPongs::default(), Instant::now());
         let message = encode(0x81, b"counted", None);
         let close = encode(0x88, &[0x03, 0xe8], None);
-        sieve.feed(&message);
-        assert_eq!(sieve.sift(&tracker, &awaited, || now), Sifted::Passes(message.clone()));
+        filter.push(&message);
+        assert_eq!(filter.check(&tracker, &awaited, || now), FilterVerdict::Pass(message.clone()));
         // Nothing is left, and a part of a header is no message.
-        sieve.feed(&close[..1]);
-        assert_eq!(sieve.sift(&tracker, &awaited, || now), Sifted::WantsMore);
-        sieve.feed(&close[1..]);
-        assert_eq!(sieve.sift(&tracker, &awaited, || now), Sifted::Passes(close));
-        sieve.feed(&message);
+        filter.push(&close[..1]);
+        assert_eq!(filter.check(&tracker, &awaited, || now), FilterVerdict::NeedMore);
+        filter.push(&close[1..]);
+        assert_eq!(filter.check(&tracker, &awaited, || now), FilterVerdict::Pass(close));
+        filter.push(&message);
         let until = now + Duration::from_secs(1);
-        assert_eq!(sieve.sift(&tracker, &awaited, || now), Sifted::Paused(until));
-        assert_eq!(sieve.sift(&tracker, &awaited, || until), Sifted::Passes(message));
+        assert_eq!(filter.check(&tracker, &awaited, || now), FilterVerdict::Pause(until));
+        assert_eq!(filter.check(&tracker, &awaited, || until), FilterVerdict::Pass(message));
     }
 
     #[test]
     fn what_has_passed_leaves_no_buffer_behind() {
         let limits = FrameLimits { message_size: Some(100), ..FrameLimits::default() };
-        let mut sieve = Sieve::new(limits, PAYLOAD);
-        let (tracker, awaited) = (Tracker::default(), Awaited::default());
+        let mut filter = FrameFilter::new(limits, PAYLOAD);
+        let (tracker, awaited) = (Tracker::default(), AwaitedPongs::default());
         let messages = encode(0x82, &[0; 100], None).repeat(600);
         for cut in [0, 1] {
-            sieve.feed(&messages);
-            sieve.feed(&messages[..cut]);
-            let sifted = sieve.sift(&tracker, &awaited, Instant::now);
-            assert_eq!(sifted, Sifted::Passes(messages.clone()));
-            assert_eq!(sieve.held.len(), cut);
-            assert!(sieve.held.capacity() <= 16, "{}", sieve.held.capacity());
-            sieve.give_up();
+            filter.push(&messages);
+            filter.push(&messages[..cut]);
+            let verdict = filter.check(&tracker, &awaited, Instant::now);
+            assert_eq!(verdict, FilterVerdict::Pass(messages.clone()));
+            assert_eq!(filter.held.len(), cut);
+            assert!(filter.held.capacity() <= 16, "{}", filter.held.capacity());
+            filter.take_held();
         }
         awaited.count.set(1);
-        sieve.feed(&encode(0x8a, &PAYLOAD, None));
-        assert_eq!(sieve.sift(&tracker, &awaited, Instant::now), Sifted::WantsMore);
-        assert_eq!((sieve.held.capacity(), awaited.count.get()), (0, 0));
+        filter.push(&encode(0x8a, &PAYLOAD, None));
+        assert_eq!(filter.check(&tracker, &awaited, Instant::now), FilterVerdict::NeedMore);
+        assert_eq!((filter.held.capacity(), awaited.count.get()), (0, 0));
     }
 }

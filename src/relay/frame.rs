@@ -1,55 +1,52 @@
-//! WebSocket frame headers (RFC 6455 §5.2) and the few frames a proxy writes itself.
+//! WebSocket frame headers (RFC 6455 §5.2), and the control frames that a proxy writes itself.
 //!
-//! Payload is never looked at here: a relay needs to know where frames end, not what they say.
+//! Payload is not inspected: a relay needs to know where frames end, not what they contain.
 
-use super::close::CloseCode;
+use crate::domain::session::{close_code::CloseCode, side::Side};
 
-/// Longest header: 2 bytes, 8 of extended length, 4 of masking key.
+/// Bytes of the longest header: 2, 8 of extended length, 4 of masking key.
 pub const MAX_HEADER_LEN: usize = 14;
 
-/// Longest payload of a control frame (RFC 6455 §5.5).
+/// Bytes of the longest payload of a control frame (RFC 6455 §5.5).
 pub(super) const MAX_CONTROL_PAYLOAD: usize = 125;
 
 const FIN: u8 = 0x80;
 const MASKED: u8 = 0x80;
 
-/// The opcodes that matter to a relay (RFC 6455 §5.2); all others count as data.
+/// The opcodes that matter to a relay (RFC 6455 §5.2). All others count as data.
 pub mod opcode {
-    /// A Close frame.
     pub const CLOSE: u8 = 0x8;
-    /// A Ping frame.
     pub const PING: u8 = 0x9;
-    /// A Pong frame.
     pub const PONG: u8 = 0xa;
-    /// Opcodes from here on are control frames, which may stand between the fragments of a message.
+    /// Opcodes from here on are control frames, which may come between the fragments of a message.
     pub const FIRST_CONTROL: u8 = 0x8;
 }
 
-/// What the header of one frame says.
+/// The header of one frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameHeader {
-    /// The last (or only) frame of its message.
+    /// Whether this is the last or only frame of its message.
     pub fin: bool,
-    /// The four opcode bits; reserved opcodes are let through.
+    /// The four opcode bits. Reserved opcodes are not refused.
     pub opcode: u8,
-    /// The masking key, present on frames from a client.
+    /// The masking key. Frames from a client have one.
     pub mask: Option<[u8; 4]>,
-    /// Payload bytes that follow the header.
+    /// Bytes of payload after the header.
     pub payload_len: u64,
-    /// Bytes the header itself took, 2 to [`MAX_HEADER_LEN`].
+    /// Bytes of the header itself, 2 to [`MAX_HEADER_LEN`].
     pub header_len: usize,
 }
 
 impl FrameHeader {
-    /// Whether the frame is a control frame, one that belongs to no message.
+    /// Returns whether this is a control frame, which is not part of a message.
     pub fn is_control(&self) -> bool {
         self.opcode >= opcode::FIRST_CONTROL
     }
 
-    /// Reads the header that `bytes` begins with, or `None` when more bytes are needed.
+    /// Parses the header at the start of `bytes`. Returns `None` if more bytes are needed.
     ///
-    /// Nothing is refused: reserved bits, reserved opcodes and oversized lengths are the
-    /// endpoints' to judge.
+    /// Nothing is refused: the endpoints decide about reserved bits, reserved opcodes and oversized
+    /// lengths.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let (&[first, second], rest) = bytes.split_first_chunk::<2>()?;
         let (payload_len, rest) = match second & !MASKED {
@@ -79,9 +76,17 @@ impl FrameHeader {
     }
 }
 
-/// A whole Close frame (RFC 6455 §5.5.1), masked with `mask` when it goes towards a pod.
+/// Returns a masking key for frames to a pod, and none for frames to a client (RFC 6455 §5.1).
+pub fn mask_to(side: Side) -> Option<[u8; 4]> {
+    match side {
+        Side::Client => None,
+        Side::Pod => Some(fastrand::u32(..).to_be_bytes()),
+    }
+}
+
+/// Returns a complete Close frame (RFC 6455 §5.5.1).
 ///
-/// `reason` is cut at a character boundary to the 123 bytes that a control frame has room for.
+/// `reason` is cut at a character boundary to the 123 bytes that fit into a control frame.
 pub fn close(code: CloseCode, reason: &str, mask: Option<[u8; 4]>) -> Vec<u8> {
     let room = MAX_CONTROL_PAYLOAD - 2;
     let reason = &reason[..reason.floor_char_boundary(room)];
@@ -90,12 +95,12 @@ pub fn close(code: CloseCode, reason: &str, mask: Option<[u8; 4]>) -> Vec<u8> {
     control(opcode::CLOSE, &payload, mask)
 }
 
-/// A whole Ping frame (RFC 6455 §5.5.2).
+/// Returns a complete Ping frame (RFC 6455 §5.5.2).
 pub fn ping(payload: &PingPayload, mask: Option<[u8; 4]>) -> Vec<u8> {
     control(opcode::PING, payload, mask)
 }
 
-/// What our Pings carry, and so the Pongs that answer them.
+/// The payload of our Pings, and therefore of the Pongs that answer them.
 pub type PingPayload = [u8; 8];
 
 fn control(opcode: u8, payload: &[u8], mask: Option<[u8; 4]>) -> Vec<u8> {
@@ -106,7 +111,7 @@ fn control(opcode: u8, payload: &[u8], mask: Option<[u8; 4]>) -> Vec<u8> {
     frame
 }
 
-/// `payload` without its mask, or with it: the same operation (RFC 6455 §5.3).
+/// Removes or applies the mask of `payload`, which is the same operation (RFC 6455 §5.3).
 pub fn unmasked(payload: &[u8], mask: Option<[u8; 4]>) -> impl Iterator<Item = u8> {
     let key = mask.unwrap_or_default();
     payload.iter().enumerate().map(move |(at, byte)| byte ^ key[at % 4])

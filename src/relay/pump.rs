@@ -1,17 +1,18 @@
-//! One direction of a tunnel: read, track, write, and hold only what the sink refuses.
+//! One direction of a tunnel: reads, tracks and writes, and buffers only what the sink refuses.
 //!
 //! ```text
-//!   Relaying ──source's EOF or failure───────────► Finishing ──sink shut down──► the End
-//!      │ our Close went out, or a pod is gone          ▲
-//!      └────────► Discarding ──Close or EOF────────────┘
+//!   Relaying ──source ended or failed────────────► Finishing ──sink shut down──► PumpEnd
+//!      │ sent our Close, or the sink is dead           ▲
+//!      └────────► Discarding ──Close or end of stream──┘
 //! ```
 //!
-//! An idle pump holds no buffer: it reads into its thread's scratch space and writes from there.
-//! While the sink refuses bytes the pump does not read, so a slow reader's backpressure reaches
-//! the sender and at most one read's worth of bytes stays here.
+//! An idle pump owns no buffer: it reads into the scratch buffer of its thread and writes from there.
+//! While the sink refuses bytes, the pump does not read. So the backpressure of a slow reader reaches
+//! the sender, and at most the bytes of one read are buffered here.
 
 use std::{
     cell::{Cell, RefCell},
+    fmt,
     future::Future,
     io,
     pin::Pin,
@@ -24,101 +25,123 @@ use bytes::BytesMut;
 use tokio::{io::ReadBuf, time::Instant};
 
 use super::{
-    Command, Direction, FirstEnd, Pulse, Socket, Switch, TunnelStats,
-    close::CloseCode,
-    filter::{Sieve, Sifted, Violation},
-    frame, masking_key,
+    control::{ActivityView, Command, CommandCell, close_frame},
+    filter::{FilterVerdict, FrameFilter, LimitViolation},
+    frame,
+    peer::Socket,
+    stats::TunnelStats,
     tracker::{Progress, Tracker},
 };
+use crate::domain::session::{close_code::CloseCodes, ending::Ending, side::Side};
 
-/// Bytes per read at most. 32 to 256 KiB measure equal; 16 KiB costs 60 % more CPU on large
-/// messages.
+/// Most bytes per read. 32 to 256 KiB measure equal; 16 KiB costs 60 % more CPU on large messages.
 const SCRATCH_LEN: usize = 64 * 1024;
 
-/// Bytes per read after the sink has refused some, or has not passed them on, so that a reader that
-/// stays slow pins less, and that what it takes shows in smaller steps.
+/// Most bytes per read after the sink has refused bytes or not flushed them. A reader that stays slow
+/// then occupies less memory, and its progress shows in smaller steps.
 const SHORT_READ: usize = 16 * 1024;
 
-/// Reads before a pump lets the other sessions of its thread have their turn.
-const READS_PER_TURN: usize = 16;
+/// Reads per poll, after which the other sessions of the thread get their turn.
+const READS_PER_POLL: usize = 16;
 
 thread_local! {
-    /// Lent to one pump at a time, for one read and the write that follows it.
+    /// Used by one pump at a time, for one read and the write that follows it.
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH_LEN].into_boxed_slice());
 }
 
-/// Why a direction ended.
+/// How a direction ended.
 #[derive(Debug)]
-pub enum End {
-    /// The source closed its side; the sink has been told.
+pub enum PumpEnd {
+    /// The source closed its side, and the sink was shut down.
     Eof,
-    /// The source failed: it is gone. The sink has been told.
+    /// Reading from the source failed or was given up, and the sink was shut down.
     ReadFailed(io::Error),
-    /// The sink failed: it takes nothing any more.
+    /// Writing to the sink failed or was given up.
     WriteFailed(io::Error),
-    /// Our own Close frame was sent, and the source has closed too.
+    /// A Close frame of the balancer was sent, and the source has closed too.
     Closed,
-    /// The source sent what it may not; both sides were told to close, unless it had said so itself.
-    Violated(Violation),
-    /// Cut by [`Control::abort`](super::Control::abort), with nothing of the above before.
+    /// The source exceeded a limit. Both sides got a Close frame, unless the source had sent one.
+    OverLimit(LimitViolation),
+    /// Cut by [`TunnelControl::abort`](super::TunnelControl::abort) before any of the above.
     Aborted,
 }
 
-/// Moves the bytes of one direction until it ends.
+impl fmt::Display for PumpEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Eof => f.write_str("end of stream"),
+            Self::ReadFailed(error) => write!(f, "read failed: {error}"),
+            Self::WriteFailed(error) => write!(f, "write to the other side failed: {error}"),
+            Self::Closed => f.write_str("end of stream after the balancer's Close frame"),
+            Self::OverLimit(violation) => violation.fmt(f),
+            Self::Aborted => f.write_str("cut"),
+        }
+    }
+}
+
+/// The reading end of a pump.
+pub(super) struct Source {
+    pub side: Side,
+    pub socket: Socket,
+    /// Bytes that were read together with the handshake.
+    pub early: BytesMut,
+    /// Present if the session has limits for this side, or sends Pings to it.
+    pub filter: Option<Box<FrameFilter>>,
+}
+
+/// Relays the bytes of one direction until it ends.
 pub struct Pump {
     source: Socket,
     sink: Socket,
     state: State,
-    kept: Kept,
-    /// The sink has taken bytes that it has not passed on yet, as TLS does.
+    write_buffer: WriteBuffer,
+    /// The sink has accepted bytes that it has not sent yet, as TLS does.
     unflushed: bool,
     read_len: usize,
     tracker: Tracker,
-    /// Stands before the tracker, in sessions that need one.
-    sieve: Option<Box<Sieve>>,
-    direction: Direction,
+    filter: Option<Box<FrameFilter>>,
+    source_side: Side,
     stats: Arc<TunnelStats>,
-    switch: Rc<Switch>,
-    /// The other direction's.
-    other: Rc<Switch>,
-    /// Of both directions.
-    turns: Rc<Cell<u32>>,
-    /// What the sink is told when the source vanishes.
-    farewell: CloseCode,
-    /// What waits for a boundary.
+    cell: Rc<CommandCell>,
+    /// The cell of the pump of the other direction.
+    opposite: Rc<CommandCell>,
+    /// Counts the polls of both pumps.
+    poll_count: Rc<Cell<u32>>,
+    close_codes: CloseCodes,
+    /// Waits for a frame boundary.
     injection: Option<Injection>,
 }
 
-/// A frame of our own.
+/// A frame of the balancer's own.
 enum Injection {
     Ping(Vec<u8>),
-    /// Nothing follows it.
+    /// Nothing is relayed after it.
     Close(Vec<u8>),
 }
 
 enum State {
     Relaying,
-    /// What the source still sends is read and thrown away, up to its Close or its end; then this.
-    Discarding(End),
-    /// The source is done: flush, shut the sink down, end with this.
-    Finishing(End),
+    /// Reads and discards what the source still sends, up to its Close or its end. Then ends.
+    Discarding(PumpEnd),
+    /// The source has ended: flushes and shuts the sink down. Then ends.
+    Finishing(PumpEnd),
 }
 
-/// Bytes that the sink has refused so far; no allocation while there are none.
+/// Bytes that the sink has refused so far. Owns no memory while it is empty.
 #[derive(Default)]
-struct Kept {
+struct WriteBuffer {
     bytes: Vec<u8>,
     start: usize,
 }
 
-impl Kept {
-    fn rest(&self) -> &[u8] {
+impl WriteBuffer {
+    fn unwritten(&self) -> &[u8] {
         &self.bytes[self.start..]
     }
 
     fn advance(&mut self, n: usize) {
         self.start += n;
-        if self.rest().is_empty() {
+        if self.unwritten().is_empty() {
             *self = Self::default();
         }
     }
@@ -130,232 +153,232 @@ impl Kept {
 }
 
 impl Pump {
-    /// From a source, with what came early and what it may send, to a sink, with what that is told
-    /// when the source vanishes.
     pub(super) fn new(
-        direction: Direction,
-        (source, early, sieve): (Socket, BytesMut, Option<Box<Sieve>>),
-        (sink, farewell): (Socket, CloseCode),
+        source: Source,
+        sink: Socket,
+        close_codes: CloseCodes,
         stats: Arc<TunnelStats>,
-        pulse: &Pulse,
+        view: &ActivityView,
     ) -> Self {
-        let (switch, other) = match direction {
-            Direction::Up => (pulse.up.clone(), pulse.down.clone()),
-            Direction::Down => (pulse.down.clone(), pulse.up.clone()),
-        };
+        let Source { side, socket, early, filter } = source;
         let mut pump = Self {
-            source,
+            source: socket,
             sink,
             state: State::Relaying,
-            kept: Kept::default(),
+            write_buffer: WriteBuffer::default(),
             unflushed: false,
             read_len: SCRATCH_LEN,
             tracker: Tracker::default(),
-            sieve,
-            direction,
+            filter,
+            source_side: side,
             stats,
-            switch,
-            other,
-            turns: pulse.turns.clone(),
-            farewell,
+            cell: view.cell_from(side).clone(),
+            opposite: view.cell_to(side).clone(),
+            poll_count: view.poll_counter().clone(),
+            close_codes,
             injection: None,
         };
-        match &mut pump.sieve {
-            Some(sieve) => sieve.feed(&early),
+        match &mut pump.filter {
+            Some(filter) => filter.push(&early),
             None if early.is_empty() => {}
             None => {
-                pump.follow(&early);
-                pump.kept.push(&early);
+                pump.track(&early);
+                pump.write_buffer.push(&early);
             }
         }
         pump
     }
 
-    fn turn(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        for _ in 0..READS_PER_TURN {
-            match self.switch.take() {
+    fn relay(&mut self, cx: &mut Context<'_>) -> Poll<PumpEnd> {
+        for _ in 0..READS_PER_POLL {
+            match self.cell.take() {
                 Command::Relay => {}
                 Command::Abort => return Poll::Ready(self.aborted()),
-                Command::SourceLost => {
-                    // What had to wait for its turn is not let through now.
-                    if let Some(sieve) = &mut self.sieve {
-                        sieve.give_up();
+                Command::SourceLost(ending) => {
+                    // Bytes that the filter held back have not been checked: they are not relayed.
+                    if let Some(filter) = &mut self.filter {
+                        filter.take_held();
                     }
-                    self.source_ended(End::ReadFailed(timed_out()));
+                    self.source_ended(ending, PumpEnd::ReadFailed(timed_out()));
                 }
                 Command::SinkLost => self.sink_failed(timed_out()),
-                Command::Ping(frame) => self.inject_later(Injection::Ping(frame)),
+                Command::Ping(frame) => self.schedule_injection(Injection::Ping(frame)),
                 Command::Close(frame) => {
-                    self.switch.is_closing.set(true);
-                    self.inject_later(Injection::Close(frame));
+                    self.cell.is_closing.set(true);
+                    self.schedule_injection(Injection::Close(frame));
                 }
             }
-            if let Err(error) = ready!(self.poll_flush_kept(cx)) {
+            if let Err(error) = ready!(self.poll_flush_buffer(cx)) {
                 self.sink_failed(error);
             }
             if let State::Finishing(end) = &mut self.state {
-                let told = Pin::new(&mut *self.sink.borrow_mut()).poll_shutdown(cx);
-                // A sink that is already gone cannot be told, which is as good.
-                if told.is_pending() && !matches!(end, End::WriteFailed(_)) {
+                let shut_down = Pin::new(&mut *self.sink.borrow_mut()).poll_shutdown(cx);
+                // A dead sink need not be shut down.
+                if shut_down.is_pending() && !matches!(end, PumpEnd::WriteFailed(_)) {
                     return Poll::Pending;
                 }
-                self.switch.is_over.set(true);
-                return Poll::Ready(std::mem::replace(end, End::Eof));
+                self.cell.is_over.set(true);
+                return Poll::Ready(std::mem::replace(end, PumpEnd::Eof));
             }
-            if self.injection.is_some() && self.relaying() && self.tracker.at_boundary() {
+            if self.injection.is_some() && self.is_relaying() && self.tracker.at_boundary() {
                 self.inject();
                 continue;
             }
-            match ready!(self.poll_sift(cx)) {
-                Sifted::Passes(bytes) => self.pass(&bytes, cx),
-                Sifted::Violates(violation) => self.violated(violation),
-                Sifted::Paused(_) => {}
-                Sifted::WantsMore => ready!(self.poll_read_write(cx)),
+            match ready!(self.poll_filter(cx)) {
+                FilterVerdict::Pass(bytes) => self.forward(&bytes, cx),
+                FilterVerdict::OverLimit(violation) => self.limit_exceeded(violation),
+                FilterVerdict::Pause(_) => {}
+                FilterVerdict::NeedMore => ready!(self.poll_read_write(cx)),
             }
         }
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 
-    /// Cut; what was to end it before is more worth knowing.
-    fn aborted(&mut self) -> End {
+    /// Returns how the direction ended now that it is cut. An earlier cause takes precedence.
+    fn aborted(&mut self) -> PumpEnd {
         match std::mem::replace(&mut self.state, State::Relaying) {
-            State::Discarding(end @ (End::Violated(_) | End::WriteFailed(_))) => end,
-            _ => End::Aborted,
+            State::Discarding(end @ (PumpEnd::OverLimit(_) | PumpEnd::WriteFailed(_))) => end,
+            _ => PumpEnd::Aborted,
         }
     }
 
-    fn relaying(&self) -> bool {
+    fn is_relaying(&self) -> bool {
         matches!(self.state, State::Relaying)
     }
 
-    /// After the source's own Close nothing may follow, not even ours.
-    fn inject_later(&mut self, injection: Injection) {
-        let is_greater = |known: &Injection| matches!(known, Injection::Close(_));
-        if self.relaying()
+    /// Nothing may follow the source's own Close, not even a frame of ours.
+    fn schedule_injection(&mut self, injection: Injection) {
+        let is_close = |known: &Injection| matches!(known, Injection::Close(_));
+        if self.is_relaying()
             && !self.tracker.closed()
-            && !self.injection.as_ref().is_some_and(is_greater)
+            && !self.injection.as_ref().is_some_and(is_close)
         {
             self.injection = Some(injection);
         }
     }
 
-    /// Sends what waits for a boundary, of which this is one.
+    /// Sends the frame that waits for a boundary. To be called at a boundary only.
     fn inject(&mut self) {
         match self.injection.take() {
             Some(Injection::Close(frame)) => {
-                self.kept.push(&frame);
-                self.discard(End::Closed);
+                self.write_buffer.push(&frame);
+                self.discard(PumpEnd::Closed);
             }
             Some(Injection::Ping(frame)) => {
-                self.kept.push(&frame);
-                self.switch.pings.set(self.switch.pings.get() + 1);
-                let awaited = &self.other.awaited.count;
+                self.write_buffer.push(&frame);
+                self.cell.pings_sent.set(self.cell.pings_sent.get() + 1);
+                let awaited = &self.opposite.awaited_pongs.count;
                 awaited.set(awaited.get() + 1);
             }
             None => {}
         }
     }
 
-    /// What the sieve says to what it holds, as soon as a pause is over.
-    fn poll_sift(&mut self, cx: &mut Context<'_>) -> Poll<Sifted> {
-        let relaying = self.relaying();
-        let holding = self.sieve.as_mut().filter(|sieve| relaying && !sieve.is_empty());
-        let Some(sieve) = holding else { return Poll::Ready(Sifted::WantsMore) };
-        let sifted = sieve.sift(&self.tracker, &self.switch.awaited, Instant::now);
-        if let Sifted::Paused(until) = sifted {
-            // What a dead source has sent is delivered, but not over hours.
-            if self.other.has_lost_sink.get() {
-                self.switch.is_closing.set(true);
+    /// Asks the filter about the bytes that it holds, after waiting for the end of a pause.
+    fn poll_filter(&mut self, cx: &mut Context<'_>) -> Poll<FilterVerdict> {
+        let is_relaying = self.is_relaying();
+        let holding = self.filter.as_mut().filter(|filter| is_relaying && !filter.is_empty());
+        let Some(filter) = holding else { return Poll::Ready(FilterVerdict::NeedMore) };
+        let verdict = filter.check(&self.tracker, &self.cell.awaited_pongs, Instant::now);
+        if let FilterVerdict::Pause(until) = verdict {
+            // The rest of what a dead source has sent is delivered within close_timeout only.
+            if self.opposite.has_lost_sink.get() {
+                self.cell.is_closing.set(true);
             }
-            ready!(sieve.poll_pause(until, cx));
+            ready!(filter.poll_pause(until, cx));
         }
-        Poll::Ready(sifted)
+        Poll::Ready(verdict)
     }
 
-    /// The source has sent what it may not: both sides are told, and nothing more is passed on. What
-    /// comes behind the source's own Close concerns nobody any more.
-    fn violated(&mut self, violation: Violation) {
-        self.stats.end(FirstEnd::Violated);
+    /// Ends the session because the source exceeded a limit: both sides get a Close frame and nothing
+    /// more is relayed. After the source's own Close no frame is sent.
+    fn limit_exceeded(&mut self, violation: LimitViolation) {
+        let ending = violation.ending();
+        self.stats.set_ending(ending);
         if self.tracker.closed() {
-            self.discard(End::Violated(violation));
+            self.discard(PumpEnd::OverLimit(violation));
             return;
         }
         let reason = violation.to_string();
-        let (mask, other_mask) = match self.direction {
-            Direction::Up => (Some(masking_key()), None),
-            Direction::Down => (None, Some(masking_key())),
+        let close_frame = |side: Side| {
+            let code = ending.code_for(side, self.close_codes)?;
+            Some(frame::close(code, &reason, frame::mask_to(side)))
         };
-        self.other.set(Command::Close(frame::close(violation.code(), &reason, other_mask)));
-        self.kept.push(&frame::close(CloseCode::GOING_AWAY, &reason, mask));
-        self.switch.is_closing.set(true);
-        self.discard(End::Violated(violation));
+        if let Some(frame) = close_frame(self.source_side) {
+            self.opposite.set(Command::Close(frame));
+        }
+        if let Some(frame) = close_frame(self.source_side.other()) {
+            self.write_buffer.push(&frame);
+        }
+        self.cell.is_closing.set(true);
+        self.discard(PumpEnd::OverLimit(violation));
     }
 
-    /// From here on the source is read in vain, up to its Close or its end, because closing with
-    /// its bytes unread would reset the connection and take our last words to it along.
-    fn discard(&mut self, end: End) {
-        let held = self.sieve.as_mut().map(|sieve| sieve.give_up()).unwrap_or_default();
-        self.follow(&held);
+    /// Reads and discards what the source still sends, up to its Close or its end. Closing a socket
+    /// with unread bytes would reset the connection, and the source might lose our Close frame.
+    fn discard(&mut self, end: PumpEnd) {
+        let held = self.filter.as_mut().map(|filter| filter.take_held()).unwrap_or_default();
+        self.track(&held);
         self.state = match self.tracker.closed() {
             true => State::Finishing(end),
             false => State::Discarding(end),
         };
     }
 
-    /// The sink takes nothing any more. What has come from it before goes on to the other side.
+    /// Nothing more can be written. The opposite pump still relays what this sink has sent.
     fn sink_failed(&mut self, error: io::Error) {
-        self.kept = Kept::default();
+        self.write_buffer = WriteBuffer::default();
         self.unflushed = false;
-        self.switch.has_lost_sink.set(true);
-        let end = End::WriteFailed(error);
-        match self.relaying() {
+        self.cell.has_lost_sink.set(true);
+        let end = PumpEnd::WriteFailed(error);
+        match self.is_relaying() {
             true => self.discard(end),
             false => self.state = State::Finishing(end),
         }
     }
 
-    /// The source sends nothing any more. If it has vanished without a word, the sink gets one.
-    fn source_ended(&mut self, end: End) {
-        if matches!(end, End::ReadFailed(_)) {
-            self.switch.is_closing.set(true);
+    /// Nothing more can be read. The sink gets a Close frame if the source has not sent one.
+    fn source_ended(&mut self, ending: Ending, end: PumpEnd) {
+        if matches!(end, PumpEnd::ReadFailed(_)) {
+            self.cell.is_closing.set(true);
         }
         self.state = State::Finishing(match std::mem::replace(&mut self.state, State::Relaying) {
             State::Relaying => {
-                self.say_farewell();
+                self.close_sink(ending);
                 end
             }
             State::Discarding(end) | State::Finishing(end) => end,
         });
     }
 
-    /// Not into a frame that was cut, and not when somebody has said Close already, or has gone.
-    fn say_farewell(&mut self) {
-        if let Some(sieve) = &mut self.sieve {
-            let held = sieve.give_up();
-            self.follow(&held);
-            self.kept.push(&held);
+    /// Writes what the filter holds and then a Close frame, unless a frame was cut, or a side has sent
+    /// a Close or ended before.
+    fn close_sink(&mut self, ending: Ending) {
+        if let Some(filter) = &mut self.filter {
+            let held = filter.take_held();
+            self.track(&held);
+            self.write_buffer.push(&held);
         }
-        let is_first = self.stats.first_end().is_none();
-        self.stats.end(FirstEnd::Vanished(self.direction));
-        if is_first && self.tracker.at_boundary() {
-            let (reason, mask) = match self.direction {
-                Direction::Up => ("the client is gone", Some(masking_key())),
-                Direction::Down => ("the pod is gone", None),
-            };
-            self.kept.push(&frame::close(self.farewell, reason, mask));
+        let is_first = self.stats.first_ending().is_none();
+        self.stats.set_ending(ending);
+        if is_first
+            && self.tracker.at_boundary()
+            && let Some(frame) = close_frame(self.source_side.other(), ending, self.close_codes)
+        {
+            self.write_buffer.push(&frame);
         }
     }
 
-    /// Nothing is kept, and the sink keeps nothing either.
-    fn poll_flush_kept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.kept.rest().is_empty() {
+    /// Writes and flushes everything that is buffered.
+    fn poll_flush_buffer(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.write_buffer.unwritten().is_empty() {
             let mut sink = self.sink.borrow_mut();
-            let n = ready!(Pin::new(&mut *sink).poll_write(cx, self.kept.rest()))?;
+            let n = ready!(Pin::new(&mut *sink).poll_write(cx, self.write_buffer.unwritten()))?;
             if n == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            self.kept.advance(n);
+            self.write_buffer.advance(n);
             self.unflushed = true;
         }
         if self.unflushed {
@@ -365,60 +388,64 @@ impl Pump {
         Poll::Ready(Ok(()))
     }
 
-    /// One read and the write of what it gave.
+    /// Reads once and writes what was read.
     fn poll_read_write(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         SCRATCH.with_borrow_mut(|scratch| {
             let mut buffer = ReadBuf::new(&mut scratch[..self.read_len]);
             let read = Pin::new(&mut *self.source.borrow_mut()).poll_read(cx, &mut buffer);
             match ready!(read) {
-                Ok(()) if buffer.filled().is_empty() => self.source_ended(End::Eof),
-                Ok(()) => self.take(buffer.filled(), cx),
-                Err(error) => self.source_ended(End::ReadFailed(error)),
+                Ok(()) if buffer.filled().is_empty() => self.source_lost(PumpEnd::Eof),
+                Ok(()) => self.accept(buffer.filled(), cx),
+                Err(error) => self.source_lost(PumpEnd::ReadFailed(error)),
             }
             Poll::Ready(())
         })
     }
 
-    /// What the source has sent.
-    fn take(&mut self, chunk: &[u8], cx: &mut Context<'_>) {
-        if !self.relaying() {
-            self.follow(chunk);
+    fn source_lost(&mut self, end: PumpEnd) {
+        self.source_ended(Ending::Lost(self.source_side), end);
+    }
+
+    /// Handles bytes that the source has sent.
+    fn accept(&mut self, chunk: &[u8], cx: &mut Context<'_>) {
+        if !self.is_relaying() {
+            self.track(chunk);
             if self.tracker.closed() {
-                self.source_ended(End::Closed);
+                self.source_lost(PumpEnd::Closed);
             }
             return;
         }
-        match &mut self.sieve {
-            Some(sieve) if !sieve.is_open(&self.switch.awaited) => sieve.feed(chunk),
-            _ => self.pass(chunk, cx),
+        match &mut self.filter {
+            Some(filter) if !filter.passes_all(&self.cell.awaited_pongs) => filter.push(chunk),
+            _ => self.forward(chunk, cx),
         }
     }
 
-    fn follow(&mut self, chunk: &[u8]) -> Progress {
+    fn track(&mut self, chunk: &[u8]) -> Progress {
         let progress = self.tracker.feed(chunk);
-        self.stats.record(self.direction, chunk.len(), progress, &self.tracker);
+        self.stats.record(self.source_side, chunk.len(), progress, &self.tracker);
         progress
     }
 
-    /// Follows what is relayed and writes it, with our own frame between where one waits. It goes
-    /// before a Close that comes in the same chunk, because that may be the answer to ours.
-    fn pass(&mut self, chunk: &[u8], cx: &mut Context<'_>) {
-        let progress = self.follow(chunk);
+    /// Tracks and writes a chunk. A frame of our own that waits is injected at the last boundary of the
+    /// chunk, before a Close in it, because that Close may be the answer to ours.
+    fn forward(&mut self, chunk: &[u8], cx: &mut Context<'_>) {
+        let progress = self.track(chunk);
         let written = match progress.boundary {
             Some(boundary) if self.injection.is_some() => {
-                let written = self.write_or_keep(&chunk[..boundary], cx);
+                let written = self.write_or_buffer(&chunk[..boundary], cx);
                 self.inject();
-                if self.relaying() {
-                    self.kept.push(&chunk[boundary..]);
+                if self.is_relaying() {
+                    self.write_buffer.push(&chunk[boundary..]);
                 }
                 written
             }
             _ => {
                 if self.tracker.closed() {
-                    // We waited for the end of the source's own Close.
+                    // The source's own Close was on its way when ours was scheduled.
                     self.injection = None;
                 }
-                self.write_or_keep(chunk, cx)
+                self.write_or_buffer(chunk, cx)
             }
         };
         if let Err(error) = written {
@@ -426,14 +453,14 @@ impl Pump {
         }
     }
 
-    /// Writes what the sink takes at once and keeps the rest.
-    fn write_or_keep(&mut self, chunk: &[u8], cx: &mut Context<'_>) -> io::Result<()> {
+    /// Writes what the sink accepts now and buffers the rest.
+    fn write_or_buffer(&mut self, chunk: &[u8], cx: &mut Context<'_>) -> io::Result<()> {
         let written = match Pin::new(&mut *self.sink.borrow_mut()).poll_write(cx, chunk) {
             Poll::Ready(written) => written?,
             Poll::Pending => 0,
         };
         if written < chunk.len() {
-            self.kept.push(&chunk[written..]);
+            self.write_buffer.push(&chunk[written..]);
             self.read_len = SHORT_READ;
             return Ok(());
         }
@@ -453,16 +480,16 @@ impl Pump {
 }
 
 impl Future for Pump {
-    type Output = End;
+    type Output = PumpEnd;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<PumpEnd> {
         let pump = self.get_mut();
-        let polled = pump.turn(cx);
-        // How much a sink has yet to pass on it does not tell: it counts as one byte.
-        pump.switch.waiting.set(pump.kept.rest().len() + usize::from(pump.unflushed));
-        pump.turns.set(pump.turns.get().wrapping_add(1));
+        let polled = pump.relay(cx);
+        // The sink does not say how much it buffers: that counts as one byte.
+        pump.cell.pending.set(pump.write_buffer.unwritten().len() + usize::from(pump.unflushed));
+        pump.poll_count.set(pump.poll_count.get().wrapping_add(1));
         if polled.is_pending() {
-            pump.switch.listen(cx.waker());
+            pump.cell.set_waker(cx.waker());
         }
         polled
     }

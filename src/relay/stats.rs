@@ -1,95 +1,58 @@
-//! Live figures of a tunnel, written by its pumps and read by anyone.
+//! Live statistics of a tunnel. Its pumps write them, and any thread may read them.
 
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering::Relaxed};
 
 use super::tracker::{Progress, Tracker};
+use crate::domain::session::{ending::Ending, side::Side};
 
-/// The way bytes go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Direction {
-    /// From the client to the pod.
-    Up,
-    /// From the pod to the client.
-    Down,
-}
-
-/// What has begun the end of a tunnel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FirstEnd {
-    /// This direction brought a Close frame.
-    Close(Direction),
-    /// This direction ended without one.
-    Vanished(Direction),
-    /// The client sent what it may not.
-    Violated,
-}
-
-/// Both directions of one tunnel.
+/// Statistics of both directions of one tunnel.
 #[derive(Debug, Default)]
 pub struct TunnelStats {
-    /// From the client to the pod.
-    pub up: DirectionStats,
-    /// From the pod to the client.
-    pub down: DirectionStats,
-    /// See [`FirstEnd`], as a number from 1 on.
-    first_end: AtomicU8,
+    pub from_client: DirectionStats,
+    pub from_pod: DirectionStats,
+    /// Index in [`Ending::ALL`] of the first ending, plus 1; 0 while there is none.
+    first_ending: AtomicU8,
 }
 
 impl TunnelStats {
-    /// Bytes of both directions.
+    /// Returns the bytes of both directions.
     pub fn bytes(&self) -> u64 {
-        self.up.bytes() + self.down.bytes()
+        self.from_client.bytes() + self.from_pod.bytes()
     }
 
-    /// What began the end, if it has begun.
-    pub fn first_end(&self) -> Option<FirstEnd> {
-        match self.first_end.load(Relaxed) {
-            0 => None,
-            1 => Some(FirstEnd::Close(Direction::Up)),
-            2 => Some(FirstEnd::Close(Direction::Down)),
-            3 => Some(FirstEnd::Vanished(Direction::Up)),
-            4 => Some(FirstEnd::Vanished(Direction::Down)),
-            _ => Some(FirstEnd::Violated),
+    /// Returns the first ending that the pumps have seen.
+    pub fn first_ending(&self) -> Option<Ending> {
+        let index = usize::from(self.first_ending.load(Relaxed)).checked_sub(1)?;
+        Ending::ALL.get(index).copied()
+    }
+
+    /// Stores how a direction ends, unless an ending is stored already.
+    pub(super) fn set_ending(&self, ending: Ending) {
+        // Both pumps are on one thread, so there is no race.
+        if self.first_ending.load(Relaxed) == 0
+            && let Some(index) = Ending::ALL.iter().position(|known| *known == ending)
+        {
+            self.first_ending.store(index as u8 + 1, Relaxed);
         }
     }
 
-    /// Takes in how a direction ends, unless another end has come before.
-    pub(super) fn end(&self, end: FirstEnd) {
-        let number = match end {
-            FirstEnd::Close(direction) => direction as u8 + 1,
-            FirstEnd::Vanished(direction) => direction as u8 + 3,
-            FirstEnd::Violated => 5,
-        };
-        // Both pumps are on one thread.
-        if self.first_end.load(Relaxed) == 0 {
-            self.first_end.store(number, Relaxed);
-        }
-    }
-
-    pub(super) fn record(
-        &self,
-        direction: Direction,
-        len: usize,
-        progress: Progress,
-        tracker: &Tracker,
-    ) {
-        self.of(direction).record(len, progress, tracker);
+    pub(super) fn record(&self, from: Side, len: usize, progress: Progress, tracker: &Tracker) {
+        self.from(from).record(len, progress, tracker);
         if tracker.closed() {
-            self.end(FirstEnd::Close(direction));
+            self.set_ending(Ending::Closed(from));
         }
     }
 
-    /// The figures of one direction.
-    pub fn of(&self, direction: Direction) -> &DirectionStats {
-        match direction {
-            Direction::Up => &self.up,
-            Direction::Down => &self.down,
+    /// Returns the statistics of what `side` has sent.
+    pub fn from(&self, side: Side) -> &DirectionStats {
+        match side {
+            Side::Client => &self.from_client,
+            Side::Pod => &self.from_pod,
         }
     }
 }
 
-/// Figures of one direction. Only its pump writes them, so plain loads and stores suffice.
+/// Statistics of one direction. Only its pump writes them, so plain loads and stores suffice.
 #[derive(Debug, Default)]
 pub struct DirectionStats {
     bytes: AtomicU64,
@@ -99,22 +62,22 @@ pub struct DirectionStats {
 }
 
 impl DirectionStats {
-    /// Bytes read from the sender.
+    /// Returns the bytes read from the sender.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Relaxed)
     }
 
-    /// Whole frames, control frames included.
+    /// Returns the number of complete frames, control frames included.
     pub fn frames(&self) -> u64 {
         self.frames.load(Relaxed)
     }
 
-    /// Whole data messages.
+    /// Returns the number of complete data messages.
     pub fn messages(&self) -> u64 {
         self.messages.load(Relaxed)
     }
 
-    /// Code of the Close frame that the sender sent, if it sent one with a code.
+    /// Returns the code of the sender's Close frame, if it sent one with a code.
     pub fn close_code(&self) -> Option<u16> {
         Some(self.close_code.load(Relaxed)).filter(|code| *code != 0)
     }

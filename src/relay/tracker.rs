@@ -1,32 +1,32 @@
-//! Follows the frames in one direction of a tunnel without touching them.
+//! Tracks the frames in one direction of a tunnel without changing them.
 //!
-//! A pure state machine over frame *headers*: payload is skipped by arithmetic, neither unmasked
-//! nor copied. It tells how many frames and messages passed, where the last frame boundary of a
-//! chunk is (the only place where another frame may be injected), and the code of a Close.
+//! A pure state machine over frame *headers*: it skips payload by its length and neither unmasks nor
+//! copies it. It counts frames and messages, finds the last frame boundary of each chunk (the only
+//! place where another frame may be injected), and reads the code of a Close frame.
 
 use super::frame::{FrameHeader, MAX_HEADER_LEN, opcode};
 
-/// The state between two chunks of one direction.
+/// Tracks the frames of one direction across chunks.
 #[derive(Clone, Debug, Default)]
 pub struct Tracker {
-    /// A header that the last chunk cut.
+    /// The start of a header that the last chunk did not complete.
     partial: [u8; MAX_HEADER_LEN],
     partial_len: u8,
-    /// Payload bytes of the current frame that have not come yet.
+    /// Payload bytes of the current frame that are still missing.
     payload_left: u64,
-    /// The current frame is the last of a data message.
+    /// Whether the current frame is the last of a data message.
     ends_message: bool,
     close: Close,
-    /// A whole Close frame has passed.
+    /// Whether a complete Close frame has passed.
     closed: bool,
 }
 
-/// What is known of the Close frame of this direction.
+/// The Close frame of this direction, as far as it has been received.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Close {
     #[default]
     None,
-    /// Its header has passed; the status code is still on its way.
+    /// The header is complete, the status code is not.
     Code {
         key: [u8; 2],
         first: Option<u8>,
@@ -34,28 +34,28 @@ enum Close {
     Seen(Option<u16>),
 }
 
-/// What one chunk held.
+/// What one chunk contained.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     /// Frames that ended in this chunk, control frames included.
     pub frames: u64,
     /// Data messages that ended in this chunk.
     pub messages: u64,
-    /// Length of the part of the chunk up to its last frame boundary, if a frame ended in it: where
-    /// another frame may be injected. The end of a Close and what follows it is no such place.
+    /// Offset of the last frame boundary in the chunk, if a frame ended in it. Another frame may be
+    /// injected there. There is no boundary at the end of a Close frame or after it.
     pub boundary: Option<usize>,
 }
 
-/// How far one frame has come.
+/// Progress within one frame.
 pub(super) struct Step {
-    /// Bytes that were followed.
+    /// Bytes that were tracked.
     pub used: usize,
-    /// The frame ended with the last of them.
+    /// Whether the frame ended with the last of them.
     pub ended: bool,
 }
 
 impl Tracker {
-    /// Follows the next bytes of the direction.
+    /// Tracks the next bytes of the direction.
     pub fn feed(&mut self, chunk: &[u8]) -> Progress {
         let mut progress = Progress::default();
         let mut at = 0;
@@ -73,14 +73,14 @@ impl Tracker {
         progress
     }
 
-    /// Follows the next bytes up to the end of a frame, or as far as they go.
+    /// Tracks the next bytes up to the end of a frame, or all of them.
     pub(super) fn feed_frame(&mut self, bytes: &[u8]) -> Step {
         let mut used = 0;
         if self.payload_left == 0 {
             let Some((header, header_len)) = self.next_header(bytes) else {
                 return Step { used: bytes.len(), ended: false };
             };
-            self.begin(header);
+            self.start_frame(header);
             used = header_len;
         }
         if self.payload_left > 0 {
@@ -91,22 +91,22 @@ impl Tracker {
             used += payload.len();
         }
         let ended = self.payload_left == 0;
-        // The first frame to end after a Close began is that Close.
+        // The first frame that ends after the start of a Close frame is that Close frame.
         self.closed |= ended && self.close != Close::None;
         Step { used, ended }
     }
 
-    /// Whether everything fed so far ended with a whole frame (true before the first byte).
+    /// Returns whether the bytes so far end with a complete frame. True before the first byte.
     pub fn at_boundary(&self) -> bool {
         self.payload_left == 0 && self.partial_len == 0
     }
 
-    /// Whether a whole Close frame has passed, after which no frame may follow (RFC 6455 §5.5.1).
+    /// Returns whether a complete Close frame has passed. No frame may follow it (RFC 6455 §5.5.1).
     pub fn closed(&self) -> bool {
         self.closed
     }
 
-    /// The status code of the Close frame that has passed, if it carried one.
+    /// Returns the status code of the complete Close frame, if it has one.
     pub fn close_code(&self) -> Option<u16> {
         match self.close {
             Close::Seen(code) if self.closed => code,
@@ -114,30 +114,30 @@ impl Tracker {
         }
     }
 
-    /// The header at the start of `bytes`, completed from what was kept of the last chunk, and how
-    /// many of `bytes` it took. Without a whole header all of them are kept.
+    /// Returns the header that ends in `bytes`, and how many of `bytes` belong to it. If the header is
+    /// incomplete, stores all of them for the next chunk.
     fn next_header(&mut self, bytes: &[u8]) -> Option<(FrameHeader, usize)> {
-        let kept = usize::from(self.partial_len);
-        if kept == 0
+        let stored = usize::from(self.partial_len);
+        if stored == 0
             && let Some(header) = FrameHeader::parse(bytes)
         {
             return Some((header, header.header_len));
         }
-        let room = (MAX_HEADER_LEN - kept).min(bytes.len());
-        self.partial[kept..kept + room].copy_from_slice(&bytes[..room]);
-        match FrameHeader::parse(&self.partial[..kept + room]) {
+        let room = (MAX_HEADER_LEN - stored).min(bytes.len());
+        self.partial[stored..stored + room].copy_from_slice(&bytes[..room]);
+        match FrameHeader::parse(&self.partial[..stored + room]) {
             Some(header) => {
                 self.partial_len = 0;
-                Some((header, header.header_len - kept))
+                Some((header, header.header_len - stored))
             }
             None => {
-                self.partial_len = (kept + room) as u8;
+                self.partial_len = (stored + room) as u8;
                 None
             }
         }
     }
 
-    fn begin(&mut self, header: FrameHeader) {
+    fn start_frame(&mut self, header: FrameHeader) {
         self.payload_left = header.payload_len;
         self.ends_message = header.fin && !header.is_control();
         if header.opcode == opcode::CLOSE && self.close == Close::None {
@@ -171,7 +171,7 @@ mod tests {
 
     use super::*;
 
-    /// One frame as a test describes it.
+    /// One frame of a test.
     #[derive(Clone, Debug)]
     struct Frame {
         fin: bool,
@@ -210,7 +210,7 @@ mod tests {
         )
     }
 
-    /// The reference: whole frames one after the other, no state.
+    /// The counts by a reference that needs no state.
     fn expected(frames: &[Frame]) -> (u64, u64) {
         let messages = frames.iter().filter(|frame| frame.fin && frame.opcode < 8).count();
         (frames.len() as u64, messages as u64)
@@ -243,7 +243,7 @@ mod tests {
         }
 
         #[test]
-        fn a_cut_anywhere_is_seen(frames in prop::collection::vec(frame(), 1..4), cut in any::<prop::sample::Index>()) {
+        fn boundaries_are_found_wherever_the_stream_is_cut(frames in prop::collection::vec(frame(), 1..4), cut in any::<prop::sample::Index>()) {
             let mut ends = vec![0];
             let mut bytes = Vec::new();
             for frame in &frames {
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn every_single_split_point_agrees() {
+    fn a_split_at_any_byte_gives_the_same_result() {
         let close = Frame {
             fin: true,
             opcode: 8,
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_a_close_does_not_undo_it() {
+    fn bytes_after_a_close_do_not_change_it() {
         let mut tracker = Tracker::default();
         tracker.feed(&[0x88, 2, 0x03, 0xe8, 0x81]);
         assert!(tracker.closed());
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_close_is_no_boundary_and_what_follows_it_has_none() {
+    fn there_is_no_boundary_at_the_end_of_a_close_or_after_it() {
         let mut tracker = Tracker::default();
         let progress = tracker.feed(&[0x81, 1, b'x', 0x88, 0, 0x81, 1, b'y']);
         assert_eq!((progress.frames, progress.boundary), (3, Some(3)));
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_close_without_a_code_is_a_close() {
+    fn a_close_without_a_code_counts_as_a_close() {
         let mut tracker = Tracker::default();
         tracker.feed(&[0x88, 0x00]);
         assert!(tracker.closed());
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_close_cut_short_is_not_yet_one() {
+    fn an_incomplete_close_does_not_count_yet() {
         let mut tracker = Tracker::default();
         tracker.feed(&[0x88, 0x02, 0x03]);
         assert!(!tracker.closed());

@@ -26,8 +26,8 @@ use super::{
 };
 use crate::{
     actors::{
-        registry::SessionInfo,
-        session::{SessionActor, SessionPermit, SessionRules},
+        session::{SessionActor, SessionPermit},
+        session_info::{SessionInfo, SessionRules},
     },
     domain::{balance::backend::Backend, session::admission::Ticket},
     relay::TunnelPeer,
@@ -57,7 +57,8 @@ pub async fn serve(
     match outcome {
         Ok(HandshakeOutcome::Accepted { answer, pod, permit, rules }) => {
             let client = client.switch_protocols(answer).await?;
-            let info = SessionInfo::new(address, permit.lease.backend().clone(), rules.close_code);
+            let backend = permit.lease.backend().clone();
+            let info = SessionInfo::new(address, backend, rules.tunnel.close_codes);
             traffic.counters.sessions_opened.fetch_add(1, Relaxed);
             let observers = (traffic.registry.clone(), traffic.counters.clone());
             SessionActor::start(client, pod, info, permit, observers, &rules);

@@ -6,7 +6,7 @@ use actix_http::header::{self, HeaderMap, HeaderValue};
 
 use super::{headers::shown, queue::Queue, refusal::Refusal};
 use crate::{
-    actors::session::SessionRules,
+    actors::session_info::SessionRules,
     config::{BalancerSettings, ServiceSettings},
     domain::service_id::ServiceId,
 };
@@ -36,11 +36,7 @@ impl ServiceState {
                 Some(previous) => previous.queue.with_limits(queue_timeout, queue_limit),
                 None => Queue::new(queue_timeout, queue_limit),
             },
-            rules: Arc::new(SessionRules {
-                timeouts: settings.timeouts,
-                tunnel: settings.tunnel,
-                close_code: settings.close_code_drain,
-            }),
+            rules: Arc::new(SessionRules { timeouts: settings.timeouts, tunnel: settings.tunnel }),
             settings: settings.clone(),
         }
     }

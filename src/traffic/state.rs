@@ -18,12 +18,15 @@ use super::{
     service::ServiceState,
 };
 use crate::{
-    actors::{ending::Ending, metrics::MetricsActor, registry::RegistryActor},
+    actors::{metrics::MetricsActor, registry::RegistryActor},
     config::{self, Config, live::ReloadResult},
     domain::{
         routing::route::Router,
         service_id::{ServiceId, ServiceIds, ServiceMap},
-        session::admission::{Admission, SessionLimits},
+        session::{
+            admission::{Admission, SessionLimits},
+            ending::Ending,
+        },
     },
     telemetry::counters::{Counters, LabelValues},
 };
@@ -83,7 +86,7 @@ impl TrafficState {
                 refusals: &REASONS,
                 cookies: &[FOLLOWED, INVALID, REPLACED],
                 reloads: &ReloadResult::ALL.map(ReloadResult::label),
-                endings: &Ending::ALL.map(Ending::label),
+                endings: &Ending::labels(),
             })),
             settings: Arc::new(ListenerSettings::new(config)),
         }

@@ -30,7 +30,7 @@ async fn until_pod_is_gone(client: &mut TcpStream, last: &[u8]) {
     within("the end", client.read_to_end(&mut at_client)).await.unwrap();
     let (words, farewell) = at_client.split_at(last.len());
     assert!(words == last, "{} bytes", last.len());
-    assert_eq!(close_of(farewell), (1012, "the pod is gone".to_owned()));
+    assert_eq!(close_of(farewell), (1012, "pod disconnected without a Close frame".to_owned()));
 }
 
 #[actix_rt::test]
@@ -82,7 +82,7 @@ async fn a_half_close_is_relayed_and_the_other_direction_stays_open() {
     within("the client's end", session.stream.read_to_end(&mut at_pod)).await.unwrap();
     let (words, farewell) = at_pod.split_at(last.len());
     assert_eq!(words, last);
-    assert_eq!(close_of(farewell), (1001, "the client is gone".to_owned()));
+    assert_eq!(close_of(farewell), (1001, "client disconnected without a Close frame".to_owned()));
 
     let answer = unmasked(FIN | TEXT, b"but I still talk");
     session.stream.write_all(&answer).await.unwrap();
@@ -146,7 +146,7 @@ async fn a_reset_on_one_side_ends_the_other() {
     drop(client);
     let mut farewell = Vec::new();
     within("the end of the pod", session.stream.read_to_end(&mut farewell)).await.unwrap();
-    assert_eq!(close_of(&farewell), (1001, "the client is gone".to_owned()));
+    assert_eq!(close_of(&farewell), (1001, "client disconnected without a Close frame".to_owned()));
     drop(session);
     balancer.until_sessions(0).await;
     eventually("all leases are returned", async || {

@@ -12,7 +12,10 @@ use tokio_tungstenite::tungstenite::{
     protocol::{CloseFrame, frame::coding::CloseCode},
 };
 
-use wsbalancer::actors::registry::{CloseById, ListSessions, SessionInfo};
+use wsbalancer::actors::{
+    registry::{CloseById, ListSessions},
+    session_info::SessionInfo,
+};
 
 use crate::support::{
     Balancer,
@@ -54,8 +57,8 @@ async fn close_frame(stream: &mut TcpStream) -> (u16, String) {
 #[actix_rt::test]
 async fn idle_and_old_sessions_are_closed_on_both_sides() {
     for (key, code, reason) in [
-        ("balancer.idle_timeout", 1001, "idle for long"),
-        ("balancer.max_session_age", 1012, "lived for long"),
+        ("balancer.idle_timeout", 1001, "idle timeout"),
+        ("balancer.max_session_age", 1012, "maximum session age reached"),
     ] {
         let pod = Pod::scripted(Script::default()).await;
         let settings = [(key, "200ms"), ("balancer.close_timeout", "1h")];
@@ -124,7 +127,7 @@ async fn a_peer_that_does_not_read_is_disconnected() {
         () = flooding => {}
         _ = within("the Close at the pod", read.read_to_end(&mut received)) => {}
     }
-    assert_eq!(close_of(&received), (1001, "the client is gone".to_owned()));
+    assert_eq!(close_of(&received), (1001, "write timed out: client is not reading".to_owned()));
     drop(session);
     balancer.until_sessions(0).await;
     drop(client);
@@ -139,7 +142,7 @@ async fn a_peer_that_does_not_read_is_disconnected() {
         () = flooding => {}
         _ = within("the Close at the client", read.read_to_end(&mut received)) => {}
     }
-    assert_eq!(close_of(&received), (1012, "the pod is gone".to_owned()));
+    assert_eq!(close_of(&received), (1012, "write timed out: pod is not reading".to_owned()));
     drop(client);
     balancer.until_sessions(0).await;
     drop(session);
@@ -174,7 +177,7 @@ async fn silent_peers_that_answer_pings_stay_and_dead_peers_are_disconnected() {
     let (_dead, _) = raw(balancer.address(), "", b"").await;
     let mut dead_at_pod = pod.accept().await;
     let received = all(&mut dead_at_pod.stream).await;
-    assert_eq!(close_of(&received), (1001, "the client is gone".to_owned()));
+    assert_eq!(close_of(&received), (1001, "ping timed out: client did not answer".to_owned()));
     drop(dead_at_pod);
     balancer.until_sessions(1).await;
     assert!(!listening.is_finished(), "the client has received only Pings");
@@ -251,7 +254,7 @@ async fn sessions(balancer: &Balancer) -> Vec<Arc<SessionInfo>> {
 /// Waits until a session has relayed this many bytes of its pod.
 async fn until_relayed(balancer: &Balancer, bytes: u64) {
     eventually("relayed bytes", async || {
-        sessions(balancer).await.iter().any(|session| session.stats.down.bytes() == bytes)
+        sessions(balancer).await.iter().any(|session| session.stats.from_pod.bytes() == bytes)
     })
     .await;
 }
@@ -284,12 +287,22 @@ async fn a_client_library_receives_a_close_at_every_position_in_the_stream() {
     ];
     let calm = ("balancer.close_timeout", "200ms");
     let rows: [(Fault, (&str, &str), u16, &str); 7] = [
-        (Fault::PodLeaves, calm, 1012, "the pod is gone"),
-        (Fault::PodResets, calm, 1012, "the pod is gone"),
-        (Fault::PodLeaves, ("balancer.close_code_pod_lost", "4000"), 4000, "the pod is gone"),
-        (Fault::Time, ("balancer.idle_timeout", "300ms"), 1001, "idle for long"),
-        (Fault::Time, ("balancer.max_session_age", "300ms"), 1012, "lived for long"),
-        (Fault::Message(11), ("balancer.max_message_size", "10"), 1009, "a message of 11 bytes"),
+        (Fault::PodLeaves, calm, 1012, "pod disconnected without a Close frame"),
+        (Fault::PodResets, calm, 1012, "pod disconnected without a Close frame"),
+        (
+            Fault::PodLeaves,
+            ("balancer.close_code_pod_lost", "4000"),
+            4000,
+            "pod disconnected without a Close frame",
+        ),
+        (Fault::Time, ("balancer.idle_timeout", "300ms"), 1001, "idle timeout"),
+        (Fault::Time, ("balancer.max_session_age", "300ms"), 1012, "maximum session age reached"),
+        (
+            Fault::Message(11),
+            ("balancer.max_message_size", "10"),
+            1009,
+            "message too large: at least 11 bytes",
+        ),
         (Fault::Operator, calm, 1012, "closed by an operator"),
     ];
     for (fault, setting, code, reason) in rows {

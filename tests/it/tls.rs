@@ -93,7 +93,7 @@ async fn a_tls_client_that_does_not_read_is_disconnected() {
     client.write_all(handshake("").as_bytes()).await.unwrap();
     let session = pod.accept().await;
     let received = flood(session.stream, &unmasked(FIN | BINARY, &[0; 1_000])).await;
-    assert_eq!(close_of(&received), (1001, "the client is gone".to_owned()));
+    assert_eq!(close_of(&received), (1001, "write timed out: client is not reading".to_owned()));
     balancer.until_sessions(0).await;
     drop(client);
 }
@@ -107,7 +107,7 @@ async fn a_tls_pod_that_does_not_read_is_disconnected() {
     let (client, _) = raw(outer.address(), "", b"").await;
     let session = pod.accept().await;
     let received = flood(client, &masked(FIN | BINARY, &[0; 1_000])).await;
-    assert_eq!(close_of(&received), (1012, "the pod is gone".to_owned()));
+    assert_eq!(close_of(&received), (1012, "write timed out: pod is not reading".to_owned()));
     outer.until_sessions(0).await;
     drop(session);
 }

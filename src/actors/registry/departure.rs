@@ -8,12 +8,12 @@ use std::{
 
 use actix::{AsyncContext as _, Context, Handler, Message, MessageResponse};
 
-use super::sessions::{Entry, RegistryActor, SessionInfo};
+use super::sessions::{Entry, RegistryActor};
 use crate::{
-    actors::ending::Ending,
+    actors::session_info::SessionInfo,
     domain::{
         balance::{backend::Backend, rebalance::MovePlan},
-        session::departures::Departures,
+        session::{departures::Departures, ending::Ending},
     },
 };
 

@@ -7,6 +7,6 @@ pub use self::{
     departure::{CountDrained, DrainAll, Drained, MoveAll, MovePace, MoveSessions},
     sessions::{
         CloseById, CloseSession, CountSessions, ListSessions, Registration, RegistryActor,
-        SessionClosed, SessionInfo, SessionOpened, Sessions, WaitUntilEmpty,
+        SessionClosed, SessionOpened, Sessions, WaitUntilEmpty,
     },
 };

@@ -1,14 +1,6 @@
 //! The live sessions: lists them, counts them, and closes them on request.
 
-use std::{
-    collections::HashMap,
-    net::IpAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Instant};
 
 use actix::{
     Actor, Addr, Context, Handler, Message, MessageResponse, ResponseFuture, SpawnHandle,
@@ -18,55 +10,12 @@ use futures_util::FutureExt as _;
 use tokio::sync::oneshot;
 
 use crate::{
-    actors::ending::Ending,
-    domain::{balance::backend::Backend, session::departures::Departures},
-    relay::{TunnelStats, close::CloseCode},
+    actors::session_info::SessionInfo,
+    domain::{
+        balance::backend::Backend,
+        session::{departures::Departures, ending::Ending},
+    },
 };
-
-/// A live session, as other parts of the process see it.
-#[derive(Debug)]
-pub struct SessionInfo {
-    /// Unique in this process, counted from 1.
-    pub id: u64,
-    /// The client's address, from trusted proxies where there are any.
-    pub client: IpAddr,
-    pub backend: Arc<Backend>,
-    /// Close code for its client when it should reconnect.
-    pub close_code: CloseCode,
-    pub opened_at: Instant,
-    pub stats: Arc<TunnelStats>,
-    /// Time of the last activity in milliseconds since `opened_at`, as of the last timeout scan.
-    active_at: AtomicU64,
-}
-
-impl SessionInfo {
-    /// Describes a session that opens now.
-    pub fn new(client: IpAddr, backend: Arc<Backend>, close_code: CloseCode) -> Self {
-        static LAST_ID: AtomicU64 = AtomicU64::new(0);
-        let id = LAST_ID.fetch_add(1, Relaxed) + 1;
-        Self {
-            id,
-            client,
-            backend,
-            close_code,
-            opened_at: Instant::now(),
-            stats: Arc::default(),
-            active_at: AtomicU64::new(0),
-        }
-    }
-
-    /// Time without a byte in either direction, up to the last timeout scan of its worker.
-    pub fn idle(&self) -> Duration {
-        let active_at = Duration::from_millis(self.active_at.load(Relaxed));
-        self.opened_at.elapsed().saturating_sub(active_at)
-    }
-
-    /// Records that no byte has passed for `idle`.
-    pub(in crate::actors) fn set_idle(&self, idle: Duration) {
-        let active_at = self.opened_at.elapsed().saturating_sub(idle);
-        self.active_at.store(active_at.as_millis() as u64, Relaxed);
-    }
-}
 
 /// A session has opened.
 #[derive(Message)]
@@ -104,17 +53,10 @@ pub struct CloseById {
     pub id: u64,
 }
 
-/// Makes a session send a Close frame to both sides.
-#[derive(Clone, Debug, Message)]
+/// Ends a session with the Close frames that the table of [endings](Ending) has for it.
+#[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "()")]
-pub struct CloseSession {
-    /// Code for the client.
-    pub to_client: CloseCode,
-    /// Code for the pod.
-    pub to_pod: CloseCode,
-    /// Why; both frames carry its reason.
-    pub why: Ending,
-}
+pub struct CloseSession(pub Ending);
 
 /// Asks for an answer as soon as there is no live session.
 #[derive(Debug, Message)]
@@ -239,16 +181,12 @@ impl Handler<crate::actors::supervision::Panic> for RegistryActor {
 
 impl RegistryActor {
     /// Closes a session, if it is live and was not sent a [`CloseSession`] before.
-    pub(super) fn close(&mut self, id: u64, why: Ending) {
+    pub(super) fn close(&mut self, id: u64, ending: Ending) {
         let Some(entry) = self.sessions.get_mut(&id) else { return };
         if !std::mem::replace(&mut entry.close_sent, true)
             && let Some(session) = entry.session.upgrade()
         {
-            session.do_send(CloseSession {
-                to_client: entry.info.close_code,
-                to_pod: CloseCode::GOING_AWAY,
-                why,
-            });
+            session.do_send(CloseSession(ending));
         }
     }
 }

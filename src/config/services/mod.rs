@@ -33,7 +33,7 @@ use crate::{
         connect::ConnectSettings,
         dns::{HostName, NameServers, ResolverSettings},
     },
-    relay::{TunnelRules, close::CloseCode},
+    relay::TunnelRules,
 };
 
 /// Name of the service whose pods are in the `services` list.
@@ -101,8 +101,6 @@ pub struct BalancerSettings {
     pub timeouts: SessionTimeouts,
     /// Limits for the frames and messages of sessions.
     pub tunnel: TunnelRules,
-    /// Close code for clients that should reconnect.
-    pub close_code_drain: CloseCode,
     /// Time over which the sessions of a draining pod are moved; zero if they stay.
     pub pod_drain_time: Duration,
     /// Whether the sessions of an ejected pod are closed.
@@ -245,7 +243,6 @@ fn read_balancer(
         handshake_timeout: reader.duration("balancer.handshake_timeout", handshake),
         tunnel: read_tunnel(reader, &timeouts),
         timeouts,
-        close_code_drain: reader.close_code("balancer.close_code_drain"),
         pod_drain_time: reader.duration("balancer.pod_drain_time", millis(0)..=24 * hour),
         closes_ejected: reader.choice("balancer.on_ejected", &[("leave", false), ("close", true)]),
     }

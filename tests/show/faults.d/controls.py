@@ -6,7 +6,7 @@ import dataclasses
 import play
 import table
 from evidence.checks import check, say
-from table import CALM, close
+from table import CALM, FAREWELLS, close
 
 GUARDS = {  # row and variant, and the setting that causes the outcome; CALM does not have it
     "idle time-out, after a message": "idle_timeout",
@@ -61,7 +61,7 @@ def show_comparison(outcomes, cells):
         outcomes["the pod disconnects by FIN, within a frame"],
         by_name["the pod disconnects by FIN, within a frame"],
         {
-            "a Close within a frame": {"more": close(1012, "the pod is gone")},
+            "a Close within a frame": {"more": FAREWELLS["pod"]},
         },
     )
     reject_changed(
@@ -74,10 +74,10 @@ def show_comparison(outcomes, cells):
             "one byte more": {"more": b"\0"},
             "one byte less": {"cut": 1},
             "another code": {
-                "cut": len(close(1012, "the pod is gone")),
-                "more": close(1011, "the pod is gone"),
+                "cut": len(FAREWELLS["pod"]),
+                "more": close(1011, "pod disconnected without a Close frame"),
             },
-            "a second Close": {"more": close(1012, "the pod is gone")},
+            "a second Close": {"more": FAREWELLS["pod"]},
         },
     )
     flooded = "the pod disconnects by FIN, the other does not read"
@@ -86,10 +86,13 @@ def show_comparison(outcomes, cells):
         by_name[flooded],
         {
             "a flood that lacks its last frame": {
-                "cut": 8196 + 19,
-                "more": close(1012, "the pod is gone"),
+                "cut": 8196 + len(FAREWELLS["pod"]),
+                "more": FAREWELLS["pod"],
             },
-            "a Close within a flood": {"cut": 100 + 19, "more": close(1012, "the pod is gone")},
+            "a Close within a flood": {
+                "cut": 100 + len(FAREWELLS["pod"]),
+                "more": FAREWELLS["pod"],
+            },
         },
     )
 

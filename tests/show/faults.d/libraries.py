@@ -28,6 +28,8 @@ from table import (
     FIRST,
     GONE,
     LONG,
+    SILENT,
+    STALLED,
     WITHIN,
     WORD,
     Cell,
@@ -234,7 +236,7 @@ def cells():
 
 
 def deaths():
-    lost = 1012, "the pod is gone", True
+    lost = 1012, "pod disconnected without a Close frame", True
     word, cut = WORD["pod"], WITHIN["within a frame"]("pod")[0]
     for act, name in (("leaves", "FIN"), ("resets", "RST")):
         row, end = f"the pod disconnects by {name}", (act, "pod")
@@ -254,7 +256,7 @@ def deaths():
     steps = ("pauses",), ("floods", "pod"), ("leaves", "pod"), ("resumes",)
     yield Cell(row, "the client does not read", "calm", steps, client=Report(*lost, ALL), pod=GONE)
     steps = (("leaves", "pod"),)
-    report = Report(4321, "the pod is gone", True)
+    report = Report(4321, "pod disconnected without a Close frame", True)
     yield Cell(row, "close_code_pod_lost = 4321", "custom", steps, client=report, pod=GONE)
     steps = ("sends", TEXT), ("receives", "pod", 1), ("vanishes",)
     last = gets(said(TEXT), FAREWELLS["client"])
@@ -279,8 +281,12 @@ def handshakes():
         pod=gets(),
     )
     for name, data, report in (
-        ("no data", b"", Report(1012, "the pod is gone", True)),
-        ("between two fragments", FIRST["pod"], Report(1012, "the pod is gone", True)),
+        ("no data", b"", Report(1012, "pod disconnected without a Close frame", True)),
+        (
+            "between two fragments",
+            FIRST["pod"],
+            Report(1012, "pod disconnected without a Close frame", True),
+        ),
         ("within a frame", WORD["pod"][:5], Report(*NO_CLOSE)),
     ):
         steps = *begin, ("replies", 1, data), ("leaves", "pod"), ("switched",)
@@ -320,8 +326,8 @@ def closes():
         pod=gets(scripted.frame(8, b"\x03\xe8", mask=OPEN_MASK)),
     )
     for row, service, code, reason in (
-        ("idle time-out", "idle", 1001, "idle for long"),
-        ("maximum age", "old", 1012, "lived for long"),
+        ("idle time-out", "idle", 1001, "idle timeout"),
+        ("maximum age", "old", 1012, "maximum session age reached"),
     ):
         told = close(code, reason, to="pod")
         for name, data, sizes in (
@@ -359,14 +365,17 @@ def given_up():
         pod=answer,
     )
     steps = ("pauses",), ("ended", "pod"), ("resumes",)
-    told = gets(FAREWELLS["client"])
+    told = gets(SILENT["client"])
     # Its answer to the Close may arrive in time, but the balancer does not wait for it.
-    report = [Report(1001, "no answer to a Ping", clean) for clean in (True, False)]
+    report = [
+        Report(1001, "ping timed out: client did not answer", clean) for clean in (True, False)
+    ]
     yield Cell(
         "Pings of the balancer", "are not answered", "pings-client", steps, client=report, pod=told
     )
     steps = ("pauses",), ("floods", "pod"), ("ended", "pod"), ("resumes",)
     report = Report(*NO_CLOSE, ANY)
+    told = gets(STALLED["client"])
     yield Cell(
         "the client does not read", "the pod floods it", "stalls", steps, client=report, pod=told
     )
@@ -374,8 +383,8 @@ def given_up():
 
 def limits():
     for row, service, reason in (
-        ("a frame over the limit", "frames", "a frame of 1001 bytes is too large"),
-        ("a message over the limit", "messages", "a message of 1001 bytes or more is too large"),
+        ("a frame over the limit", "frames", "frame too large: 1001 bytes"),
+        ("a message over the limit", "messages", "message too large: at least 1001 bytes"),
     ):
         both = {
             "client": Report(1009, reason, True),
@@ -384,7 +393,7 @@ def limits():
         yield Cell(
             row, "after a message", service, (("sends", TEXT), ("sends", "x" * 1001)), **both
         )
-    reason = "too many messages"
+    reason = "message rate exceeded"
     both = {
         "client": Report(1008, reason, True),
         "pod": gets(said(TEXT) * 3, close(1001, reason, to="pod")),

@@ -192,12 +192,20 @@ def says(side, data):
 
 
 UNANSWERED = {
-    "client": close(1001, "no answer to a Ping"),
-    "pod": close(1001, "no answer to a Ping", to="pod"),
+    "client": close(1001, "ping timed out: client did not answer"),
+    "pod": close(1001, "ping timed out: pod did not answer", to="pod"),
 }
 FAREWELLS = {
-    "pod": close(1012, "the pod is gone"),
-    "client": close(1001, "the client is gone", to="pod"),
+    "pod": close(1012, "pod disconnected without a Close frame"),
+    "client": close(1001, "client disconnected without a Close frame", to="pod"),
+}
+SILENT = {
+    "pod": close(1012, "ping timed out: pod did not answer"),
+    "client": close(1001, "ping timed out: client did not answer", to="pod"),
+}
+STALLED = {
+    "pod": close(1012, "write timed out: pod is not reading"),
+    "client": close(1001, "write timed out: client is not reading", to="pod"),
 }
 
 
@@ -262,7 +270,7 @@ def deaths():
         "close_code_pod_lost = 4321",
         "custom",
         [*says("pod", WORD["pod"]), ("leaves", "pod")],
-        client=gets(WORD["pod"], close(4321, "the pod is gone")),
+        client=gets(WORD["pod"], close(4321, "pod disconnected without a Close frame")),
         pod=GONE,
     )
 
@@ -494,7 +502,7 @@ def pings():
     read.
     """
     for side in SIDES:
-        other, told = OTHER[side], FAREWELLS[side]
+        other, told = OTHER[side], SILENT[side]
         row, service = f"the {side} answers no Ping", f"pings-{side}"
         ours = frame(PING, PING_PAYLOAD, mask=OPEN_MASK if side == "pod" else None)
         for name, said in AT_BOUNDARY.items():
@@ -541,7 +549,7 @@ def pings():
 def stalls():
     """A side that does not read is dead. The data that it still receives contain no Close."""
     for side in SIDES:
-        other, told = OTHER[side], FAREWELLS[side]
+        other, told = OTHER[side], STALLED[side]
         row = f"the {side} does not read"
         states = {name: (said(side), (told,)) for name, said in AT_BOUNDARY.items()}
         states |= {name: (said(side)[0], ()) for name, said in WITHIN_SHORT.items()}
@@ -550,7 +558,7 @@ def stalls():
             both = {side: gets(ANY), other: gets(said, *last)}
             yield cell(row, name, "stalls", steps, deaf=(side,), **both)
     steps = [("floods", "client"), ("ended", "client"), ("reads", "pod")]
-    both = {"pod": gets(ANY), "client": gets(FAREWELLS["pod"])}
+    both = {"pod": gets(ANY), "client": gets(STALLED["pod"])}
     yield cell(
         "the pod does not read",
         "the client is pinged",
@@ -644,7 +652,7 @@ def limits():
         ("writes", "client", frame(2, bytes(8193), mask=MASK)),
         ("reads", "pod"),
     ]
-    reason = "a frame of 8193 bytes is too large"
+    reason = "frame too large: 8193 bytes"
     yield violation(
         "a frame over the limit",
         "the pod does not read",
@@ -659,7 +667,7 @@ def limits():
 
 def message_limits():
     first = frame(1, bytes(600), fin=False, mask=MASK)
-    reason = "a message of 1001 bytes or more is too large"
+    reason = "message too large: at least 1001 bytes"
     pinged = first + PEER_PING["client"]
     for name, said in (
         ("between two fragments", first),
@@ -677,13 +685,13 @@ def message_limits():
     row, three = "messages over the rate", WORD["client"] * 3
     steps = [("writes", "client", three + WORD["client"] * 2)]
     yield violation(
-        row, "with bytes in flight", "rate", steps, "too many messages", three, code=1008
+        row, "with bytes in flight", "rate", steps, "message rate exceeded", three, code=1008
     )
     parts = FIRST["client"] + LAST["client"]
     steps = [("writes", "client", WORD["client"] * 2 + parts + parts)]
     passed = WORD["client"] * 2 + parts + FIRST["client"]
     yield violation(
-        row, "between two fragments", "rate", steps, "too many messages", passed, code=1008
+        row, "between two fragments", "rate", steps, "message rate exceeded", passed, code=1008
     )
     cut, rest = WITHIN["within a frame"]("pod")
     steps = [
@@ -697,14 +705,14 @@ def message_limits():
         "the pod within a frame, which it completes",
         "rate",
         steps,
-        "too many messages",
+        "message rate exceeded",
         three,
         down=cut + rest,
         code=1008,
     )
 
 
-FRAME_REASON = "a frame of 1001 bytes is too large"
+FRAME_REASON = "frame too large: 1001 bytes"
 
 
 def split(whole):
@@ -724,9 +732,9 @@ def violation(row, variant, service, steps, reason, up=b"", down=b"", code=1009,
 def timed_out():
     """Sessions that the balancer ends by a time limit."""
     both = dict.fromkeys(SIDES, 1001)
-    yield from balancer_closes("idle time-out", "idle", (), both, "idle for long")
+    yield from balancer_closes("idle time-out", "idle", (), both, "idle timeout")
     both = dict.fromkeys(SIDES, 1012)
-    yield from balancer_closes("maximum age", "old", (), both, "lived for long")
+    yield from balancer_closes("maximum age", "old", (), both, "maximum session age reached")
 
 
 DRAIN_CODES = {"client": 1012, "pod": 1001}

@@ -22,7 +22,7 @@ SILENT = 10  # sessions that send nothing
 WATCH_SECONDS = (
     1  # seconds in which a change of the file would have been noticed; the watcher waits for 0.2
 )
-IDLE = (1001, "idle for long")
+IDLE = (1001, "idle timeout")
 TOO_BIG = 1009
 TOKEN = "an-operators-t0ken"
 FILE_CHANGES = {

@@ -226,19 +226,23 @@ KINDS = {
     "exceed age": (5, Client.exceed_age),
 }
 
+MAX_AGE = "maximum session age reached"
 # The ends of a session that are explained by a fault of the client, or by a fault of its pod.
 CLIENT_FAULTS = {
     "stalls": {"end", "end in a frame", "reset"},
-    "ignores pings": {"Close 1001 no answer to a Ping"},
+    "ignores pings": {"Close 1001 ping timed out: client did not answer"},
     "exceeds size": {"Close 1009 "},
-    "idle": {"Close 1001 idle for long"},
+    "idle": {"Close 1001 idle timeout"},
 }
 POD_FAULTS = {
     "restart": {"Close 1001 restarting"},
-    "reset": {"Close 1012 the pod is gone", "end in a frame", "reset"},
-    "fin": {"Close 1012 the pod is gone"},
+    "reset": {"Close 1012 pod disconnected without a Close frame", "end in a frame", "reset"},
+    "fin": {"Close 1012 pod disconnected without a Close frame"},
     "cut": {"end in a frame"},
-    "stall": {"Close 1012 the pod is gone"},
+    "stall": {
+        "Close 1012 ping timed out: pod did not answer",
+        "Close 1012 write timed out: pod is not reading",
+    },
 }
 AFTER_CLOSE = {
     "end",
@@ -251,7 +255,7 @@ def explain(client, fault):
     age = client.ended_at - client.started_at
     if client.outcome == "left":
         return "left"
-    if client.outcome == "Close 1012 lived for long" and age >= 0.9 * rules.AGE - SLACK:
+    if client.outcome == f"Close 1012 {MAX_AGE}" and age >= 0.9 * rules.AGE - SLACK:
         return "reached the maximum age"
     if any(client.outcome.startswith(start) for start in CLIENT_FAULTS.get(client.staged, ())):
         return client.staged
