@@ -112,11 +112,13 @@ impl App {
         Ok(app)
     }
 
-    /// LiveConfig the settings from `file` and the environment on request, and when the file changes.
+    /// Reloads the settings from `file` and the environment on request, and when the file changes.
     /// The returned handle requests reloads. Without this call the settings never change.
     pub fn reload_from(&mut self, file: Option<PathBuf>) -> Arc<LiveConfig> {
         if let Some(reloader) = self.reloader.take() {
-            actix_rt::spawn(reloader.run(file));
+            // Taken here, so that a request right after the start is not refused.
+            let requests = self.live_config.take_requests();
+            actix_rt::spawn(reloader.run(file, requests));
         }
         self.live_config.clone()
     }

@@ -16,6 +16,7 @@ use std::{
 
 use actix::{Addr, MailboxError};
 use actix_rt::task::JoinHandle;
+use tokio::sync::mpsc;
 
 use crate::{
     actors::{
@@ -26,7 +27,7 @@ use crate::{
     config::{
         self, Config, FileChange, FileWatch, Problems,
         diff::Difference,
-        live::{LiveConfig, ReloadOutcome, ReloadResult},
+        live::{LiveConfig, ReloadOutcome, ReloadRequest, ReloadResult},
     },
     domain::service_id::ServiceIds,
     net::tls::ServerTls,
@@ -53,8 +54,7 @@ pub(super) struct Reloader {
 impl Reloader {
     /// Reads `file` and the environment on each request, and when the file or one that it names
     /// has changed. Never returns.
-    pub async fn run(mut self, file: Option<PathBuf>) {
-        let mut requests = self.live_config.take_requests();
+    pub async fn run(mut self, file: Option<PathBuf>, mut requests: mpsc::Receiver<ReloadRequest>) {
         let mut watch = self.watch(file.as_ref(), None);
         loop {
             let (request, change) = tokio::select! {
@@ -194,7 +194,7 @@ async fn next_change(watch: &mut Option<FileWatch>, last_failed: bool) -> FileCh
     }
 }
 
-/// LiveConfig the certificate of the traffic listener when its files change, until this is dropped.
+/// Reloads the certificate of the traffic listener when its files change, until this is dropped.
 pub(super) struct CertificateWatch(Option<JoinHandle<()>>);
 
 impl CertificateWatch {
