@@ -303,19 +303,19 @@ mod tests {
         let first = prop::sample::select(vec![0x01u8, 0x81, 0x00, 0x80, 0x89, 0x8a, 0x82]);
         let payload = prop_oneof![
             prop::collection::vec(any::<u8>(), 0..40),
-            // Almost our own.
+            // Differs from ours in one byte.
             Just(PAYLOAD.to_vec()),
             Just(b"payload?".to_vec()),
         ];
         (first, payload, any::<Option<[u8; 4]>>()).prop_map(|(first, payload, mask)| {
-            // Unasked Pongs are told apart by their payload alone.
+            // Another Pong with our payload would count as ours.
             let first = if payload == PAYLOAD { 0x82 } else { first };
             encode(first, &payload, mask)
         })
     }
 
     proptest! {
-        /// Whatever else there is, and however it is cut: it comes through, and our Pongs do not.
+        /// All other frames pass, however the stream is cut, and our Pongs do not.
         #[test]
         fn only_our_pongs_are_swallowed(
             frames in prop::collection::vec((frame(), any::<bool>(), any::<Option<[u8; 4]>>()), 0..12),
@@ -353,7 +353,7 @@ mod tests {
             prop_assert!(filter.is_empty());
         }
 
-        /// What passes is within the limits, and what is within the limits passes.
+        /// Exactly the frames within the limits pass.
         #[test]
         fn limits_are_kept(
             frames in prop::collection::vec(frame(), 1..12),
@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pong_that_nobody_awaits_is_the_applications() {
+    fn a_pong_that_answers_no_ping_of_ours_is_relayed() {
         let limits = FrameLimits { frame_size: Some(100), ..FrameLimits::default() };
         let mut filter = FrameFilter::new(limits, PAYLOAD);
         let pong = encode(0x8a, &PAYLOAD, None);
@@ -407,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_called_a_control_frame_is_no_way_round_the_limits() {
+    fn control_frames_do_not_evade_the_limits() {
         for (frame_size, message_size, len, passes) in [
             (Some(100), None, 125, true),
             (Some(100), None, 126, false),
@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn who_pauses_may_send_a_burst_and_then_as_many_as_there_is_time_for() {
+    fn after_a_pause_a_burst_passes_and_then_the_rate_applies() {
         let rate = MessageRate { per_second: 10, burst: 3, closes: false };
         let mut allowance = Allowance { rate, full_at: None };
         let (start, interval) = (Instant::now(), Duration::from_millis(100));
@@ -454,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_keeps_to_the_rate_never_waits() {
+    fn a_sender_within_the_rate_never_waits() {
         for burst in [1, 10] {
             let rate = MessageRate { per_second: 100, burst, closes: true };
             let mut allowance = Allowance { rate, full_at: None };
@@ -467,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_counted_message_is_paused_for() {
+    fn only_data_messages_wait_for_the_rate() {
         let rate = Some(MessageRate { per_second: 1, burst: 1, closes: false });
         let mut filter = FrameFilter::new(FrameLimits { rate, ..FrameLimits::default() }, PAYLOAD);
         let (tracker, awaited, now) = (Tracker::default(), AwaitedPongs::default(), Instant::now());
@@ -475,7 +475,7 @@ mod tests {
         let close = encode(0x88, &[0x03, 0xe8], None);
         filter.push(&message);
         assert_eq!(filter.check(&tracker, &awaited, || now), FilterVerdict::Pass(message.clone()));
-        // Nothing is left, and a part of a header is no message.
+        // The rate is used up, but a part of a header is not a message.
         filter.push(&close[..1]);
         assert_eq!(filter.check(&tracker, &awaited, || now), FilterVerdict::NeedMore);
         filter.push(&close[1..]);
@@ -487,7 +487,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_passed_leaves_no_buffer_behind() {
+    fn no_buffer_remains_after_everything_has_passed() {
         let limits = FrameLimits { message_size: Some(100), ..FrameLimits::default() };
         let mut filter = FrameFilter::new(limits, PAYLOAD);
         let (tracker, awaited) = (Tracker::default(), AwaitedPongs::default());

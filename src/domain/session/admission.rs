@@ -1,4 +1,4 @@
-//! How many sessions there may be, in all and of one client.
+//! Limits the number of sessions, in total and per client address.
 
 use std::{
     collections::HashMap,
@@ -9,33 +9,33 @@ use std::{
 
 use thiserror::Error;
 
-/// What is admitted.
+/// Limits for the number of sessions. `None` means no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SessionLimits {
-    /// Sessions in all.
+    /// Most sessions in total.
     pub sessions: Option<NonZeroU32>,
-    /// Sessions of one client address.
+    /// Most sessions of one client address.
     pub sessions_per_address: Option<NonZeroU32>,
 }
 
-/// Which limit is reached.
+/// The limit that a new session would exceed.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum LimitReached {
     /// [`SessionLimits::sessions`]
-    #[error("the balancer holds as many sessions as it may")]
+    #[error("session limit reached")]
     Sessions,
     /// [`SessionLimits::sessions_per_address`]
-    #[error("your address holds as many sessions as it may")]
+    #[error("session limit for your address reached")]
     SessionsPerAddress,
 }
 
-/// Counts the sessions that are let in.
+/// Counts the admitted sessions.
 #[derive(Debug, Default)]
 pub struct Admission {
     counts: Mutex<Counts>,
 }
 
-/// Kept without limits too, because limits may come later.
+/// Counts also without limits, because a reload may set limits later.
 #[derive(Debug, Default)]
 struct Counts {
     limits: SessionLimits,
@@ -44,7 +44,7 @@ struct Counts {
     addresses: HashMap<IpAddr, u32>,
 }
 
-/// A session that was let in, for as long as it is held.
+/// An admitted session. Dropping it frees its share of the limits.
 #[derive(Debug)]
 pub struct Ticket {
     admission: Arc<Admission>,
@@ -52,25 +52,24 @@ pub struct Ticket {
 }
 
 impl Admission {
-    /// Nobody is in yet.
     pub fn new(limits: SessionLimits) -> Self {
         Self { counts: Mutex::new(Counts { limits, ..Counts::default() }) }
     }
 
-    /// From now on these hold. Those who are in stay in, and count.
+    /// Applies new limits. Admitted sessions stay, and they count.
     pub fn set_limits(&self, limits: SessionLimits) {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner).limits = limits;
     }
 
-    /// Whether nobody is in.
+    /// Returns whether no session is admitted.
     pub fn is_empty(&self) -> bool {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner).sessions == 0
     }
 
-    /// Lets a session of `address` in.
+    /// Admits a session of `address`.
     ///
     /// # Errors
-    /// The limit that it would exceed.
+    /// The limit that the session would exceed.
     pub fn admit(self: &Arc<Self>, address: IpAddr) -> Result<Ticket, LimitReached> {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let SessionLimits { sessions, sessions_per_address } = counts.limits;
@@ -116,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn each_limit_is_named_and_freed_by_dropping() {
+    fn each_limit_is_reported_and_freed_by_dropping_a_ticket() {
         let admission = admission(3, 2);
         let first = admission.admit(address(1)).unwrap();
         let _second = admission.admit(address(1)).unwrap();
@@ -128,14 +127,14 @@ mod tests {
     }
 
     #[test]
-    fn addresses_that_left_are_forgotten() {
+    fn addresses_without_sessions_are_removed() {
         let admission = admission(0, 1);
         drop(admission.admit(address(1)).unwrap());
         assert!(admission.counts.lock().unwrap().addresses.is_empty());
     }
 
     #[test]
-    fn limits_that_come_later_count_those_who_are_in() {
+    fn new_limits_count_the_sessions_that_were_admitted_before() {
         let admission = admission(0, 0);
         let held = [1, 1, 2].map(|last| admission.admit(address(last)).unwrap());
         let limits = |sessions, per_address| SessionLimits {

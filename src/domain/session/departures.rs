@@ -1,35 +1,36 @@
-//! When each of many sessions is closed: one after the other, evenly over a time.
+//! Schedules the closing of many sessions, evenly over a period.
 //!
 //! ```text
 //!   0                                            over
-//!   ├────────┼────────┼────────┼────────┼────────┤    one slot each, all alike
-//!     x             x   x           x        x        somewhere within its slot
+//!   ├────────┼────────┼────────┼────────┼────────┤    one slot per session
+//!     x             x   x           x        x        a random moment in each slot
 //! ```
 //!
-//! Slots keep the rate even, however many there are; the place within a slot is random, so that
-//! replicas which begin at the same time do not close in step.
+//! Slots keep the rate even for any number of sessions. The moment within a slot is random, so that
+//! replicas that start at the same time do not close in step.
 
 use std::{
     collections::VecDeque,
     time::{Duration, Instant},
 };
 
-/// Sessions that are closed over a time, those that join them later included.
+/// Sessions to close over a period, including sessions that are added later.
 #[derive(Debug)]
 pub struct Departures {
     until: Instant,
-    /// By time.
+    /// Sorted by time.
     due: VecDeque<(Instant, u64)>,
 }
 
 impl Departures {
-    /// Sessions that are there at `now`, closed within `over`.
+    /// Schedules the `sessions` that are open at `now` to be closed within `over`.
     pub fn new(sessions: &[u64], over: Duration, now: Instant, seed: u64) -> Self {
         let times = Spread::new(sessions.len(), over, seed).map(|time| now + time);
         Self { until: now + over, due: times.zip(sessions.iter().copied()).collect() }
     }
 
-    /// One that opens at `now`, closed some time before the end, or at once after it.
+    /// Adds a session that opens at `now`. It is closed before the end of the period, or at once if the
+    /// period is over.
     pub fn join(&mut self, session: u64, now: Instant, seed: u64) {
         let left = self.until.saturating_duration_since(now);
         let at = Spread::new(1, left, seed).next().map_or(now, |time| now + time);
@@ -37,19 +38,19 @@ impl Departures {
         self.due.insert(place, (at, session));
     }
 
-    /// The next whose time has come at `now`.
+    /// Removes and returns the next session that is due at `now`.
     pub fn take_due(&mut self, now: Instant) -> Option<u64> {
         let is_due = self.next_due().is_some_and(|due| due <= now);
         is_due.then(|| self.due.pop_front())?.map(|(_, session)| session)
     }
 
-    /// When the next one's time comes.
+    /// Returns when the next session is due.
     pub fn next_due(&self) -> Option<Instant> {
         self.due.front().map(|(due, _)| *due)
     }
 }
 
-/// The times of the closes, counted from the first moment: in order, none later than the end.
+/// The times of the closes since the start of the period: sorted, and none after the end.
 #[derive(Clone, Debug)]
 pub struct Spread {
     count: u32,
@@ -59,10 +60,10 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// `count` closes within `over`; `seed` decides where in their slots. A time of zero means all
-    /// at once.
+    /// Spreads `count` closes over `over`. `seed` decides their moments within their slots. A period of
+    /// zero means all at once.
     pub fn new(count: usize, over: Duration, seed: u64) -> Self {
-        // More than four thousand million sessions do not fit into a process.
+        // A process cannot hold more sessions than a u32 can count.
         let count = u32::try_from(count).unwrap_or(u32::MAX);
         Self { count, over, given: 0, rng: fastrand::Rng::with_seed(seed) }
     }
@@ -89,7 +90,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn each_has_its_time_in_order_and_none_after_the_end(
+        fn times_are_sorted_and_none_is_after_the_end(
             count in 0usize..3_000, millis in 0u64..100_000_000, seed: u64,
         ) {
             let over = Duration::from_millis(millis);
@@ -117,12 +118,12 @@ mod tests {
     }
 
     #[test]
-    fn a_time_of_zero_is_all_at_once() {
+    fn a_period_of_zero_closes_all_at_once() {
         assert!(Spread::new(100, Duration::ZERO, 7).all(|time| time == Duration::ZERO));
     }
 
     #[test]
-    fn those_that_join_are_closed_within_what_is_left_of_the_time() {
+    fn sessions_that_are_added_are_closed_within_the_rest_of_the_period() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         for seed in 0..100 {

@@ -180,7 +180,7 @@ const RULES: &[Rule] = &[
             "tokio_rustls",
         ],
     },
-    // Imports no other module, neither HTTP nor actors.
+    // Acts by the rules of sessions, and knows neither HTTP nor actors.
     Rule {
         module: "relay",
         modules: &["domain::session", "token_bucket"],
