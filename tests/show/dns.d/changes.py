@@ -29,7 +29,7 @@ async def show_added_and_removed(server, pods, service):
     first, second, third = pods
     server.set(*a(NAME, first.name, second.name))
     async with balancing(service, hosts.QUICK) as balancer:
-        await hosts.known(balancer, pods[:2])
+        await hosts.wait_for_pods(balancer, pods[:2])
         clients = await fleet.connect_many(balancer, 20, lanes=1)
         hosts.even(clients, pods[:2], "20 clients")
         talks = {}
@@ -37,18 +37,18 @@ async def show_added_and_removed(server, pods, service):
             talks[name] = hosts.Talk(next(client for client in clients if client.pod == name))
 
         server.set(*a(NAME, first.name, second.name, third.name))
-        await hosts.known(balancer, pods, "added")
+        await hosts.wait_for_pods(balancer, pods, "added")
         new = await fleet.connect_many(balancer, 10, lanes=1)
         check(
             fleet.sessions_by_pod(new) == {third.name: 10},
             f"the next 10 clients connect to the new pod: {fleet.sessions_by_pod(new)}",
         )
         for name, talk in talks.items():
-            await talk.undisturbed(f"{name}, a pod was added")
+            await talk.check_undisturbed(f"{name}, a pod was added")
 
         server.set(*a(NAME, second.name, third.name))
-        await hosts.known(balancer, pods[1:], f"{first.name} is removed")
-        state = hosts.told(balancer).get(first.address)
+        await hosts.wait_for_pods(balancer, pods[1:], f"{first.name} is removed")
+        state = hosts.entries(balancer).get(first.address)
         check(state and state["state"] == "draining", f"the removed pod drains: {state}")
         attempts = len(first.attempts)
         late = await fleet.connect_many(balancer, 20, lanes=1)
@@ -58,7 +58,7 @@ async def show_added_and_removed(server, pods, service):
         check_valid(balancer, "while it drains")
         check(first.sessions == 10, f"its {first.sessions} sessions continue")
         for name, talk in talks.items():
-            await talk.undisturbed(f"{name}, {first.name} was removed")
+            await talk.check_undisturbed(f"{name}, {first.name} was removed")
         old = [
             client
             for client in clients
@@ -86,7 +86,7 @@ async def show_order(server, pods, service):
     first, second, third = pods
     server.set(*a(NAME, first.name, second.name, third.name))
     async with balancing(service, hosts.QUICK) as balancer:
-        await hosts.known(balancer, pods)
+        await hosts.wait_for_pods(balancer, pods)
         clients = await fleet.connect_many(balancer, 9, lanes=1)
         said = len(balancer.lines)
         asked = server.count("A")
@@ -106,18 +106,18 @@ async def show_return(server, pods, service):
     stays, leaves = pods
     server.set(*a(NAME, stays.name, leaves.name))
     async with balancing(service, f"{hosts.QUICK}{OWN_COUNTS}") as balancer:
-        await hosts.known(balancer, pods)
+        await hosts.wait_for_pods(balancer, pods)
         clients = await fleet.connect_many(balancer, 20, lanes=1)
         hosts.even(clients, pods, "20 clients")
         server.set(*a(NAME, stays.name))
-        await hosts.known(balancer, [stays], f"{leaves.name} is removed")
+        await hosts.wait_for_pods(balancer, [stays], f"{leaves.name} is removed")
         more = await fleet.connect_many(balancer, 10, lanes=1)
         check(
             fleet.sessions_by_pod(more) == {stays.name: 10},
             f"10 more: {fleet.sessions_by_pod(more)}",
         )
         server.set(*a(NAME, stays.name, leaves.name))
-        await hosts.known(balancer, pods, f"{leaves.name} is back")
+        await hosts.wait_for_pods(balancer, pods, f"{leaves.name} is back")
         back = await fleet.connect_many(balancer, 20, lanes=1)
         # If the counts were lost, all 20 would connect to this pod.
         counts, kept = fleet.sessions_by_pod(back), {stays.name: 5, leaves.name: 15}
@@ -151,7 +151,7 @@ async def show_grace(server, healthy, grace):
     both = a(NAME, healthy.name, sick.name)
     server.set(*both)
     async with balancing(service, settings) as balancer:
-        await hosts.known(balancer, [healthy, sick])
+        await hosts.wait_for_pods(balancer, [healthy, sick])
         check_no_errors(await fleet.connect_many(balancer, 12, lanes=1), "12 clients")
         state = await eventually(
             lambda: (now := hosts.states(balancer)[sick.address]) == "ejected" and now
@@ -181,12 +181,12 @@ async def show_forgotten(server, pods, service):
     server.set(*a(NAME, stays.name, leaves.name))
     warming = hosts.QUICK.replace("0s", "1m")
     async with balancing(service, f'{warming}discovery_grace = "300ms"\n') as balancer:
-        await hosts.known(balancer, pods)
+        await hosts.wait_for_pods(balancer, pods)
         server.set(*a(NAME, stays.name))
-        await hosts.known(balancer, [stays], f"{leaves.name} is removed")
+        await hosts.wait_for_pods(balancer, [stays], f"{leaves.name} is removed")
         check(await hosts.gone(balancer, leaves), f"it is forgotten: {hosts.states(balancer)}")
         server.set(*a(NAME, stays.name, leaves.name))
-        await hosts.known(balancer, pods, "back")
+        await hosts.wait_for_pods(balancer, pods, "back")
         states = await eventually(
             lambda: (now := hosts.states(balancer))[leaves.address] == "cold" and now
         )

@@ -20,7 +20,7 @@ async def show(server):
     service = hosts.service(server, f"{NAME}.test:{hosts.port_of(pods)}")
     failures = {
         "SERVFAIL": (server.fail, lambda: None, lambda: server.count("SERVFAIL") > 3),
-        "silence": (server.freeze, server.thaw, None),
+        "silence": (server.freeze, server.resume, None),
         "a server that is down": (server.stop, server.start, None),
     }
     for name, (begin, end, seen) in failures.items():
@@ -35,7 +35,7 @@ async def show(server):
     await show_second_server(server)
 
 
-async def troubled(balancer, said):
+async def wait_for_failures(balancer, said):
     """Waits for log lines about a failed lookup, after line `said`."""
 
     def lines():
@@ -50,13 +50,13 @@ async def show_kept(server, pods, service, name, begin, end, seen):
     say(f"{name}: the last valid addresses are kept")
     server.set(*a(NAME, first.name))
     async with balancing(service, hosts.QUICK) as balancer:
-        await hosts.known(balancer, [first])
+        await hosts.wait_for_pods(balancer, [first])
         clients = await fleet.connect_many(balancer, 5, lanes=1)
         talk = hosts.Talk(clients[0])
         said = len(balancer.lines)
         begin()
         try:
-            lines = await troubled(balancer, said)
+            lines = await wait_for_failures(balancer, said)
             check(bool(lines), f"the log reports it: {lines[:1]}")
             if seen:
                 check(await eventually(seen), "several lookups have failed")
@@ -65,14 +65,14 @@ async def show_kept(server, pods, service, name, begin, end, seen):
                 lookup["known"] == 1 and lookup["error"] and lookup["failingForMs"] >= 0,
                 f"/balancer-metrics reports it: {lookup}",
             )
-            check(hosts.taking(balancer) == {first.address}, f"kept: {hosts.states(balancer)}")
+            check(hosts.accepting(balancer) == {first.address}, f"kept: {hosts.states(balancer)}")
             more = await fleet.connect_many(balancer, 10, lanes=1)
             check_no_errors(more, f"new sessions during {name}")
-            await talk.undisturbed(f"during {name}")
+            await talk.check_undisturbed(f"during {name}")
         finally:
             end()
         server.set(*a(NAME, first.name, second.name))
-        await hosts.known(balancer, pods, "it is over, and the zone has one more", 60)
+        await hosts.wait_for_pods(balancer, pods, "it is over, and the zone has one more", 60)
         (lookup,) = balancer.metrics()["lookups"]
         check(
             lookup["known"] == 2 and "error" not in lookup,
@@ -83,12 +83,12 @@ async def show_kept(server, pods, service, name, begin, end, seen):
             fleet.sessions_by_pod(later).get(second.name) == 10,
             f"10 clients: {fleet.sessions_by_pod(later)}",
         )
-        await talk.undisturbed("afterwards")
+        await talk.check_undisturbed("afterwards")
         say(
             f"         log: {lines + [text for text in balancer.lines[said:] if text not in lines]}"
         )
-        told = [text for text in balancer.lines[said:] if f"{NAME}.test" in text]
-        check(len(told) <= 5, f"{len(told)} lines about it, not one per lookup")
+        logged = [text for text in balancer.lines[said:] if f"{NAME}.test" in text]
+        check(len(logged) <= 5, f"{len(logged)} lines about it, not one per lookup")
         await talk.stop()
 
 
@@ -100,7 +100,7 @@ async def show_denied_once(server, pods, service):
         '"2s"\ncold_time = "0s"\n'
     )
     async with balancing(service, seconds) as balancer:
-        await hosts.known(balancer, pods[:1])
+        await hosts.wait_for_pods(balancer, pods[:1])
         denied = server.count("NXDOMAIN")
         server.set()
         seen = await eventually(lambda: server.count("NXDOMAIN") > denied)
@@ -124,12 +124,12 @@ async def show_denied(server, pods, service, name, records):
     say(f"{name}, repeatedly: there are no pods any more, live sessions continue")
     server.set(*a(NAME, *(pod.name for pod in pods)))
     async with balancing(service, hosts.QUICK) as balancer:
-        await hosts.known(balancer, pods)
+        await hosts.wait_for_pods(balancer, pods)
         clients = await fleet.connect_many(balancer, 10, lanes=1)
         talk = hosts.Talk(clients[0])
         said = len(balancer.lines)
         server.set(*records)
-        await hosts.known(balancer, [], "no pod takes new sessions")
+        await hosts.wait_for_pods(balancer, [], "no pod takes new sessions")
         states = hosts.states(balancer)
         check(set(states.values()) == {"draining"} and len(states) == 2, f"they drain: {states}")
         refused = await connect_one(balancer)
@@ -137,14 +137,14 @@ async def show_denied(server, pods, service, name, records):
             refused.status == 503,
             f"a new client: {refused.status} {refused.body.decode().strip()!r}",
         )
-        await talk.undisturbed(f"during {name}")
+        await talk.check_undisturbed(f"during {name}")
         check(all([await client.talks() for client in clients[1:]]), "all other sessions echo, too")
         lines = [text for text in balancer.lines[said:] if f"{NAME}.test" in text]
         check(bool(lines), f"the log reports it: {lines}")
         server.set(*a(NAME, *(pod.name for pod in pods)))
-        await hosts.known(balancer, pods, "the records are back")
+        await hosts.wait_for_pods(balancer, pods, "the records are back")
         check_no_errors(await fleet.connect_many(balancer, 10, lanes=1), "afterwards")
-        await talk.undisturbed("afterwards")
+        await talk.check_undisturbed("afterwards")
         await talk.stop()
 
 
@@ -157,24 +157,24 @@ async def show_late_server(server, pods, service):
             check(answer.status == 200, "it is ready nevertheless")
         client = await connect_one(balancer)
         check(client.status == 503, f"a client: {client.status} {client.body.decode().strip()!r}")
-        lines = await troubled(balancer, 0)
+        lines = await wait_for_failures(balancer, 0)
         check(bool(lines), f"the log reports it: {lines[:1]}")
         server.start()
-        await hosts.known(balancer, pods[:1], "the name server starts", 60)
+        await hosts.wait_for_pods(balancer, pods[:1], "the name server starts", 60)
         check_no_errors(await fleet.connect_many(balancer, 5, lanes=1), "then")
     server.freeze()
     say("  a balancer that starts and stops while the name server does not answer")
     async with balancing(service, hosts.QUICK) as balancer:
         client = await connect_one(balancer)
         check(client.status == 503, f"a client: {client.status} {client.body.decode().strip()!r}")
-    server.thaw()
+    server.resume()
 
 
 async def show_misspelt(server, pods, service):
     say("a name that does not exist, from the start")
     server.set(*a("other", pods[0].name))
     async with balancing(service, hosts.QUICK) as balancer:
-        lines = await troubled(balancer, 0)
+        lines = await wait_for_failures(balancer, 0)
         check(bool(lines), f"the log names the host: {lines[:1]}")
         client = await connect_one(balancer)
         check(client.status == 503, f"a client: {client.status} {client.body.decode().strip()!r}")
@@ -192,21 +192,21 @@ async def show_half(server):
     server.set(*a(NAME, four.name, six.name))
     service = hosts.service(relay, f"{NAME}.test:{hosts.port_of(pods)}")
     async with balancing(service, hosts.QUICK) as balancer:
-        await hosts.known(balancer, [four, six])
+        await hosts.wait_for_pods(balancer, [four, six])
         said = len(balancer.lines)
         relay.failing = {"AAAA"}
         server.set(*a(NAME, other.name))
-        await hosts.known(balancer, [other, six], "another A record")
+        await hosts.wait_for_pods(balancer, [other, six], "another A record")
         failed = relay.failed
         await eventually(lambda: relay.failed > failed + 3)
         check(
-            hosts.taking(balancer) == {other.address, six.address},
+            hosts.accepting(balancer) == {other.address, six.address},
             f"nothing changes: {hosts.states(balancer)}",
         )
-        lines = await troubled(balancer, said)
+        lines = await wait_for_failures(balancer, said)
         check(bool(lines), f"the log reports it: {lines}")
         relay.failing = set()
-        await hosts.known(balancer, [other], "AAAA records are told again: there are none")
+        await hosts.wait_for_pods(balancer, [other], "AAAA records are told again: there are none")
     relay.transport.close()
     fleet.stop(*pods)
 
@@ -218,7 +218,7 @@ async def show_second_server(server):
     say("two name servers, the first one does not run")
     service = hosts.service(server, target, before=[f"127.0.0.1:{zone.free_port()}"])
     async with balancing(service, hosts.QUICK) as balancer:
-        await hosts.known(balancer, pods, "the second one is asked", 30)
+        await hosts.wait_for_pods(balancer, pods, "the second one is asked", 30)
         check_no_errors(await fleet.connect_many(balancer, 5, lanes=1), "then")
         say(f"         log: {[text for text in balancer.lines if NAME in text]}")
     fleet.stop(*pods)

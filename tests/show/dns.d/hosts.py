@@ -41,7 +41,7 @@ def service(server, target, kind="dns", before=()):
     )
 
 
-def told(balancer):
+def entries(balancer):
     """Returns what podMetrics says of each address."""
     return {
         pod["address"]: pod for pods in balancer.metrics()["podMetrics"].values() for pod in pods
@@ -49,10 +49,10 @@ def told(balancer):
 
 
 def states(balancer):
-    return {address: pod["state"] for address, pod in told(balancer).items()}
+    return {address: pod["state"] for address, pod in entries(balancer).items()}
 
 
-def taking(balancer):
+def accepting(balancer):
     """Returns the addresses that accept new sessions."""
     return {
         address
@@ -61,10 +61,10 @@ def taking(balancer):
     }
 
 
-async def known(balancer, pods, what="", timeout=scripted.DEADLINE):
+async def wait_for_pods(balancer, pods, what="", timeout=scripted.DEADLINE):
     """Waits until exactly these pods accept new sessions."""
     wanted = {pod.address for pod in pods}
-    found = await eventually(lambda: taking(balancer) == wanted, timeout)
+    found = await eventually(lambda: accepting(balancer) == wanted, timeout)
     shown = sorted(pod.name for pod in pods) if len(pods) < 8 else f"{len(pods)} pods"
     return check(
         found,
@@ -112,12 +112,12 @@ class Talk:
         except Exception as error:
             self.wrong = f"{type(error).__name__} behind {self.count} messages"
 
-    async def undisturbed(self, what):
+    async def check_undisturbed(self, what):
         """Checks that the session continues without an error."""
         before = self.count
         await eventually(lambda: self.count > before + 2 or self.wrong)
-        told = self.wrong or f"{self.count} messages so far"
-        return check(not self.wrong, f"{what}: its live session continues, {told}")
+        progress = self.wrong or f"{self.count} messages so far"
+        return check(not self.wrong, f"{what}: its live session continues, {progress}")
 
     async def stop(self):
         self.over = True

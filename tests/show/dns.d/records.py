@@ -34,7 +34,7 @@ async def show_many(server):
         '"500ms"\ncold_time = "0s"\n'
     )
     async with balancing(service, calm) as balancer:
-        await hosts.known(balancer, pods)
+        await hosts.wait_for_pods(balancer, pods)
         now = server.counts()
         grown = {kind: now.get(kind, 0) - before.get(kind, 0) for kind in ("udp4", "tcp4")}
         check(grown["tcp4"] > 0, f"the query is repeated over TCP: {grown} queries")
@@ -43,7 +43,7 @@ async def show_many(server):
         hosts.even(clients, pods, f"{2 * MANY} clients")
         check_valid(balancer, f"{MANY} addresses of one URL")
         server.set(*a(NAME, *names[: MANY // 2]))
-        await hosts.known(balancer, pods[: MANY // 2], "half of them leave")
+        await hosts.wait_for_pods(balancer, pods[: MANY // 2], "half of them leave")
         more = await fleet.connect_many(balancer, MANY, lanes=4)
         hosts.even(more, pods[: MANY // 2], f"{MANY} clients")
         talking = await asyncio.gather(*(client.talks() for client in clients))
@@ -58,7 +58,7 @@ async def show_families(server):
     four, six = pods
     server.set(*a(NAME, four.name, six.name))
     async with balancing(service, hosts.QUICK) as balancer:
-        await hosts.known(balancer, pods, "both")
+        await hosts.wait_for_pods(balancer, pods, "both")
         check(
             six.address in hosts.states(balancer),
             f"addresses as a URL has them: {sorted(hosts.states(balancer))}",
@@ -67,7 +67,7 @@ async def show_families(server):
         hosts.even(clients, pods, "10 clients")
         for left, gone in ((six, four), (four, six)):
             server.set(*a(NAME, left.name))
-            await hosts.known(balancer, [left], f"{left.name} only")
+            await hosts.wait_for_pods(balancer, [left], f"{left.name} only")
             more = await fleet.connect_many(balancer, 4, lanes=1)
             check(
                 fleet.sessions_by_pod(more) == {left.name: 4},
@@ -75,7 +75,7 @@ async def show_families(server):
             )
             check(all([await one.talks() for one in clients]), f"sessions on {gone.name} echo, too")
             server.set(*a(NAME, four.name, six.name))
-            await hosts.known(balancer, pods, "both")
+            await hosts.wait_for_pods(balancer, pods, "both")
     fleet.stop(*pods)
 
 
@@ -85,10 +85,10 @@ async def show_alias(server):
     service = hosts.service(server, f"{NAME}.test:{hosts.port_of(pods)}")
     server.set(f"{NAME} 0 CNAME blue", *a("blue", pods[0].name), *a("green", pods[1].name))
     async with balancing(service, hosts.QUICK) as balancer:
-        await hosts.known(balancer, pods[:1], "→ blue")
+        await hosts.wait_for_pods(balancer, pods[:1], "→ blue")
         blue = await fleet.connect_many(balancer, 4, lanes=1)
         server.set(f"{NAME} 0 CNAME green", *a("blue", pods[0].name), *a("green", pods[1].name))
-        await hosts.known(balancer, pods[1:], "→ green")
+        await hosts.wait_for_pods(balancer, pods[1:], "→ green")
         green = await fleet.connect_many(balancer, 4, lanes=1)
         check(
             fleet.sessions_by_pod(green) == {pods[1].name: 4},
@@ -119,24 +119,24 @@ async def show_services(server):
     spare = f"20 1 {ports[2]} b"
     srv(*both, spare)
     async with balancing(hosts.service(server, f"{SERVICE}.test", "srv"), hosts.QUICK) as balancer:
-        await hosts.known(balancer, [first, second], "the lowest priority's")
+        await hosts.wait_for_pods(balancer, [first, second], "the lowest priority's")
         clients = await fleet.connect_many(balancer, 10, lanes=1)
         hosts.even(clients, [first, second], "10 clients")
         srv(both[0], spare)
-        await hosts.known(balancer, [first], "one of them leaves")
+        await hosts.wait_for_pods(balancer, [first], "one of them leaves")
         more = await fleet.connect_many(balancer, 4, lanes=1)
         check(
             fleet.sessions_by_pod(more) == {"one": 4}, f"4 clients: {fleet.sessions_by_pod(more)}"
         )
         srv(spare)
-        await hosts.known(balancer, [third], "only the next priority is left")
+        await hosts.wait_for_pods(balancer, [third], "only the next priority is left")
         rest = await fleet.connect_many(balancer, 4, lanes=1)
         check(
             fleet.sessions_by_pod(rest) == {"spare": 4}, f"4 clients: {fleet.sessions_by_pod(rest)}"
         )
         check(all([await one.talks() for one in clients + more]), "sessions on the other pods echo")
         srv(*both, spare)
-        await hosts.known(balancer, [first, second], "the lowest priority is back")
+        await hosts.wait_for_pods(balancer, [first, second], "the lowest priority is back")
         server.set(
             *a("b", "127.0.0.3"), *(f"{SERVICE} 0 SRV {record}" for record in (both[0], spare))
         )

@@ -35,7 +35,7 @@ async def show_rate(server, pods, service, ttl, least, most, expected, what):
     server.set(*a(NAME, pods[0].name, ttl=ttl))
     bounds = f'discovery_min_ttl = "{least}"\ndiscovery_max_ttl = "{most}"\n'
     async with balancing(service, bounds) as balancer:
-        await hosts.known(balancer, pods[:1], f"TTL {ttl}, {least} to {most}")
+        await hosts.wait_for_pods(balancer, pods[:1], f"TTL {ttl}, {least} to {most}")
         before, began = server.count("A"), time.monotonic()
         await eventually(lambda: server.count("A") >= before + 5, 4)
         asked, took = server.count("A") - before, time.monotonic() - began
@@ -57,9 +57,9 @@ async def show_shortened(server, pods, service):
     async with balancing(
         service, 'discovery_min_ttl = "100ms"\ndiscovery_max_ttl = "1s"\n'
     ) as balancer:
-        await hosts.known(balancer, pods[:1])
+        await hosts.wait_for_pods(balancer, pods[:1])
         server.set(*a(NAME, pods[1].name, ttl=0))
-        await hosts.known(balancer, pods[1:], "a record with a TTL of 1 h is replaced")
+        await hosts.wait_for_pods(balancer, pods[1:], "a record with a TTL of 1 h is replaced")
         before, began = server.count("A"), time.monotonic()
         await eventually(lambda: server.count("A") >= before + 10)
         took = time.monotonic() - began

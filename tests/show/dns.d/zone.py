@@ -83,7 +83,7 @@ class Server:
 
     def stop(self):
         if self.program:
-            self.thaw()
+            self.resume()
             self.program.stop()
         self.program = None
 
@@ -91,7 +91,7 @@ class Server:
         """Suspends the server: queries reach its socket and are never answered."""
         self.program.process.send_signal(signal.SIGSTOP)
 
-    def thaw(self):
+    def resume(self):
         self.program.process.send_signal(signal.SIGCONT)
 
     def control(self, *command):

@@ -40,7 +40,7 @@ async def show(short):
 
 
 @contextlib.asynccontextmanager
-async def four(count, settings=""):
+async def start_four(count, settings=""):
     """Starts four pods and a balancer. Yields the clients of the first pod and those of the
     others.
     """
@@ -55,7 +55,7 @@ async def four(count, settings=""):
     fleet.stop(*pods)
 
 
-async def operate(balancer, pod, what):
+async def call_operator(balancer, pod, what):
     """Sends an operator's request about a pod and checks the answer. Returns the pod's entry in the
     metrics.
     """
@@ -89,7 +89,7 @@ async def somebody_new(balancer, pod):
     check(got > 0, f"{got} of them on the pod, which is in use again")
 
 
-async def moved_evenly(its, others, pod, seconds):
+async def check_moved_evenly(its, others, pod, seconds):
     """Waits until all sessions of the pod have been closed, and checks when they were."""
     await wait_until_ended(its, seconds + sessions.PATIENCE)
     check_closes(its, MOVED, "clients of the pod")
@@ -114,7 +114,7 @@ async def show_drain(count, seconds):
         f"{count} sessions on {PODS} pods, an operator drains one of them over {seconds} s, and "
         "puts it back afterwards"
     )
-    async with four(count) as (balancer, pods, its, others):
+    async with start_four(count) as (balancer, pods, its, others):
         pod = pods[0]
         status, listed = await call_admin(balancer, "GET", "/api/sessions")
         by_pod = collections.Counter(one["address"] for one in listed)
@@ -122,9 +122,9 @@ async def show_drain(count, seconds):
             by_pod == {one.address: one.sessions() for one in pods},
             f"GET /api/sessions lists the same number: {status}",
         )
-        await operate(balancer, pod, f"drain?over={seconds}s")
+        await call_operator(balancer, pod, f"drain?over={seconds}s")
         await nobody_new(balancer, pod)
-        await moved_evenly(its, others, pod, seconds)
+        await check_moved_evenly(its, others, pod, seconds)
         await wait_until_counted(balancer)
         left = [
             one
@@ -133,14 +133,14 @@ async def show_drain(count, seconds):
         ]
         check(not left, f"GET /api/sessions lists {len(left)} of the pod")
         await nobody_new(balancer, pod)
-        await operate(balancer, pod, "undrain")
+        await call_operator(balancer, pod, "undrain")
         await somebody_new(balancer, pod)
 
 
 async def show_no_time(count):
     say("control: over=0s")
-    async with four(count) as (balancer, pods, its, others):
-        await operate(balancer, pods[0], "drain?over=0s")
+    async with start_four(count) as (balancer, pods, its, others):
+        await call_operator(balancer, pods[0], "drain?over=0s")
         await nobody_new(balancer, pods[0])
         await asyncio.sleep(QUIET)
         await stay(its + others, "clients")
@@ -148,16 +148,16 @@ async def show_no_time(count):
 
 async def show_undrain(count, seconds):
     say(f"an operator drains a pod over {2 * seconds} s, and puts it back after the first closes")
-    async with four(count) as (balancer, pods, its, others):
-        await operate(balancer, pods[0], f"drain?over={2 * seconds}s")
+    async with start_four(count) as (balancer, pods, its, others):
+        await call_operator(balancer, pods[0], f"drain?over={2 * seconds}s")
         await eventually(lambda: sum(client.ended.done() for client in its) >= 5, sessions.PATIENCE)
-        await operate(balancer, pods[0], "undrain")
-        await ends_there(balancer, its, 2 * seconds)
+        await call_operator(balancer, pods[0], "undrain")
+        await check_stops(balancer, its, 2 * seconds)
         await stay(others, "of the other pods")
         await somebody_new(balancer, pods[0])
 
 
-async def ends_there(balancer, its, seconds):
+async def check_stops(balancer, its, seconds):
     """Checks that moving has stopped, although it would have taken much longer."""
     # The last request stops the moving, so no Close is decided on afterwards.
     await call_admin(balancer, "GET", "/api/sessions")
@@ -175,20 +175,25 @@ async def ends_there(balancer, its, seconds):
 
 async def show_report(count, seconds):
     say(f"a pod reports draining: true, pod_drain_time = {seconds}s; and later false")
-    async with four(count, f'pod_drain_time = "{seconds}s"') as (balancer, pods, its, others):
+    async with start_four(count, f'pod_drain_time = "{seconds}s"') as (balancer, pods, its, others):
         await report(balancer, pods[0])
-        await moved_evenly(its, others, pods[0], seconds)
+        await check_moved_evenly(its, others, pods[0], seconds)
         await nobody_new(balancer, pods[0])
         await take_back(balancer, pods[0])
     say(f"pod_drain_time = {2 * seconds}s, and it reports draining: false after the first closes")
-    async with four(count, f'pod_drain_time = "{2 * seconds}s"') as (balancer, pods, its, others):
+    async with start_four(count, f'pod_drain_time = "{2 * seconds}s"') as (
+        balancer,
+        pods,
+        its,
+        others,
+    ):
         await report(balancer, pods[0])
         await eventually(lambda: sum(client.ended.done() for client in its) >= 5, sessions.PATIENCE)
         await take_back(balancer, pods[0])
-        await ends_there(balancer, its, 2 * seconds)
+        await check_stops(balancer, its, 2 * seconds)
         await stay(others, "of the other pods")
     say("control: pod_drain_time = 0s")
-    async with four(count) as (balancer, pods, its, others):
+    async with start_four(count) as (balancer, pods, its, others):
         await report(balancer, pods[0])
         await nobody_new(balancer, pods[0])
         await asyncio.sleep(QUIET)
@@ -212,7 +217,7 @@ async def show_ejected(on_ejected):
         "a pod refuses connections and so fails its polls, its sessions continue; on_ejected = "
         f'"{on_ejected}"'
     )
-    async with four(40, f'on_ejected = "{on_ejected}"') as (balancer, pods, its, others):
+    async with start_four(40, f'on_ejected = "{on_ejected}"') as (balancer, pods, its, others):
         pods[0].refuse()
         shown = await fleet.wait_for_state(balancer, pods[0], "ejected")
         check(shown["state"] == "ejected", f"the pod is {shown['state']}, {shown.get('reason')!r}")

@@ -81,12 +81,12 @@ async def one_ends(count, seconds, looks):
         held = leaving.metrics()["ownSessions"]
         say(f"         the replica that stops has {held} of them")
         shutdown.send_signal(leaving)
-        await shutdown.ends_well(leaving, held, lambda cut: cut == 0) if looks else await gone(
+        await shutdown.check_exit(leaving, held, lambda cut: cut == 0) if looks else await gone(
             leaving
         )
         check(await all_connected(regulars), "all clients have a session again")
         if looks:
-            await look_at(regulars, staying, held)
+            await check_other_replica(regulars, staying, held)
         for task in (watching, *tasks):
             task.cancel()
         for regular in regulars:
@@ -99,7 +99,7 @@ async def gone(balancer):
     await asyncio.to_thread(balancer.process.wait, shutdown.EXIT)
 
 
-async def look_at(regulars, staying, held):
+async def check_other_replica(regulars, staying, held):
     kinds = collections.Counter(failure for regular in regulars for failure in regular.failures)
     check(
         dict(kinds) == {"Close {} {!r}".format(*sessions.SHUTDOWN): held},

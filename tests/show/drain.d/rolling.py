@@ -183,7 +183,7 @@ async def restart(replica, replicas, haproxy, talkers):
     shutdown.send_signal(old)
     await haproxy.finds(replica, "DOWN")
     check(old.metrics()["ownSessions"] == held, "it has not closed any session yet")
-    await shutdown.ends_well(old, held, lambda cut: cut == 0)
+    await shutdown.check_exit(old, held, lambda cut: cut == 0)
     check(await all_connected(talkers), "its clients have a session on the other replica")
     await asyncio.sleep(QUIET)
     replica.start()

@@ -41,7 +41,7 @@ def send_signal(balancer, sig=signal.SIGTERM):
     return time.monotonic()
 
 
-async def ends_well(balancer, opened, cut):
+async def check_exit(balancer, opened, cut):
     """Checks the exit code and the last line of the log. Returns the number of sessions that were
     cut.
     """
@@ -83,7 +83,7 @@ async def show_spread(count, seconds):
         )
         worst = unevenness(clients, seconds)
         check(worst <= EVEN, f"closes per second stay within ±{EVEN:.0%} of even")
-        await ends_well(balancer, len(clients), lambda cut: cut == 0)
+        await check_exit(balancer, len(clients), lambda cut: cut == 0)
     fleet.stop(*pods)
 
 
@@ -142,7 +142,7 @@ async def show_at_once(count):
         check_closes(clients, SHUTDOWN, "clients")
         worst = unevenness(clients, 5)
         check(worst > EVEN, f"closes per second do not stay within ±{EVEN:.0%} of even")
-        await ends_well(balancer, count, lambda cut: cut == 0)
+        await check_exit(balancer, count, lambda cut: cut == 0)
     fleet.stop(*pods)
 
 
@@ -162,7 +162,7 @@ async def show_killed(count):
 
 
 @contextlib.asynccontextmanager
-async def few(count, mute=0, **server):
+async def start_few(count, mute=0, **server):
     """Starts a balancer with `count` clients and `mute` others that answer no Close. close_timeout
     is long.
     """
@@ -181,16 +181,16 @@ async def show_stragglers():
         "20 sessions, 3 of whose clients answer no Close, SIGINT: drain_time = 1s, "
         "shutdown_timeout = 2s"
     )
-    async with few(17, 3, DRAIN_TIME="1s", SHUTDOWN_TIMEOUT="2s") as balancer:
+    async with start_few(17, 3, DRAIN_TIME="1s", SHUTDOWN_TIMEOUT="2s") as balancer:
         send_signal(balancer, signal.SIGINT)
         await wait_until_ended(balancer.clients[:17])
         check_closes(balancer.clients[:17], SHUTDOWN, "the others")
-        await ends_well(balancer, 20, lambda cut: cut == 3)
+        await check_exit(balancer, 20, lambda cut: cut == 3)
 
 
 async def show_second_signal():
     say("40 sessions, a second SIGTERM within drain_delay = 1h")
-    async with few(40, DRAIN_DELAY="1h") as balancer:
+    async with start_few(40, DRAIN_DELAY="1h") as balancer:
         send_signal(balancer)
         await sessions.eventually_async(lambda: says(balancer, 503))
         check(
@@ -202,7 +202,7 @@ async def show_second_signal():
             f"clients receive {sessions.count_endings(balancer.clients)}",
         )
     say("40 sessions, a second SIGTERM after the first closes of drain_time = 20s")
-    async with few(40, DRAIN_TIME="20s", SHUTDOWN_TIMEOUT="30s") as balancer:
+    async with start_few(40, DRAIN_TIME="20s", SHUTDOWN_TIMEOUT="30s") as balancer:
         send_signal(balancer)
         await eventually(
             lambda: sum(client.ended.done() for client in balancer.clients) >= 3, sessions.PATIENCE
@@ -218,7 +218,7 @@ async def show_second_signal():
 
 async def show_hurry(balancer, cut):
     began = send_signal(balancer)
-    count = await ends_well(balancer, 40, cut)
+    count = await check_exit(balancer, 40, cut)
     say(f"         it exits {time.monotonic() - began:.2f} s after the second signal")
     await wait_until_ended(balancer.clients)
     return count

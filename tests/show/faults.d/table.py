@@ -214,7 +214,7 @@ def cell(row, variant, service, steps, **more):
     return Cell(row, variant, service, tuple(steps), **more)
 
 
-def sided(dying, lives, dies=GONE):
+def by_side(dying, lives, dies=GONE):
     """Returns the expectations of a case by the side that fails."""
     return {OTHER[dying]: lives, dying: dies}
 
@@ -229,16 +229,16 @@ def deaths():
             for name, said in AT_BOUNDARY.items():
                 expected = gets(said(side), told)
                 yield cell(
-                    row, name, "calm", [*says(side, said(side)), end], **sided(side, expected)
+                    row, name, "calm", [*says(side, said(side)), end], **by_side(side, expected)
                 )
             for name, said in WITHIN.items():
                 cut, _ = said(side)
-                yield cell(row, name, "calm", [*says(side, cut), end], **sided(side, gets(cut)))
+                yield cell(row, name, "calm", [*says(side, cut), end], **by_side(side, gets(cut)))
             for name, said in WITHIN_SHORT.items():
                 cut, _ = said(other)
                 steps = [*says(other, cut), *says(side, WORD[side]), end]
                 yield cell(
-                    row, f"the other {name}", "calm", steps, **sided(side, gets(WORD[side], told))
+                    row, f"the other {name}", "calm", steps, **by_side(side, gets(WORD[side], told))
                 )
             yield from in_flight(row, side, act)
             yield from not_reading(row, side, act)
@@ -256,14 +256,14 @@ def deaths():
                 steps,
                 deaf=(other,),
                 mute=(other,),
-                **sided(side, gets(ANY)),
+                **by_side(side, gets(ANY)),
             )
         yield cell(
             f"the {side} disconnects by FIN",
             "with a limit set, within a header",
             "frames",
             [("writes", side, WORD[side] + MESSAGE_300[side][:3]), ("leaves", side)],
-            **sided(side, gets(WORD[side] + MESSAGE_300[side][:3])),
+            **by_side(side, gets(WORD[side] + MESSAGE_300[side][:3])),
         )
     yield cell(
         "the pod disconnects by FIN",
@@ -285,7 +285,7 @@ def in_flight(row, side, act):
         "with bytes in flight",
         "calm",
         steps,
-        **sided(side, gets(WORD[side] + FIRST[side], told)),
+        **by_side(side, gets(WORD[side] + FIRST[side], told)),
     )
     cut, _ = WITHIN["within a frame"](side)
     yield cell(
@@ -293,17 +293,17 @@ def in_flight(row, side, act):
         "with a cut frame in flight",
         "calm",
         [("writes", side, cut), end],
-        **sided(side, gets(cut)),
+        **by_side(side, gets(cut)),
     )
     if act == "leaves":
         steps = [("writes", side, LONG[side] * 4), end]
         yield cell(
-            row, "with 1.2 MB in flight", "calm", steps, **sided(side, gets(LONG[side] * 4, told))
+            row, "with 1.2 MB in flight", "calm", steps, **by_side(side, gets(LONG[side] * 4, told))
         )
         steps = [("writes", side, LONG[side] * 4 + FIRST[side][:-1]), end]
         expected = gets(LONG[side] * 4 + FIRST[side][:-1])
         yield cell(
-            row, "with 1.2 MB and a cut frame in flight", "calm", steps, **sided(side, expected)
+            row, "with 1.2 MB and a cut frame in flight", "calm", steps, **by_side(side, expected)
         )
 
 
@@ -314,7 +314,7 @@ def not_reading(row, side, act):
     if act == "resets":
         whole, broken = [gets(WHOLE, told), gets(CUT)], [gets(WHOLE, told), gets(ANY)]
     steps = [("floods", side), end, ("reads", other)]
-    yield cell(row, "the other does not read", "calm", steps, deaf=(other,), **sided(side, whole))
+    yield cell(row, "the other does not read", "calm", steps, deaf=(other,), **by_side(side, whole))
     steps = [("floods", side), ("writes", side, FIRST[side][:-1]), end, ("reads", other)]
     yield cell(
         row,
@@ -322,7 +322,7 @@ def not_reading(row, side, act):
         "calm",
         steps,
         deaf=(other,),
-        **sided(side, broken),
+        **by_side(side, broken),
     )
 
 
@@ -398,11 +398,11 @@ def own_closes():
             steps = [("writes", side, WORD[side] + goodbye), (act, side)]
             expected = gets(WORD[side], goodbye)
             yield cell(
-                row, f"and disconnects by {word} at once", "calm", steps, **sided(side, expected)
+                row, f"and disconnects by {word} at once", "calm", steps, **by_side(side, expected)
             )
             steps = [*says(side, goodbye), (act, other)]
             yield cell(
-                row, f"the other disconnects by {word}", "calm", steps, **sided(other, gets())
+                row, f"the other disconnects by {word}", "calm", steps, **by_side(other, gets())
             )
         steps = [("writes", side, own_close(side, b"")), ("leaves", side)]
         yield cell(
@@ -410,11 +410,11 @@ def own_closes():
             "no code, and disconnects by FIN at once",
             "calm",
             steps,
-            **sided(side, gets(own_close(side, b""))),
+            **by_side(side, gets(own_close(side, b""))),
         )
         steps = [("writes", side, LONG[side] + goodbye), ("leaves", side)]
         yield cell(
-            row, "with bytes in flight", "calm", steps, **sided(side, gets(LONG[side], goodbye))
+            row, "with bytes in flight", "calm", steps, **by_side(side, gets(LONG[side], goodbye))
         )
         steps = [("floods", side), ("writes", side, goodbye), ("leaves", side), ("reads", other)]
         yield cell(
@@ -423,7 +423,7 @@ def own_closes():
             "calm",
             steps,
             deaf=(other,),
-            **sided(side, gets(ALL, goodbye)),
+            **by_side(side, gets(ALL, goodbye)),
         )
         both = {other: gets(goodbye), side: gets()}
         yield cell(
