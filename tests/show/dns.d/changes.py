@@ -88,11 +88,11 @@ async def show_order(server, pods, service):
     async with balancing(service, hosts.QUICK) as balancer:
         await hosts.wait_for_pods(balancer, pods)
         clients = await fleet.connect_many(balancer, 9, lanes=1)
-        said = len(balancer.lines)
+        position = len(balancer.lines)
         asked = server.count("A")
         server.set(*a(NAME, third.name, first.name, second.name), *a(NAME, first.name))
         await eventually(lambda: server.count("A") > asked + 3)
-        check(len(balancer.lines) == said, f"nothing is logged: {balancer.lines[said:]}")
+        check(len(balancer.lines) == position, f"nothing is logged: {balancer.lines[position:]}")
         hosts.even(clients + await fleet.connect_many(balancer, 9, lanes=1), pods, "18 clients")
 
 

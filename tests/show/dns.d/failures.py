@@ -35,11 +35,11 @@ async def show(server):
     await show_second_server(server)
 
 
-async def wait_for_failures(balancer, said):
+async def wait_for_failures(balancer, position):
     """Waits for log lines about a failed lookup, after line `said`."""
 
     def lines():
-        return [text for text in balancer.lines[said:] if f"{NAME}.test" in text]
+        return [text for text in balancer.lines[position:] if f"{NAME}.test" in text]
 
     await eventually(lines, 30)
     return lines()
@@ -53,10 +53,10 @@ async def show_kept(server, pods, service, name, begin, end, seen):
         await hosts.wait_for_pods(balancer, [first])
         clients = await fleet.connect_many(balancer, 5, lanes=1)
         talk = hosts.Talk(clients[0])
-        said = len(balancer.lines)
+        position = len(balancer.lines)
         begin()
         try:
-            lines = await wait_for_failures(balancer, said)
+            lines = await wait_for_failures(balancer, position)
             check(bool(lines), f"the log reports it: {lines[:1]}")
             if seen:
                 check(await eventually(seen), "several lookups have failed")
@@ -84,10 +84,9 @@ async def show_kept(server, pods, service, name, begin, end, seen):
             f"10 clients: {fleet.sessions_by_pod(later)}",
         )
         await talk.check_undisturbed("afterwards")
-        say(
-            f"         log: {lines + [text for text in balancer.lines[said:] if text not in lines]}"
-        )
-        logged = [text for text in balancer.lines[said:] if f"{NAME}.test" in text]
+        others = [text for text in balancer.lines[position:] if text not in lines]
+        say(f"         log: {lines + others}")
+        logged = [text for text in balancer.lines[position:] if f"{NAME}.test" in text]
         check(len(logged) <= 5, f"{len(logged)} lines about it, not one per lookup")
         await talk.stop()
 
@@ -127,7 +126,7 @@ async def show_denied(server, pods, service, name, records):
         await hosts.wait_for_pods(balancer, pods)
         clients = await fleet.connect_many(balancer, 10, lanes=1)
         talk = hosts.Talk(clients[0])
-        said = len(balancer.lines)
+        position = len(balancer.lines)
         server.set(*records)
         await hosts.wait_for_pods(balancer, [], "no pod takes new sessions")
         states = hosts.states(balancer)
@@ -139,7 +138,7 @@ async def show_denied(server, pods, service, name, records):
         )
         await talk.check_undisturbed(f"during {name}")
         check(all([await client.talks() for client in clients[1:]]), "all other sessions echo, too")
-        lines = [text for text in balancer.lines[said:] if f"{NAME}.test" in text]
+        lines = [text for text in balancer.lines[position:] if f"{NAME}.test" in text]
         check(bool(lines), f"the log reports it: {lines}")
         server.set(*a(NAME, *(pod.name for pod in pods)))
         await hosts.wait_for_pods(balancer, pods, "the records are back")
@@ -193,7 +192,7 @@ async def show_half(server):
     service = hosts.service(relay, f"{NAME}.test:{hosts.port_of(pods)}")
     async with balancing(service, hosts.QUICK) as balancer:
         await hosts.wait_for_pods(balancer, [four, six])
-        said = len(balancer.lines)
+        position = len(balancer.lines)
         relay.failing = {"AAAA"}
         server.set(*a(NAME, other.name))
         await hosts.wait_for_pods(balancer, [other, six], "another A record")
@@ -203,7 +202,7 @@ async def show_half(server):
             hosts.accepting(balancer) == {other.address, six.address},
             f"nothing changes: {hosts.states(balancer)}",
         )
-        lines = await wait_for_failures(balancer, said)
+        lines = await wait_for_failures(balancer, position)
         check(bool(lines), f"the log reports it: {lines}")
         relay.failing = set()
         await hosts.wait_for_pods(balancer, [other], "AAAA records are told again: there are none")

@@ -49,9 +49,9 @@ async def start_four(count, settings=""):
         await eventually(lambda: all("reported" in one for one in balancer.metrics()["services"]))
         clients = await connect_many(balancer, count)
         say(f"         by pod: {fleet.sessions_by_pod(clients)}")
-        its = [client for client in clients if client.pod == pods[0].name]
+        sessions_of_pod = [client for client in clients if client.pod == pods[0].name]
         others = [client for client in clients if client.pod != pods[0].name]
-        yield balancer, pods, its, others
+        yield balancer, pods, sessions_of_pod, others
     fleet.stop(*pods)
 
 
@@ -59,8 +59,8 @@ async def call_operator(balancer, pod, what):
     """Sends an operator's request about a pod and checks the answer. Returns the pod's entry in the
     metrics.
     """
-    status, told = await call_admin(balancer, "POST", f"/api/backends/{pod.address}/{what}")
-    state = [(one["address"], one["state"], one.get("reason")) for one in told]
+    status, received = await call_admin(balancer, "POST", f"/api/backends/{pod.address}/{what}")
+    state = [(one["address"], one["state"], one.get("reason")) for one in received]
     say(f"         POST /api/backends/{pod.address}/{what}: {status} {state}")
     draining = what.startswith("drain")
     wanted = state == [(pod.address, "draining", REASON)] if draining else state[0][1] != "draining"
@@ -89,13 +89,16 @@ async def somebody_new(balancer, pod):
     check(got > 0, f"{got} of them on the pod, which is in use again")
 
 
-async def check_moved_evenly(its, others, pod, seconds):
+async def check_moved_evenly(sessions_of_pod, others, pod, seconds):
     """Waits until all sessions of the pod have been closed, and checks when they were."""
-    await wait_until_ended(its, seconds + sessions.PATIENCE)
-    check_closes(its, MOVED, "clients of the pod")
-    told = collections.Counter(pod.closes)
-    check(told == {(sessions.AWAY, MOVED[1]): len(its)}, f"the pod receives {dict(told)}")
-    worst = unevenness(its, seconds)
+    await wait_until_ended(sessions_of_pod, seconds + sessions.PATIENCE)
+    check_closes(sessions_of_pod, MOVED, "clients of the pod")
+    received = collections.Counter(pod.closes)
+    check(
+        received == {(sessions.AWAY, MOVED[1]): len(sessions_of_pod)},
+        f"the pod receives {dict(received)}",
+    )
+    worst = unevenness(sessions_of_pod, seconds)
     check(worst <= EVEN, f"closes per second stay within ±{EVEN:.0%} of even")
     await stay(others, "of the other pods")
 
@@ -114,7 +117,7 @@ async def show_drain(count, seconds):
         f"{count} sessions on {PODS} pods, an operator drains one of them over {seconds} s, and "
         "puts it back afterwards"
     )
-    async with start_four(count) as (balancer, pods, its, others):
+    async with start_four(count) as (balancer, pods, sessions_of_pod, others):
         pod = pods[0]
         status, listed = await call_admin(balancer, "GET", "/api/sessions")
         by_pod = collections.Counter(one["address"] for one in listed)
@@ -124,7 +127,7 @@ async def show_drain(count, seconds):
         )
         await call_operator(balancer, pod, f"drain?over={seconds}s")
         await nobody_new(balancer, pod)
-        await check_moved_evenly(its, others, pod, seconds)
+        await check_moved_evenly(sessions_of_pod, others, pod, seconds)
         await wait_until_counted(balancer)
         left = [
             one
@@ -139,65 +142,74 @@ async def show_drain(count, seconds):
 
 async def show_no_time(count):
     say("control: over=0s")
-    async with start_four(count) as (balancer, pods, its, others):
+    async with start_four(count) as (balancer, pods, sessions_of_pod, others):
         await call_operator(balancer, pods[0], "drain?over=0s")
         await nobody_new(balancer, pods[0])
         await asyncio.sleep(QUIET)
-        await stay(its + others, "clients")
+        await stay(sessions_of_pod + others, "clients")
 
 
 async def show_undrain(count, seconds):
     say(f"an operator drains a pod over {2 * seconds} s, and puts it back after the first closes")
-    async with start_four(count) as (balancer, pods, its, others):
+    async with start_four(count) as (balancer, pods, sessions_of_pod, others):
         await call_operator(balancer, pods[0], f"drain?over={2 * seconds}s")
-        await eventually(lambda: sum(client.ended.done() for client in its) >= 5, sessions.PATIENCE)
+        await eventually(
+            lambda: sum(client.ended.done() for client in sessions_of_pod) >= 5, sessions.PATIENCE
+        )
         await call_operator(balancer, pods[0], "undrain")
-        await check_stops(balancer, its, 2 * seconds)
+        await check_stops(balancer, sessions_of_pod, 2 * seconds)
         await stay(others, "of the other pods")
         await somebody_new(balancer, pods[0])
 
 
-async def check_stops(balancer, its, seconds):
+async def check_stops(balancer, sessions_of_pod, seconds):
     """Checks that moving has stopped, although it would have taken much longer."""
     # The last request stops the moving, so no Close is decided on afterwards.
     await call_admin(balancer, "GET", "/api/sessions")
-    talk = await asyncio.gather(*(client.talks() for client in its))
-    left = [client for client, talks in zip(its, talk) if talks]
+    talk = await asyncio.gather(*(client.talks() for client in sessions_of_pod))
+    left = [client for client, talks in zip(sessions_of_pod, talk) if talks]
     await asyncio.sleep(QUIET)
-    more = QUIET / seconds * len(its)
+    more = QUIET / seconds * len(sessions_of_pod)
     check(
         left,
-        f"{len(its) - len(left)} of {len(its)} have been moved; {more:.0f} more would have been "
-        f"in {QUIET} s",
+        f"{len(sessions_of_pod) - len(left)} of {len(sessions_of_pod)} have been moved; "
+        f"{more:.0f} more would have been in {QUIET} s",
     )
     await stay(left, "clients of the pod")
 
 
 async def show_report(count, seconds):
     say(f"a pod reports draining: true, pod_drain_time = {seconds}s; and later false")
-    async with start_four(count, f'pod_drain_time = "{seconds}s"') as (balancer, pods, its, others):
+    async with start_four(count, f'pod_drain_time = "{seconds}s"') as (
+        balancer,
+        pods,
+        sessions_of_pod,
+        others,
+    ):
         await report(balancer, pods[0])
-        await check_moved_evenly(its, others, pods[0], seconds)
+        await check_moved_evenly(sessions_of_pod, others, pods[0], seconds)
         await nobody_new(balancer, pods[0])
         await take_back(balancer, pods[0])
     say(f"pod_drain_time = {2 * seconds}s, and it reports draining: false after the first closes")
     async with start_four(count, f'pod_drain_time = "{2 * seconds}s"') as (
         balancer,
         pods,
-        its,
+        sessions_of_pod,
         others,
     ):
         await report(balancer, pods[0])
-        await eventually(lambda: sum(client.ended.done() for client in its) >= 5, sessions.PATIENCE)
+        await eventually(
+            lambda: sum(client.ended.done() for client in sessions_of_pod) >= 5, sessions.PATIENCE
+        )
         await take_back(balancer, pods[0])
-        await check_stops(balancer, its, 2 * seconds)
+        await check_stops(balancer, sessions_of_pod, 2 * seconds)
         await stay(others, "of the other pods")
     say("control: pod_drain_time = 0s")
-    async with start_four(count) as (balancer, pods, its, others):
+    async with start_four(count) as (balancer, pods, sessions_of_pod, others):
         await report(balancer, pods[0])
         await nobody_new(balancer, pods[0])
         await asyncio.sleep(QUIET)
-        await stay(its + others, "clients")
+        await stay(sessions_of_pod + others, "clients")
 
 
 async def report(balancer, pod):
@@ -217,13 +229,18 @@ async def show_ejected(on_ejected):
         "a pod refuses connections and so fails its polls, its sessions continue; on_ejected = "
         f'"{on_ejected}"'
     )
-    async with start_four(40, f'on_ejected = "{on_ejected}"') as (balancer, pods, its, others):
+    async with start_four(40, f'on_ejected = "{on_ejected}"') as (
+        balancer,
+        pods,
+        sessions_of_pod,
+        others,
+    ):
         pods[0].refuse()
         shown = await fleet.wait_for_state(balancer, pods[0], "ejected")
         check(shown["state"] == "ejected", f"the pod is {shown['state']}, {shown.get('reason')!r}")
         if on_ejected == "close":
-            await wait_until_ended(its)
-            check_closes(its, MOVED, "its clients")
+            await wait_until_ended(sessions_of_pod)
+            check_closes(sessions_of_pod, MOVED, "its clients")
             back = await connect(balancer.address)
             balancer.clients.append(back)
             check(
@@ -232,4 +249,4 @@ async def show_ejected(on_ejected):
             await stay(others, "of the other pods")
         else:
             await asyncio.sleep(QUIET)
-            await stay(its + others, "clients")
+            await stay(sessions_of_pod + others, "clients")

@@ -45,8 +45,8 @@ async def show_one(count):
         found = [one for one in listed if one["client"] == SOURCE]
         say(f"         GET /api/sessions lists {len(listed)}, of them {found}")
         path = f"/api/sessions/{found[0]['id']}"
-        status, told = await call_admin(balancer, "DELETE", path)
-        check(status == 200 and told["id"] == found[0]["id"], f"DELETE {path}: {status}")
+        status, reply = await call_admin(balancer, "DELETE", path)
+        check(status == 200 and reply["id"] == found[0]["id"], f"DELETE {path}: {status}")
         await wait_until_ended([chosen])
         check_closes([chosen], CLOSED, "its client")
         closes = [close for pod in pods for close in pod.closes]
@@ -56,8 +56,8 @@ async def show_one(count):
             f"the other {count} stay and echo",
         )
         await sessions.wait_until_counted(balancer)
-        status, told = await call_admin(balancer, "DELETE", path)
-        check(status == 404, f"the second time: {status} {told}")
+        status, reply = await call_admin(balancer, "DELETE", path)
+        check(status == 404, f"the second time: {status} {reply}")
     fleet.stop(*pods)
 
 
@@ -80,8 +80,8 @@ async def show_service():
             await connect_many(balancer, 40, path="/chat"),
             await connect_many(balancer, 40),
         )
-        status, told = await call_admin(balancer, "POST", "/api/services/chat/drain")
-        states = {one["address"]: one["state"] for one in told}
+        status, reply = await call_admin(balancer, "POST", "/api/services/chat/drain")
+        states = {one["address"]: one["state"] for one in reply}
         check(
             status == 200 and states == {pod.address: "draining" for pod in pods[:2]},
             f"{status} {states}",
@@ -120,10 +120,10 @@ async def show_errors():
             ("POST", f"{drain}?over=-1s", 400),
             ("POST", f"{drain}?over=", 400),
         ]:
-            status, told = await call_admin(balancer, method, path)
+            status, reply = await call_admin(balancer, method, path)
             check(
-                status == wanted and told.get("error"),
-                f"{method} {path}: {status} {told.get('error')!r}",
+                status == wanted and reply.get("error"),
+                f"{method} {path}: {status} {reply.get('error')!r}",
             )
         status, *_ = await call(balancer.address, "POST", drain)
         check(
@@ -191,13 +191,13 @@ async def show_outside():
         (TOKEN, [f"Authorization: Bearer {TOKEN}"], 200),
     ]:
         with ThreadPoolExecutor(1) as thread:
-            told = await asyncio.get_running_loop().run_in_executor(thread, outside, token, fields)
-        if told is None:
+            reply = await asyncio.get_running_loop().run_in_executor(thread, outside, token, fields)
+        if reply is None:
             check(not os.environ.get("CI"), "skipped: needs the right to create network namespaces")
         else:
             check(
-                told == (200, wanted),
-                f"token {token!r}, {fields}: GET and POST are answered {told}",
+                reply == (200, wanted),
+                f"token {token!r}, {fields}: GET and POST are answered {reply}",
             )
 
 

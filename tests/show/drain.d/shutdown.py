@@ -48,10 +48,10 @@ async def check_exit(balancer, opened, cut):
     code = await asyncio.to_thread(balancer.process.wait, EXIT)
     line = r"stopped: (\d+) sessions were open, (\d+) were cut"
     found = await asyncio.to_thread(programs.Program.expect, balancer, line)
-    told = tuple(map(int, found.groups()))
+    received = tuple(map(int, found.groups()))
     check(code == 0, f"exit code {code}")
-    check(told[0] == opened and cut(told[1]), f"its last line: {found.group()!r}")
-    return told[1]
+    check(received[0] == opened and cut(received[1]), f"its last line: {found.group()!r}")
+    return received[1]
 
 
 def settings(**server):
@@ -76,10 +76,10 @@ async def show_spread(count, seconds):
             f"no session is closed before drain_delay is over, the first after {first:.2f} s",
         )
         check_closes(clients, SHUTDOWN, "clients")
-        told = [close for pod in pods for close in pod.closes]
+        received = [close for pod in pods for close in pod.closes]
         check(
-            told == [(sessions.AWAY, SHUTDOWN[1])] * len(clients),
-            f"pods: {len(told)} sessions receive { ({*told}) }",
+            received == [(sessions.AWAY, SHUTDOWN[1])] * len(clients),
+            f"pods: {len(received)} sessions receive { ({*received}) }",
         )
         worst = unevenness(clients, seconds)
         check(worst <= EVEN, f"closes per second stay within ±{EVEN:.0%} of even")

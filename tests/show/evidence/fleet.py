@@ -166,8 +166,8 @@ def errors(clients):
 def check_no_errors(clients, what):
     """Checks that no client received an error."""
     wrong = errors(clients)
-    told = f", {len(wrong)} did: {wrong[0].status} {wrong[0].body!r}" if wrong else ""
-    check(not wrong, f"{what}: none of {len(clients)} clients receives an error{told}")
+    details = f", {len(wrong)} did: {wrong[0].status} {wrong[0].body!r}" if wrong else ""
+    check(not wrong, f"{what}: none of {len(clients)} clients receives an error{details}")
 
 
 def sessions_by_pod(clients):

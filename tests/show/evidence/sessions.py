@@ -214,10 +214,10 @@ def check_closes(clients, close, what):
     else.
     """
     wrong = [client for client in clients if client.close != close or client.error or client.behind]
-    told = f", but {len(wrong)}: {count_endings(wrong)}" if wrong else ""
+    details = f", but {len(wrong)}: {count_endings(wrong)}" if wrong else ""
     return check(
         clients and not wrong,
-        f"{what}: all {len(clients)} get Close {close[0]} {close[1]!r}, then FIN{told}",
+        f"{what}: all {len(clients)} get Close {close[0]} {close[1]!r}, then FIN{details}",
     )
 
 

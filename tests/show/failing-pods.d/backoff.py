@@ -127,12 +127,17 @@ async def show_healed(cold, is_control=False):
         clients = await fleet.connect_paced(balancer, MEASURED, COLD_RATE)
         check_no_errors(began + clients, name)
         share = sum(client.pod == pod.name for client in clients) / MEASURED
-        told = f"{share:.0%} of the next {MEASURED}, {share / FAIR:.1f} times its fair share"
+        share_of_clients = (
+            f"{share:.0%} of the next {MEASURED}, {share / FAIR:.1f} times its fair share"
+        )
         if is_control:
-            check(share > 5 * FAIR, f"{name}: it is {state} and gets {told}")
+            check(share > 5 * FAIR, f"{name}: it is {state} and gets {share_of_clients}")
         else:
             check(state == "cold", f"{name}: it is {state}")
-            check(FAIR / 2 <= share <= 3.8 * FAIR, f"{name}: it gets {told}, about 3 at most")
+            check(
+                FAIR / 2 <= share <= 3.8 * FAIR,
+                f"{name}: it gets {share_of_clients}, about 3 at most",
+            )
     fleet.stop(pod, *healthy)
 
 

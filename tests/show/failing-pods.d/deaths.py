@@ -155,8 +155,10 @@ async def show_one(healthy, end, eject_after):
                 seen <= 0.02 * ARRIVALS,
                 f"{name}: {seen / ARRIVALS:.1%} of the arrivals, at most 2 %",
             )
-            told = f"{state['state']}, {state.get('reason')!r}, {state.get('ejectedForMs')} ms left"
-            check(state["state"] == "ejected", f"{name}: it is {told}")
+            state_and_reason = (
+                f"{state['state']}, {state.get('reason')!r}, {state.get('ejectedForMs')} ms left"
+            )
+            check(state["state"] == "ejected", f"{name}: it is {state_and_reason}")
             check(seen == seen_early, f"{name}: none after its ejection")
         else:
             check(state["state"] != "ejected", f"{name}: it is {state['state']}")

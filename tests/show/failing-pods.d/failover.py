@@ -94,19 +94,19 @@ async def show_ejected(pod, healthy):
         tried = await attempts(balancer, pod)
         check_no_errors(first, "one client after the other until it is ejected")
         check(tried == EJECT_AFTER, f"ejected after {tried} attempts, eject_after = {EJECT_AFTER}")
-        told = metrics_entry(balancer, pod)
-        say(f"         {told}")
-        check(told.get("reason"), f"/balancer-metrics shows the reason: {told.get('reason')}")
-        left = told.get("ejectedForMs", -1)
+        shown = metrics_entry(balancer, pod)
+        say(f"         {shown}")
+        check(shown.get("reason"), f"/balancer-metrics shows the reason: {shown.get('reason')}")
+        left = shown.get("ejectedForMs", -1)
         check(
             0 < left <= 1200 * fleet.LONG,
             f"and the time left, {left} ms of {fleet.LONG} s and up to 20 %",
         )
-        check(bool(said := logged(balancer, pod)), f"the log reports it: {said}")
+        check(bool(logged_line := logged(balancer, pod)), f"the log reports it: {logged_line}")
         rest = await fleet.connect_many(balancer, CLIENTS)
         check_no_errors(rest, "afterwards")
-        more = await attempts(balancer, pod) - tried
-        check(more == 0, f"attempts in the meantime: {more}")
+        further = await attempts(balancer, pod) - tried
+        check(further == 0, f"attempts in the meantime: {further}")
         counts = fleet.sessions_by_pod(first + rest)
         check(
             max(counts.values()) - min(counts.values()) <= 1 and len(counts) == 2,
@@ -173,8 +173,8 @@ async def show_deadline():
     settings = f'{BRIEF}handshake_timeout = "1200ms"\n'
     async with balancing(pods, settings) as balancer:
         client = await connect_one(balancer)
-        told = client.body.decode(errors="replace").strip()
-        check(client.status == 504, f"{client.status} after {client.took:.2f} s: {told}")
+        shown = client.body.decode(errors="replace").strip()
+        check(client.status == 504, f"{client.status} after {client.took:.2f} s: {shown}")
         tried = sorted(len(pod.attempts) for pod in pods)
         check(tried == [1, 1, 1], f"each was tried once: {tried}")
         say(f"         without the shared deadline it would have taken {3 * 0.5} s")

@@ -29,8 +29,8 @@ async def known(balancer, pods, **wanted):
     """Waits until the metrics have `wanted` for the first pod. A weight of 1 is not shown."""
 
     def right():
-        told = {"weight": 1, **metrics_entry(balancer, pods[0])}
-        return "reported" in told and all(told.get(key) == value for key, value in wanted.items())
+        entry = {"weight": 1, **metrics_entry(balancer, pods[0])}
+        return "reported" in entry and all(entry.get(key) == value for key, value in wanted.items())
 
     found = await eventually(right)
     check(
@@ -152,9 +152,9 @@ async def show_unreadable():
             error = await eventually(
                 lambda: balancer.metrics()["podMetrics"][pod.url][0].get("error")
             )
-            told = metrics_entry(balancer, pod)
-            right = "reported" not in told and told["connections"] == 0
-            check(right, f"{settings.strip()!r}: {told['state']}, no count")
+            entry = metrics_entry(balancer, pod)
+            right = "reported" not in entry and entry["connections"] == 0
+            check(right, f"{settings.strip()!r}: {entry['state']}, no count")
             check(bool(error) and what in error, f"its reason: {error!r}")
             client = await fleet.connect_one(balancer)
             check(client.status == 101, "a client is served nevertheless")
@@ -196,7 +196,7 @@ async def show_agent():
     first, second = agents = [await Agent(host, port, agent_port).start() for host in hosts]
     settings = f'{POLLED}metric_format = "agent"\nmetric_port = {agent_port}\ncold_time = "0s"\n'
 
-    async def told(line, wanted):
+    async def send_line(line, wanted):
         """Makes the first agent send a line, and waits until the metrics show its meaning."""
         first.line = line
         found = await eventually(lambda: wanted(metrics_entry(balancer, first)))
@@ -215,29 +215,29 @@ async def show_agent():
         first.stays = second.stays = stays
         say(f"  the connection {'stays open' if stays else 'ends'} after the line")
         async with balancing(agents, settings) as balancer:
-            await told("up", lambda one: one["state"] == "up")
+            await send_line("up", lambda one: one["state"] == "up")
             counts = await go()
             check(counts == (15, 15), f"30 clients go {counts}")
-            await told("50%", lambda one: one.get("weight") == 0.5)
+            await send_line("50%", lambda one: one.get("weight") == 0.5)
             counts = await go()
             check(counts == (10, 20), f"30 clients go {counts}")
-            await told("100% maxconn:5", lambda one: one.get("maxConnections") == 5)
+            await send_line("100% maxconn:5", lambda one: one.get("maxConnections") == 5)
             counts = await go()
             check(counts == (5, 25), f"30 clients go {counts}")
-            await told("drain", lambda one: one["state"] == "draining")
+            await send_line("drain", lambda one: one["state"] == "draining")
             counts = await go()
             check(counts == (0, 30), f"30 clients go {counts}")
             # As in HAProxy, "up" and "ready" of an agent end the effects of "down" and "drain".
-            await told("up ready 100% maxconn:1000", lambda one: one["state"] == "up")
+            await send_line("up ready 100% maxconn:1000", lambda one: one["state"] == "up")
             counts = await go()
             check(counts == (15, 15), f"30 clients go {counts}")
-            await told("down # disk full", lambda one: one["state"] != "up")
+            await send_line("down # disk full", lambda one: one["state"] != "up")
             counts = await go()
             check(counts == (0, 30), f"30 clients go {counts}")
-            await told("up", lambda one: one["state"] == "up")
+            await send_line("up", lambda one: one["state"] == "up")
             counts = await go()
             check(counts == (15, 15), f"30 clients go {counts}")
-            await told("what?", lambda one: one["state"] == "unknown")
+            await send_line("what?", lambda one: one["state"] == "unknown")
             say(f"         an unreadable line: {(await go())}")
             say(f"         the agents were polled {[agent.asked for agent in agents]} times")
     fleet.stop(*agents)

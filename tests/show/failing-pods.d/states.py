@@ -10,8 +10,8 @@ from evidence.scripted import eventually
 POLLED = 'poll_interval = "100ms"\npoll_timeout = "500ms"\n'
 
 
-def tell(told):
-    say(f"         {told}")
+def print_entry(shown):
+    say(f"         {shown}")
 
 
 def why(balancer, pod):
@@ -52,11 +52,11 @@ async def show_unreachable():
     healthy = await fleet.Pod("healthy").start()
     pod = await kinds.Refused().start()
     async with balancing([pod, healthy], f'{POLLED}eject_time = "{fleet.LONG}s"\n') as balancer:
-        told = await wait_for_state(balancer, pod, "ejected")
-        tell(told)
-        check(told["state"] == "ejected", "it is ejected before any client has connected")
-        check("refused" in str(told.get("reason")), f"with the reason: {told.get('reason')}")
-        left = told.get("ejectedForMs", -1)
+        shown = await wait_for_state(balancer, pod, "ejected")
+        print_entry(shown)
+        check(shown["state"] == "ejected", "it is ejected before any client has connected")
+        check("refused" in str(shown.get("reason")), f"with the reason: {shown.get('reason')}")
+        left = shown.get("ejectedForMs", -1)
         check(0 < left <= 1200 * fleet.LONG, f"and the time left: {left} ms")
         clients = await fleet.connect_many(balancer, 20)
         check_no_errors(clients, "a pod that is unreachable")
@@ -83,24 +83,25 @@ async def show_stale():
             await eventually(lambda: metrics_entry(balancer, silent).get("reported") == 70)
             silent.mute = True
             wanted = "ejected" if eject_after else "stale"
-            told = await wait_for_state(balancer, silent, wanted)
-            tell(told)
+            shown = await wait_for_state(balancer, silent, wanted)
+            print_entry(shown)
             check(
-                told["state"] == wanted, f"eject_after = {eject_after}: it becomes {told['state']}"
+                shown["state"] == wanted,
+                f"eject_after = {eject_after}: it becomes {shown['state']}",
             )
             if eject_after == 0:
                 await eventually(lambda: why(balancer, silent))
-                age = told.get("reportAgeMs", -1)
+                age = shown.get("reportAgeMs", -1)
                 check(age > 300, f"the age of its report: {age} ms")
                 check("500ms" in str(why(balancer, silent)), f"its reason: {why(balancer, silent)}")
                 check(
-                    told["connections"] == 0,
-                    f"its reported 70 are no longer used: {told['connections']}",
+                    shown["connections"] == 0,
+                    f"its reported 70 are no longer used: {shown['connections']}",
                 )
                 counts = fleet.sessions_by_pod(await fleet.connect_many(balancer, 20, lanes=1))
                 check(counts == {"pod-1": 10, "pod-2": 10}, f"own counts decide: {counts}")
             else:
-                check("500ms" in told.get("reason", ""), f"its reason: {told.get('reason')}")
+                check("500ms" in shown.get("reason", ""), f"its reason: {shown.get('reason')}")
             check_valid(balancer, f"a pod that is {wanted}")
     fleet.stop(*pods)
 
@@ -111,9 +112,9 @@ async def show_unknown():
     pods[0].status = 500
     async with balancing(pods, POLLED) as balancer:
         await eventually(lambda: "500" in str(why(balancer, pods[0])))
-        told = metrics_entry(balancer, pods[0])
-        tell(told)
-        check("reported" not in told, f"it is {told['state']}, and no count is invented")
+        shown = metrics_entry(balancer, pods[0])
+        print_entry(shown)
+        check("reported" not in shown, f"it is {shown['state']}, and no count is invented")
         check("500" in str(why(balancer, pods[0])), f"its reason: {why(balancer, pods[0])}")
         clients = await fleet.connect_many(balancer, 20, lanes=1)
         check_no_errors(clients, "a metric route that answers 500")
@@ -129,10 +130,10 @@ async def show_draining():
     async with balancing(pods, POLLED) as balancer:
         before = await fleet.connect_many(balancer, 10, lanes=1)
         draining.extra = {"draining": True}
-        told = await wait_for_state(balancer, draining, "draining")
-        tell(told)
-        check(told["state"] == "draining", f"it is {told['state']}")
-        check(bool(told.get("reason")), f"its reason: {told.get('reason')}")
+        shown = await wait_for_state(balancer, draining, "draining")
+        print_entry(shown)
+        check(shown["state"] == "draining", f"it is {shown['state']}")
+        check(bool(shown.get("reason")), f"its reason: {shown.get('reason')}")
         clients = await fleet.connect_many(balancer, 20, lanes=1)
         check_no_errors(clients, "while it drains")
         check(
@@ -167,9 +168,9 @@ async def show_draining():
     async with balancing(pods, POLLED) as balancer:
         pods[0].extra = {"draining": "true"}
         await eventually(lambda: why(balancer, pods[0]))
-        told = metrics_entry(balancer, pods[0])
-        tell(told)
-        check(told["state"] != "draining", f"it is {told['state']}: {why(balancer, pods[0])}")
+        shown = metrics_entry(balancer, pods[0])
+        print_entry(shown)
+        check(shown["state"] != "draining", f"it is {shown['state']}: {why(balancer, pods[0])}")
     fleet.stop(*pods)
 
 
@@ -188,9 +189,11 @@ async def show_full():
             fleet.sessions_by_pod(clients) == {"pod-1": 3, "pod-2": 5},
             f"each is filled: {fleet.sessions_by_pod(clients)}",
         )
-        told = metrics_entry(balancer, pods[0])
-        tell(told)
-        check(told["state"] == "full" and told.get("maxConnections") == 3, f"it is {told['state']}")
+        shown = metrics_entry(balancer, pods[0])
+        print_entry(shown)
+        check(
+            shown["state"] == "full" and shown.get("maxConnections") == 3, f"it is {shown['state']}"
+        )
         check_valid(balancer, "full pods")
         refused = await connect_one(balancer)
         check(
@@ -228,10 +231,10 @@ async def show_health():
     sick.status = 500
     without = f'{POLLED}metric_path = "none"\neject_time = "300ms"\neject_time_max = "1s"\n'
     async with balancing(pods, f'{without}health_path = "/health"\n') as balancer:
-        told = await wait_for_state(balancer, sick, "ejected")
-        tell(told)
+        shown = await wait_for_state(balancer, sick, "ejected")
+        print_entry(shown)
         check(
-            told["state"] == "ejected" and "500" in str(told.get("reason")),
+            shown["state"] == "ejected" and "500" in str(shown.get("reason")),
             "500 ejects it before any client connects",
         )
         clients = await fleet.connect_many(balancer, 10, lanes=1)
@@ -254,10 +257,10 @@ async def show_health():
         check(counts == {"pod-1": 5, "pod-2": 5}, f"control, no health_path: it is used, {counts}")
     dead = await kinds.Refused().start()
     async with balancing([dead, healthy], f"{without}health_tcp = true\n") as balancer:
-        told = await wait_for_state(balancer, dead, "ejected")
-        tell(told)
+        shown = await wait_for_state(balancer, dead, "ejected")
+        print_entry(shown)
         check(
-            told["state"] == "ejected" and "refused" in str(told.get("reason")),
+            shown["state"] == "ejected" and "refused" in str(shown.get("reason")),
             "health_tcp ejects a pod that refuses connections",
         )
         check(

@@ -62,8 +62,8 @@ class Report:
         count = (
             self.messages if isinstance(self.messages, str) else f"{len(self.messages)} messages"
         )
-        told = f"Close {self.code} {self.reason!r}" if self.code != "none" else "no Close"
-        return f"{count}, {told}, {'clean' if self.clean else 'not clean'}"
+        result = f"Close {self.code} {self.reason!r}" if self.code != "none" else "no Close"
+        return f"{count}, {result}, {'clean' if self.clean else 'not clean'}"
 
 
 class Client:
@@ -105,15 +105,17 @@ class Client:
             self.lines.append(await self._line())
         self.process.stdin.close()
         await self.process.wait()
-        return self._told()
+        return self._parse_report()
 
-    def _told(self):
+    def _parse_report(self):
         sizes = tuple(int(line.split()[1]) for line in self.lines if line.startswith("message "))
-        told = json.loads(self.lines[-1])
-        if "error" in told:
-            return re.search(r"\b\d{3}\b", told["error"])[0]
+        result = json.loads(self.lines[-1])
+        if "error" in result:
+            return re.search(r"\b\d{3}\b", result["error"])[0]
         return Report(
-            *NO_CLOSE if told["code"] == 1006 else (told["code"], told["reason"], told["clean"]),
+            *NO_CLOSE
+            if result["code"] == 1006
+            else (result["code"], result["reason"], result["clean"]),
             sizes,
         )
 
@@ -128,7 +130,7 @@ class OwnClient(Client):
     no HTTP status.
     """
 
-    def _told(self):
+    def _parse_report(self):
         _, *texts, last = self.lines
         closed = re.fullmatch(r"closed(?:: (\d+) ?(.*))?", last)
         found = (int(closed[1] or 1005), closed[2] or "", True) if closed else NO_CLOSE
@@ -329,14 +331,14 @@ def closes():
         ("idle time-out", "idle", 1001, "idle timeout"),
         ("maximum age", "old", 1012, "maximum session age reached"),
     ):
-        told = close(code, reason, to="pod")
+        result = close(code, reason, to="pod")
         for name, data, sizes in (
             ("no data", b"", ()),
             ("after a message", WORD["pod"], (15,)),
             ("between two fragments", FIRST["pod"], ()),
         ):
             report = Report(code, reason, True, sizes)
-            yield Cell(row, name, service, (("passes", data),), client=report, pod=gets(told))
+            yield Cell(row, name, service, (("passes", data),), client=report, pod=gets(result))
         steps = (("passes", WORD["pod"][:5]),)
         report = Report(*NO_CLOSE)
         yield Cell(
@@ -345,7 +347,7 @@ def closes():
             f"{service}-brief",
             steps,
             client=report,
-            pod=gets(told),
+            pod=gets(result),
         )
 
 
@@ -365,19 +367,24 @@ def given_up():
         pod=answer,
     )
     steps = ("pauses",), ("ended", "pod"), ("resumes",)
-    told = gets(SILENT["client"])
+    result = gets(SILENT["client"])
     # Its answer to the Close may arrive in time, but the balancer does not wait for it.
     report = [
         Report(1001, "ping timed out: client did not answer", clean) for clean in (True, False)
     ]
     yield Cell(
-        "Pings of the balancer", "are not answered", "pings-client", steps, client=report, pod=told
+        "Pings of the balancer",
+        "are not answered",
+        "pings-client",
+        steps,
+        client=report,
+        pod=result,
     )
     steps = ("pauses",), ("floods", "pod"), ("ended", "pod"), ("resumes",)
     report = Report(*NO_CLOSE, ANY)
-    told = gets(STALLED["client"])
+    result = gets(STALLED["client"])
     yield Cell(
-        "the client does not read", "the pod floods it", "stalls", steps, client=report, pod=told
+        "the client does not read", "the pod floods it", "stalls", steps, client=report, pod=result
     )
 
 
@@ -439,14 +446,14 @@ async def show(pods):
 
 async def show_shutdown(balancer, pods, makers):
     reason = "balancer is shutting down"
-    told = close(DRAIN_CODES["pod"], reason, to="pod")
+    result = close(DRAIN_CODES["pod"], reason, to="pod")
     cell = Cell(
         "SIGTERM",
         "after a message",
         "calm",
         (("passes", WORD["pod"]), ("together",)),
         client=Report(DRAIN_CODES["client"], reason, True, (15,)),
-        pod=gets(told),
+        pod=gets(result),
     )
 
     async def terminate():

@@ -76,8 +76,8 @@ class Gets:
 
     def __str__(self):
         runs = itertools.groupby(self.parts, key=lambda part: isinstance(part, str))
-        told = [next(run) if symbolic else described(b"".join(run)) for symbolic, run in runs]
-        return ", ".join([*filter(None, told), self.end])
+        notice = [next(run) if symbolic else described(b"".join(run)) for symbolic, run in runs]
+        return ", ".join([*filter(None, notice), self.end])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,12 +222,12 @@ def by_side(dying, lives, dies=GONE):
 def deaths():
     """One side closes or resets its socket."""
     for side in ("pod", "client"):
-        other, told = OTHER[side], FAREWELLS[side]
+        other, notice = OTHER[side], FAREWELLS[side]
         for act, word in (("leaves", "FIN"), ("resets", "RST")):
             row = f"the {side} disconnects by {word}"
             end = (act, side)
             for name, said in AT_BOUNDARY.items():
-                expected = gets(said(side), told)
+                expected = gets(said(side), notice)
                 yield cell(
                     row, name, "calm", [*says(side, said(side)), end], **by_side(side, expected)
                 )
@@ -238,7 +238,11 @@ def deaths():
                 cut, _ = said(other)
                 steps = [*says(other, cut), *says(side, WORD[side]), end]
                 yield cell(
-                    row, f"the other {name}", "calm", steps, **by_side(side, gets(WORD[side], told))
+                    row,
+                    f"the other {name}",
+                    "calm",
+                    steps,
+                    **by_side(side, gets(WORD[side], notice)),
                 )
             yield from in_flight(row, side, act)
             yield from not_reading(row, side, act)
@@ -278,14 +282,14 @@ def deaths():
 def in_flight(row, side, act):
     """Data sent immediately before must arrive; an RST may overtake them."""
     end = (act, side)
-    told = FAREWELLS[side]
+    notice = FAREWELLS[side]
     steps = [("writes", side, WORD[side] + FIRST[side]), end]
     yield cell(
         row,
         "with bytes in flight",
         "calm",
         steps,
-        **by_side(side, gets(WORD[side] + FIRST[side], told)),
+        **by_side(side, gets(WORD[side] + FIRST[side], notice)),
     )
     cut, _ = WITHIN["within a frame"](side)
     yield cell(
@@ -298,7 +302,11 @@ def in_flight(row, side, act):
     if act == "leaves":
         steps = [("writes", side, LONG[side] * 4), end]
         yield cell(
-            row, "with 1.2 MB in flight", "calm", steps, **by_side(side, gets(LONG[side] * 4, told))
+            row,
+            "with 1.2 MB in flight",
+            "calm",
+            steps,
+            **by_side(side, gets(LONG[side] * 4, notice)),
         )
         steps = [("writes", side, LONG[side] * 4 + FIRST[side][:-1]), end]
         expected = gets(LONG[side] * 4 + FIRST[side][:-1])
@@ -309,10 +317,10 @@ def in_flight(row, side, act):
 
 def not_reading(row, side, act):
     """All buffers are full. The other side reads too late."""
-    other, told, end = OTHER[side], FAREWELLS[side], (act, side)
-    whole, broken = gets(ALL, told), gets(ALL, FIRST[side][:-1])
+    other, notice, end = OTHER[side], FAREWELLS[side], (act, side)
+    whole, broken = gets(ALL, notice), gets(ALL, FIRST[side][:-1])
     if act == "resets":
-        whole, broken = [gets(WHOLE, told), gets(CUT)], [gets(WHOLE, told), gets(ANY)]
+        whole, broken = [gets(WHOLE, notice), gets(CUT)], [gets(WHOLE, notice), gets(ANY)]
     steps = [("floods", side), end, ("reads", other)]
     yield cell(row, "the other does not read", "calm", steps, deaf=(other,), **by_side(side, whole))
     steps = [("floods", side), ("writes", side, FIRST[side][:-1]), end, ("reads", other)]
@@ -329,9 +337,9 @@ def not_reading(row, side, act):
 def half_closes():
     """One side sends FIN and keeps reading."""
     for side in SIDES:
-        other, told = OTHER[side], FAREWELLS[side]
+        other, notice = OTHER[side], FAREWELLS[side]
         row, end = f"the {side} half-closes", ("shuts", side)
-        payload = payload_of(told, CLOSE)
+        payload = payload_of(notice, CLOSE)
         for name, said in AT_BOUNDARY.items():
             steps = [
                 *says(side, said(side)),
@@ -340,7 +348,7 @@ def half_closes():
                 *says(other, WORD[other]),
             ]
             both = {
-                other: gets(said(side), told),
+                other: gets(said(side), notice),
                 side: gets(WORD[other], own_close(other, payload)),
             }
             yield cell(row, name, "calm", steps, **both)
@@ -354,10 +362,10 @@ def half_closes():
             ("receives", other, CLOSE),
             *says(other, WORD[other]),
         ]
-        both = {other: gets(LONG[side], told), side: gets(WORD[other], own_close(other, payload))}
+        both = {other: gets(LONG[side], notice), side: gets(WORD[other], own_close(other, payload))}
         yield cell(row, "with bytes in flight", "calm", steps, **both)
         steps = [("floods", side), end, ("reads", other)]
-        both = {other: gets(ALL, told), side: gets(own_close(other, payload))}
+        both = {other: gets(ALL, notice), side: gets(own_close(other, payload))}
         yield cell(row, "the other does not read", "calm", steps, deaf=(other,), **both)
         yield cell(
             row,
@@ -365,7 +373,7 @@ def half_closes():
             "brief",
             [end],
             mute=SIDES,
-            **{other: gets(told), side: gets()},
+            **{other: gets(notice), side: gets()},
         )
 
 
@@ -441,13 +449,13 @@ def balancer_closes(row, service, trigger, codes, reason):
     """The balancer closes the session. Each side is sent a Close at the end of a frame of the other
     side.
     """
-    told = {side: close(codes[side], reason, to=side) for side in SIDES}
+    notice = {side: close(codes[side], reason, to=side) for side in SIDES}
     steps_of = {
         name: [step for side in SIDES for step in says(side, said(side))]
         for name, said in AT_BOUNDARY.items()
     }
     for name, said in AT_BOUNDARY.items():
-        both = {side: gets(said(OTHER[side]), told[side]) for side in SIDES}
+        both = {side: gets(said(OTHER[side]), notice[side]) for side in SIDES}
         yield cell(row, name, service, [*steps_of[name], *trigger], **both)
     for side in SIDES:
         other = OTHER[side]
@@ -455,8 +463,8 @@ def balancer_closes(row, service, trigger, codes, reason):
             cut, rest = said(side)
             receives = [*says(side, cut), *trigger, ("receives", side, CLOSE)]
             # If a side's Close is already being forwarded, the balancer sends none.
-            last = b"" if name == "within a Close" else told[other]
-            both = {side: gets(told[side]), other: gets(cut, rest, last)}
+            last = b"" if name == "within a Close" else notice[other]
+            both = {side: gets(notice[side]), other: gets(cut, rest, last)}
             yield cell(
                 row,
                 f"the {side} {name}, which it completes",
@@ -466,7 +474,7 @@ def balancer_closes(row, service, trigger, codes, reason):
             )
         cut, rest = WITHIN["within a frame"](side)
         receives = [*says(side, cut), *trigger, ("receives", side, CLOSE)]
-        both = {side: gets(told[side]), other: gets(cut, rest, told[other])}
+        both = {side: gets(notice[side]), other: gets(cut, rest, notice[other])}
         steps = [*receives, ("writes", side, rest + CLOSE_1000[side])]
         yield cell(
             row,
@@ -475,7 +483,7 @@ def balancer_closes(row, service, trigger, codes, reason):
             steps,
             **both,
         )
-        both = {side: gets(told[side]), other: gets(cut)}
+        both = {side: gets(notice[side]), other: gets(cut)}
         steps = [*says(side, cut), *trigger]
         yield cell(
             row,
@@ -484,7 +492,7 @@ def balancer_closes(row, service, trigger, codes, reason):
             steps,
             **both,
         )
-        both = {side: gets(told[side]), other: gets(WHOLE, told[other])}
+        both = {side: gets(notice[side]), other: gets(WHOLE, notice[other])}
         steps = [("floods", side), *trigger, ("receives", side, CLOSE), ("reads", other)]
         yield cell(row, f"the {other} does not read", service, steps, deaf=(other,), **both)
     yield cell(
@@ -493,7 +501,7 @@ def balancer_closes(row, service, trigger, codes, reason):
         f"{service}-brief",
         [*trigger],
         mute=SIDES,
-        **{side: gets(told[side]) for side in SIDES},
+        **{side: gets(notice[side]) for side in SIDES},
     )
 
 
@@ -502,11 +510,14 @@ def pings():
     read.
     """
     for side in SIDES:
-        other, told = OTHER[side], SILENT[side]
+        other, notice = OTHER[side], SILENT[side]
         row, service = f"the {side} answers no Ping", f"pings-{side}"
         ours = frame(PING, PING_PAYLOAD, mask=OPEN_MASK if side == "pod" else None)
         for name, said in AT_BOUNDARY.items():
-            both = {side: gets(said(other), ours, UNANSWERED[side]), other: gets(said(side), told)}
+            both = {
+                side: gets(said(other), ours, UNANSWERED[side]),
+                other: gets(said(side), notice),
+            }
             yield cell(
                 row,
                 name,
@@ -549,9 +560,9 @@ def pings():
 def stalls():
     """A side that does not read is dead. The data that it still receives contain no Close."""
     for side in SIDES:
-        other, told = OTHER[side], STALLED[side]
+        other, notice = OTHER[side], STALLED[side]
         row = f"the {side} does not read"
-        states = {name: (said(side), (told,)) for name, said in AT_BOUNDARY.items()}
+        states = {name: (said(side), (notice,)) for name, said in AT_BOUNDARY.items()}
         states |= {name: (said(side)[0], ()) for name, said in WITHIN_SHORT.items()}
         for name, (said, last) in states.items():
             steps = [*says(side, said), ("floods", other), ("ended", other), ("reads", side)]
@@ -758,7 +769,7 @@ def shutdown():
     """SIGTERM: for all sessions at once."""
     reason = "balancer is shutting down"
     yield from balancer_closes("SIGTERM", "calm", [("together",)], DRAIN_CODES, reason)
-    told = {side: close(code, reason, to=side) for side, code in DRAIN_CODES.items()}
+    notice = {side: close(code, reason, to=side) for side, code in DRAIN_CODES.items()}
     steps = [("asks",), ("asked",), ("together",), ("replies",), ("switched",)]
     yield cell(
         "SIGTERM",
@@ -766,8 +777,8 @@ def shutdown():
         "calm",
         steps,
         begun=False,
-        client=gets(told["client"]),
-        pod=gets(told["pod"]),
+        client=gets(notice["client"]),
+        pod=gets(notice["pod"]),
     )
 
 
