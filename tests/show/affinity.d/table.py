@@ -36,7 +36,7 @@ ATTRIBUTES = [
         PLAIN,
     ),
     ("cookie_secure = auto, the trusted proxy says nothing", "", PROXY, [], PLAIN),
-    ("cookie_secure = auto, https says somebody", "", {}, HTTPS, PLAIN),
+    ("cookie_secure = auto, https by an untrusted peer", "", {}, HTTPS, PLAIN),
     (
         "cookie_http_only = false",
         "cookie_http_only = false",
@@ -87,7 +87,7 @@ def many(good, bad, other):
         ("others in other fields", ["Cookie: a=1", _bearing(good), "Cookie: b=2; c=3"], followed),
         ("fields in other case", [f"cookie: a=1; {NAME}={good}", "COOKIE: b=2"], followed),
         ("one beside it that is none", [f'Cookie: ;;=; a; =b; {NAME}={good}; ; "x=y;'], followed),
-        ("one beside it that is no ASCII", [f"Cookie: a=Grüße; {NAME}={good}"], followed),
+        ("a cookie beside it with non-ASCII text", [f"Cookie: a=Grüße; {NAME}={good}"], followed),
         (
             "300 others before it",
             [f"Cookie: {'; '.join(f'c{n}={n}' for n in range(300))}; {NAME}={good}"],
@@ -132,7 +132,7 @@ MISTAKES = [
         None,
     ),
     (
-        "a cookie_name that is no token",
+        "a cookie_name with characters that a token may not have",
         'affinity = "cookie"\ncookie_name = "a pod;x"',
         "cookie_name",
         None,

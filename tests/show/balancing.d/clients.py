@@ -109,7 +109,7 @@ class Crowd:
             self.arrive()
 
     async def inside(self, count):
-        """Waits until `count` clients have a session or have failed for good."""
+        """Waits until `count` clients have a session or have failed finally."""
         await scripted.eventually(lambda: len(self.clients) >= count, 30)
         return len(self.clients) == count
 

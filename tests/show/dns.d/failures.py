@@ -205,7 +205,9 @@ async def show_half(server):
         lines = await wait_for_failures(balancer, position)
         check(bool(lines), f"the log reports it: {lines}")
         relay.failing = set()
-        await hosts.wait_for_pods(balancer, [other], "AAAA records are told again: there are none")
+        await hosts.wait_for_pods(
+            balancer, [other], "AAAA lookups work again: there are no records"
+        )
     relay.transport.close()
     fleet.stop(*pods)
 

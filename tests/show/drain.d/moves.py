@@ -79,12 +79,12 @@ async def visit(balancer, pod, count=20):
     return sum(client.pod == pod.name for client in await connect_many(balancer, count))
 
 
-async def nobody_new(balancer, pod):
+async def check_not_used(balancer, pod):
     got = await visit(balancer, pod)
     check(got == 0, f"{got} of them on the draining pod")
 
 
-async def somebody_new(balancer, pod):
+async def check_used(balancer, pod):
     got = await visit(balancer, pod)
     check(got > 0, f"{got} of them on the pod, which is in use again")
 
@@ -126,7 +126,7 @@ async def show_drain(count, seconds):
             f"GET /api/sessions lists the same number: {status}",
         )
         await call_operator(balancer, pod, f"drain?over={seconds}s")
-        await nobody_new(balancer, pod)
+        await check_not_used(balancer, pod)
         await check_moved_evenly(sessions_of_pod, others, pod, seconds)
         await wait_until_counted(balancer)
         left = [
@@ -135,16 +135,16 @@ async def show_drain(count, seconds):
             if one["address"] == pod.address
         ]
         check(not left, f"GET /api/sessions lists {len(left)} of the pod")
-        await nobody_new(balancer, pod)
+        await check_not_used(balancer, pod)
         await call_operator(balancer, pod, "undrain")
-        await somebody_new(balancer, pod)
+        await check_used(balancer, pod)
 
 
 async def show_no_time(count):
     say("control: over=0s")
     async with start_four(count) as (balancer, pods, sessions_of_pod, others):
         await call_operator(balancer, pods[0], "drain?over=0s")
-        await nobody_new(balancer, pods[0])
+        await check_not_used(balancer, pods[0])
         await asyncio.sleep(QUIET)
         await stay(sessions_of_pod + others, "clients")
 
@@ -159,7 +159,7 @@ async def show_undrain(count, seconds):
         await call_operator(balancer, pods[0], "undrain")
         await check_stops(balancer, sessions_of_pod, 2 * seconds)
         await stay(others, "of the other pods")
-        await somebody_new(balancer, pods[0])
+        await check_used(balancer, pods[0])
 
 
 async def check_stops(balancer, sessions_of_pod, seconds):
@@ -188,7 +188,7 @@ async def show_report(count, seconds):
     ):
         await report(balancer, pods[0])
         await check_moved_evenly(sessions_of_pod, others, pods[0], seconds)
-        await nobody_new(balancer, pods[0])
+        await check_not_used(balancer, pods[0])
         await take_back(balancer, pods[0])
     say(f"pod_drain_time = {2 * seconds}s, and it reports draining: false after the first closes")
     async with start_four(count, f'pod_drain_time = "{2 * seconds}s"') as (
@@ -207,7 +207,7 @@ async def show_report(count, seconds):
     say("control: pod_drain_time = 0s")
     async with start_four(count) as (balancer, pods, sessions_of_pod, others):
         await report(balancer, pods[0])
-        await nobody_new(balancer, pods[0])
+        await check_not_used(balancer, pods[0])
         await asyncio.sleep(QUIET)
         await stay(sessions_of_pod + others, "clients")
 
@@ -221,7 +221,7 @@ async def report(balancer, pod):
 async def take_back(balancer, pod):
     pod.extra = {}
     await eventually(lambda: fleet.metrics_entry(balancer, pod)["state"] != "draining")
-    await somebody_new(balancer, pod)
+    await check_used(balancer, pod)
 
 
 async def show_ejected(on_ejected):

@@ -1,5 +1,5 @@
 """Further operator requests: closing one session, draining a service; which requests are refused,
-and for whom.
+and which clients may not send them.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ CLOSED = (RESTART, "closed by an operator")
 SOURCE = "127.0.0.9"  # address of the one client that is closed
 TOKEN = "an-operators-t0ken"
 OUTSIDE = "192.0.2.1"  # reserved for documentation (RFC 5737)
-NOBODY = 'services = ["http://127.0.0.1:1"]'
+NO_POD = 'services = ["http://127.0.0.1:1"]'
 
 
 async def show(short):
@@ -113,7 +113,7 @@ async def show_errors():
         drain = f"/api/backends/{pods[0].address}/drain"
         for method, path, wanted in [
             ("POST", "/api/backends/127.0.0.1:1/drain", 404),
-            ("POST", "/api/services/nobody/drain", 404),
+            ("POST", "/api/services/unknown/drain", 404),
             ("DELETE", "/api/sessions/0", 404),
             ("DELETE", "/api/sessions/one", 404),
             ("POST", f"{drain}?over=soon", 400),
@@ -208,7 +208,7 @@ def outside(token, fields):
     if not network.leave_host():
         return None
     network.ip("address", "add", f"{OUTSIDE}/32", "dev", "lo")
-    balancer = scripted.ConfiguredBalancer(NOBODY, ADMIN__LISTEN="0.0.0.0:0", ADMIN__TOKEN=token)
+    balancer = scripted.ConfiguredBalancer(NO_POD, ADMIN__LISTEN="0.0.0.0:0", ADMIN__TOKEN=token)
     balancer.admin = balancer.admin.replace("0.0.0.0", OUTSIDE)
 
     async def ask():

@@ -21,8 +21,8 @@ DELAY = 5  # seconds of drain_delay: several times what HAProxy needs to notice
 OLD = 5  # seconds after which a message must have been echoed; pods are faster
 QUIET = 1  # seconds of messages before, between and after the restarts
 SEED = 6
-UNHEARD = "crossed the Close on the way to the pod"
-UNSEEN = "answered by the pod, the echo crossed the Close"
+NOT_RECEIVED = "crossed the Close on the way to the pod"
+NOT_DELIVERED = "answered by the pod, the echo crossed the Close"
 # Separate addresses, so that no outgoing connection uses their ports while they are down.
 HOSTS = {"a": "127.0.0.2", "b": "127.0.0.3"}
 
@@ -295,7 +295,7 @@ def account(talkers, pods):
         say(f"    {number}: {what}")
     say(f"    the Close came {min(ages):.2f} to {max(ages):.2f} s after they were sent")
     check(
-        len(heard) == sent - where[UNHEARD] and len(said) == echoed + where[UNSEEN],
+        len(heard) == sent - where[NOT_RECEIVED] and len(said) == echoed + where[NOT_DELIVERED],
         f"the pods count the same: they received {len(heard)} and answered {len(said)}",
     )
     check(lost, "there were messages under way when sessions were closed")
@@ -304,7 +304,7 @@ def account(talkers, pods):
 def fate(message, heard, said):
     """Returns how far a message without an echo got."""
     if message not in heard:
-        return UNHEARD
+        return NOT_RECEIVED
     if message not in said:
         return "received by the pod, which was closed before it answered"
-    return UNSEEN
+    return NOT_DELIVERED

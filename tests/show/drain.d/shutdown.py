@@ -178,7 +178,7 @@ async def start_few(count, mute=0, **server):
 
 async def show_stragglers():
     say(
-        "20 sessions, 3 of whose clients answer no Close, SIGINT: drain_time = 1s, "
+        "20 sessions, 3 of them with clients that answer no Close, SIGINT: drain_time = 1s, "
         "shutdown_timeout = 2s"
     )
     async with start_few(17, 3, DRAIN_TIME="1s", SHUTDOWN_TIMEOUT="2s") as balancer:

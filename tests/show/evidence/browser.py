@@ -107,12 +107,12 @@ class Tab:
     def __init__(self, browser, target, session):
         self.browser, self.target, self.session = browser, target, session
         self.events = []
-        self.news = asyncio.Condition()
+        self.changed = asyncio.Condition()
 
     async def add_event(self, name, parameters):
-        async with self.news:
+        async with self.changed:
             self.events.append((name, parameters))
-            self.news.notify_all()
+            self.changed.notify_all()
 
     async def call(self, method, **parameters):
         return await self.browser.call(method, self.session, **parameters)
@@ -125,8 +125,8 @@ class Tab:
                 (one for kind, one in self.events[since:] if kind == name and like(one)), None
             )
 
-        async with self.news:
-            await asyncio.wait_for(self.news.wait_for(found), DEADLINE)
+        async with self.changed:
+            await asyncio.wait_for(self.changed.wait_for(found), DEADLINE)
             return found()
 
     async def load(self, url):

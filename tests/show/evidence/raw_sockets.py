@@ -367,8 +367,8 @@ class Answer:
         return "close" in tokens or (self.version == b"1.0" and "keep-alive" not in tokens)
 
     def __str__(self):
-        told = {0: "closed", -1: "silence", -2: "not HTTP"}.get(self.status, str(self.status))
-        return told if self.whole else f"{told} cut"
+        shown = {0: "closed", -1: "silence", -2: "not HTTP"}.get(self.status, str(self.status))
+        return shown if self.whole else f"{shown} cut"
 
 
 class Client:

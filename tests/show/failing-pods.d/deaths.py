@@ -143,8 +143,8 @@ async def show_one(healthy, end, eject_after):
         await watch.over(pod)
         check_no_errors(early + rest, f"{name}: before the 101")
         seen = len(pod.attempts)
-        kinds = sorted({how for who, how in watch.ended if who == pod.name})
-        others = [how for who, how in watch.ended if who != pod.name]
+        kinds = sorted({how for name, how in watch.ended if name == pod.name})
+        others = [how for name, how in watch.ended if name != pod.name]
         check(not others, f"{name}: no session on a healthy pod ends: {others[:3]}")
         say(f"         {seen} of {ARRIVALS} clients ({seen / ARRIVALS:.1%}) receive {kinds}")
         say(f"         {seen_early} of them are among the first {len(early)}")

@@ -174,11 +174,11 @@ class Agent:
 
     async def start(self):
         self.pod = await fleet.Pod(self.host).start(self.port, self.host)
-        self.agent = await scripted.Pod(self.tell).start(self.agent_port, self.host)
+        self.agent = await scripted.Pod(self.answer_check).start(self.agent_port, self.host)
         self.url = self.pod.url
         return self
 
-    async def tell(self, connection):
+    async def answer_check(self, connection):
         self.asked += 1
         await connection.send(f"{self.line}\n")
         if self.stays:

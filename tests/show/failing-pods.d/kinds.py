@@ -69,7 +69,7 @@ class WrongAccept(Failing):
 
 
 class Refused:
-    """refuses connections: its port is bound, and nobody listens"""
+    """refuses connections: its port is bound, but not listening"""
 
     ill = True
     waits = False

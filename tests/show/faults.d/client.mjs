@@ -6,13 +6,13 @@ import { createInterface } from "node:readline";
 const { WebSocket } = createRequire(join(process.cwd(), "package.json"))("ws");
 
 const ws = new WebSocket(process.argv[2], { perMessageDeflate: false });
-const tell = (ended) => {
+const report = (ended) => {
   console.log(JSON.stringify(ended));
   process.exit(0);
 };
 
-ws.on("error", () => {}); // `close` tells
-ws.on("unexpected-response", (_, response) => tell({ error: `HTTP ${response.statusCode}` }));
+ws.on("error", () => {}); // `close` reports it
+ws.on("unexpected-response", (_, response) => report({ error: `HTTP ${response.statusCode}` }));
 ws.on("open", () => {
   console.log("connected");
   const lines = createInterface({ input: process.stdin });
@@ -20,4 +20,4 @@ ws.on("open", () => {
   lines.on("close", () => ws.close(1000));
 });
 ws.on("message", (data) => console.log(`message ${data.length}`));
-ws.addEventListener("close", ({ code, reason, wasClean: clean }) => tell({ code, reason, clean }));
+ws.addEventListener("close", ({ code, reason, wasClean: clean }) => report({ code, reason, clean }));

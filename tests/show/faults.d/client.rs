@@ -29,7 +29,7 @@ async fn main() {
     let close = loop {
         select! {
             line = lines.recv(), if open => {
-                // If it fails, that is told when reading fails, too.
+                // If it fails, reading fails, too, and reports it.
                 let _ = match line {
                     Some(line) => connection.send(Message::text(line)).await,
                     None => {
@@ -63,7 +63,7 @@ async fn main() {
     println!("{ended}");
 }
 
-/// What comes in at the standard input, until its end.
+/// The lines of standard input, until its end.
 fn lines() -> mpsc::UnboundedReceiver<String> {
     let (sender, receiver) = mpsc::unbounded_channel();
     thread::spawn(move || {

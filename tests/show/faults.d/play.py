@@ -29,9 +29,9 @@ class Outcome:
     floods: dict
 
     def __str__(self):
-        return "; ".join(f"{side} {self._told(side)}" for side in SIDES)
+        return "; ".join(f"{side} {self._describe(side)}" for side in SIDES)
 
-    def _told(self, side):
+    def _describe(self, side):
         got = self.got[side]
         shown = f"{len(got)} bytes, at last {got[-40:]!r}" if len(got) > 200 else repr(got)
         return f"{shown} {self.ends[side]}" if self.ends[side] != GONE else GONE
