@@ -18,6 +18,7 @@ mod pump;
 mod stats;
 pub mod tracker;
 mod tunnel;
+mod write_buffer;
 
 pub use self::{
     control::{ActivityView, TunnelControl},

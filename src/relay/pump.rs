@@ -31,6 +31,7 @@ use super::{
     peer::Socket,
     stats::TunnelStats,
     tracker::{Progress, Tracker},
+    write_buffer::WriteBuffer,
 };
 use crate::domain::session::{close_code::CloseCodes, ending::Ending, side::Side};
 
@@ -125,31 +126,6 @@ enum State {
     Discarding(PumpEnd),
     /// The source has ended: flushes and shuts the sink down. Then ends.
     Finishing(PumpEnd),
-}
-
-/// Bytes that the sink has refused so far. Owns no memory while it is empty.
-#[derive(Default)]
-struct WriteBuffer {
-    bytes: Vec<u8>,
-    start: usize,
-}
-
-impl WriteBuffer {
-    fn unwritten(&self) -> &[u8] {
-        &self.bytes[self.start..]
-    }
-
-    fn advance(&mut self, n: usize) {
-        self.start += n;
-        if self.unwritten().is_empty() {
-            *self = Self::default();
-        }
-    }
-
-    fn push(&mut self, bytes: &[u8]) {
-        self.bytes.reserve_exact(bytes.len());
-        self.bytes.extend_from_slice(bytes);
-    }
 }
 
 impl Pump {
