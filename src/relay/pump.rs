@@ -346,7 +346,6 @@ impl Pump {
         }
     }
 
-    /// Writes and flushes everything that is buffered.
     fn poll_flush_buffer(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.write_buffer.unwritten().is_empty() {
             let mut sink = self.sink.borrow_mut();

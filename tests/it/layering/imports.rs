@@ -118,7 +118,10 @@ impl Resolver<'_> {
                 let next = self.lookup(index, segment, under_way).into_iter();
                 next.map(|(place, more)| (place, &through | &more)).collect()
             };
-            found.into_iter().flat_map(step).collect()
+            // A function can have the name of a module, but no path leads through a function.
+            let is_module = |(place, _): &(Place, _)| matches!(place, Place::Module(_));
+            let any_module = found.iter().any(is_module);
+            found.into_iter().filter(|it| !any_module || is_module(it)).flat_map(step).collect()
         })
     }
 

@@ -200,6 +200,15 @@ fn a_reexport_of_the_parent_makes_no_loop() {
 }
 
 #[test]
+fn a_path_through_a_module_does_not_lead_to_a_function_of_its_name() {
+    let low = ("low/mod.rs", "mod open; mod shut; pub use self::open::Open; fn shut() {}");
+    let lower = ("low/open.rs", "use super::shut::Shut; pub struct Open;");
+    assert_eq!(failures(&[low, lower]), [""; 0]);
+    let lower = ("low/open.rs", "use super::shut; pub struct Open;");
+    assert_failure(&[low, lower], "loop of 2 files");
+}
+
+#[test]
 fn test_code_is_free() {
     let text = "pub struct Open;\n#[cfg(test)]\nmod tests { use super::super::super::high::*; }";
     let files = [("low/open.rs", text), ("low/shut.rs", "#[cfg(test)]\nmod tests;")];
