@@ -1,6 +1,7 @@
 //! The traffic listener: handshakes and plain requests of clients, from accept to answer.
 
 mod attempts;
+mod body_decoder;
 mod client;
 mod connection;
 mod handshake;

@@ -1,10 +1,10 @@
 //! Reads every request of a client connection: the first and all later ones, handshakes and plain
 //! requests.
 //!
-//! The reader is actix-http's codec. Its types are those of awc's connector too, so a handshake goes
+//! Heads are decoded by actix-http's codec. Its types are those of awc's connector too, so a handshake goes
 //! to its pod without a conversion, and it refuses what servers read in two ways: repeated
 //! `Content-Length`, `Transfer-Encoding` beside `Content-Length` or other than `chunked`, repeated or
-//! missing `Host`. hyper, which serves plain requests, gets requests that
+//! missing `Host`. Bodies are read by [`BodyDecoder`]. hyper, which serves plain requests, gets requests that
 //! [`plain::server_io`](super::plain) writes from the decoded ones, never the client's own bytes.
 
 use std::{io, mem, time::Duration};
@@ -13,15 +13,16 @@ use actix_codec::Decoder as _;
 use actix_http::{
     Method, Request, ServiceConfig,
     error::ParseError,
-    h1::{Codec, Message, MessageType},
+    h1::{Codec, Message},
 };
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Buf as _, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _},
     time::{Instant, timeout_at},
 };
 
 use super::{
+    body_decoder::{BodyDecoder, BodyPart},
     headers::{
         malformed::explain,
         request::{HeadLimits, check_plain, is_handshake},
@@ -66,15 +67,12 @@ impl From<Refusal> for Head {
     }
 }
 
-/// A piece of a request body.
-pub enum BodyPart {
-    Data(Bytes),
-    End,
-}
-
-/// The codec of one connection and the bytes that it has not decoded yet.
+/// Reads the requests of one connection, and keeps the bytes that are not decoded yet.
 pub struct RequestReader {
+    /// Has decoded one head at most: its state belongs to that request.
     codec: Codec,
+    /// The body of the last request, until it has been read to its end.
+    body: Option<BodyDecoder>,
     buffer: BytesMut,
     /// Bytes of `buffer` that are known not to complete a head.
     scanned: usize,
@@ -84,7 +82,7 @@ pub struct RequestReader {
 impl RequestReader {
     pub fn new(limits: HeadLimits) -> Self {
         let codec = Codec::new(ServiceConfig::default());
-        Self { codec, buffer: BytesMut::new(), scanned: 0, limits }
+        Self { codec, body: None, buffer: BytesMut::new(), scanned: 0, limits }
     }
 
     /// Applies new limits to the heads that are still to come.
@@ -104,7 +102,7 @@ impl RequestReader {
 
     /// Returns whether the request that was read last has a body that is not read to its end.
     pub fn has_body(&self) -> bool {
-        !matches!(self.codec.message_type(), MessageType::None)
+        self.body.is_some()
     }
 
     /// Returns the codec, which knows the last request, and the bytes behind that request.
@@ -175,7 +173,12 @@ impl RequestReader {
             Ok(Some(Message::Item(request))) => {
                 self.buffer.advance(length - rest.len());
                 self.scanned = 0;
-                Some(self.check(request))
+                let head = self.check(request);
+                if let Head::Plain(request) = &head {
+                    self.body = BodyDecoder::new(request.head());
+                    self.codec = Codec::new(self.codec.config().clone());
+                }
+                Some(head)
             }
             // A chunk cannot stand where a head is expected.
             Ok(None | Some(Message::Chunk(_))) => None,
@@ -209,13 +212,12 @@ impl RequestReader {
     /// # Errors
     /// The chunks are malformed.
     pub fn decode_body(&mut self) -> io::Result<Option<BodyPart>> {
-        match self.codec.decode(&mut self.buffer) {
-            Ok(Some(Message::Chunk(Some(data)))) => Ok(Some(BodyPart::Data(data))),
-            Ok(Some(Message::Chunk(None))) => Ok(Some(BodyPart::End)),
-            Ok(None) => Ok(None),
-            Ok(Some(Message::Item(_))) => Err(io::ErrorKind::InvalidData.into()),
-            Err(error) => Err(io::Error::new(io::ErrorKind::InvalidData, error)),
+        let Some(body) = &mut self.body else { return Ok(Some(BodyPart::End)) };
+        let part = body.decode(&mut self.buffer)?;
+        if part == Some(BodyPart::End) {
+            self.body = None;
         }
+        Ok(part)
     }
 
     /// RFC 9112 §2.2: empty lines in front of a request line are ignored.
@@ -292,8 +294,8 @@ mod tests {
         assert_eq!(head_end(b"GET / HTTP/1.1\nHost: a\n\nmore", 0), Some(24));
     }
 
-    #[test]
-    fn pieces_of_any_size_give_the_same_requests() {
+    #[actix_rt::test]
+    async fn pieces_of_any_size_give_the_same_requests() {
         let bytes = b"\r\n\r\nGET /1 HTTP/1.1\r\nHost: a\r\n\r\n\nHEAD /2 HTTP/1.1\nHost: a\n\n\
                       GET /3 HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n";
         let whole = read(bytes, bytes.len());
@@ -304,14 +306,14 @@ mod tests {
         }
     }
 
-    #[test]
-    fn other_protocols_are_refused_at_once() {
+    #[actix_rt::test]
+    async fn other_protocols_are_refused_at_once() {
         assert_eq!(read(b"\x16\x03\x01\x02\x00\x01\x00", 7).len(), 1);
         assert_eq!(read(b"GET / HTTP/1", 7).len(), 0);
     }
 
-    #[test]
-    fn names_too_long_for_the_codec_are_refused() {
+    #[actix_rt::test]
+    async fn names_too_long_for_the_codec_are_refused() {
         let name = "x".repeat(MAX_NAME + 1);
         let head = format!("GET / HTTP/1.1\r\nHost: a\r\n{name}: 1\r\n\r\n");
         let refused = read(head.as_bytes(), head.len());

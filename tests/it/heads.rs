@@ -205,6 +205,8 @@ fn cases() -> Vec<(String, &'static str)> {
         (post("", "").replace("HTTP/1.1", "HTTP/1.0"), "400"),
         (post(chunked, "5\nhello\r\n0\r\n\r\n"), "400"),
         (post(chunked, "x\r\nhello\r\n0\r\n\r\n"), "400"),
+        (post(chunked, "5;\0\r\nhello\r\n0\r\n\r\n"), "400"),
+        (post(chunked, "5\r\nhello\r\n0\r\nGET / HTTP/1.1\r\n\r\n"), "400"),
         // Refused: the handshake.
         (good.replace("GET ", "POST "), "405"),
         (good.replace("GET ", "HEAD "), "405"),

@@ -55,24 +55,29 @@ fn is_token(name: &[u8]) -> bool {
     !name.is_empty() && name.iter().all(is_token)
 }
 
-/// RFC 9112 §5.
+/// Returns whether `line` is a header or trailer field (RFC 9112 §5).
+pub fn is_field(line: &[u8]) -> bool {
+    broken_rule(line).is_none()
+}
+
 fn broken_line(line: &[u8]) -> Option<Refusal> {
-    let rule = match line.iter().position(|byte| *byte == b':') {
-        _ if line.starts_with(b" ") || line.starts_with(b"\t") => {
-            "a header must be on one line without leading spaces"
-        }
-        None => "a header must be \"Name: value\"",
-        Some(colon) if !is_token(&line[..colon]) => {
-            "a header name must be a token directly before its colon"
-        }
-        Some(colon)
-            if line[colon + 1..].iter().any(|byte| *byte != b'\t' && byte.is_ascii_control()) =>
-        {
-            "a header value must not contain control characters"
-        }
-        Some(_) => return None,
-    };
+    let rule = broken_rule(line)?;
     Some(Refusal::Malformed(format!("{rule}, received {}", shown(line))))
+}
+
+fn broken_rule(line: &[u8]) -> Option<&'static str> {
+    if line.starts_with(b" ") || line.starts_with(b"\t") {
+        return Some("a header must be on one line without leading spaces");
+    }
+    let Some(colon) = line.iter().position(|byte| *byte == b':') else {
+        return Some("a header must be \"Name: value\"");
+    };
+    let (name, value) = line.split_at(colon);
+    if !is_token(name) {
+        return Some("a header name must be a token directly before its colon");
+    }
+    let is_control = |byte: &u8| *byte != b'\t' && byte.is_ascii_control();
+    value.iter().any(is_control).then_some("a header value must not contain control characters")
 }
 
 /// Fields that say in two ways how long the request is or for which host it is.
@@ -134,8 +139,8 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn each_text_names_what_is_wrong() {
+    #[actix_rt::test]
+    async fn each_text_names_what_is_wrong() {
         for (head, named) in [
             ("GET / HTTP/2.0\r\nHost: a\r\n", "HTTP version must be"),
             ("GET  / HTTP/1.1\r\nHost: a\r\n", "request line \"GET  / HTTP/1.1\""),
