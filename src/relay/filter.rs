@@ -19,6 +19,7 @@ use super::{
     tracker::Tracker,
 };
 use crate::domain::session::ending::Ending;
+use crate::token_bucket::TokenBucket;
 
 /// Limits for the frames of one side. `None` means no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -74,24 +75,30 @@ impl fmt::Display for LimitViolation {
     }
 }
 
-/// Messages that may come: a bucket of [`burst`](MessageRate::burst) that fills while time passes.
+/// The messages that one side may send now.
 #[derive(Debug)]
 struct Allowance {
     rate: MessageRate,
-    /// When the bucket is full, which says as well what is in it before.
-    full_at: Option<Instant>,
+    bucket: TokenBucket,
 }
 
 impl Allowance {
-    /// Takes one message, or says when there will be one.
+    fn new(rate: MessageRate) -> Self {
+        Self { rate, bucket: TokenBucket::new(rate.burst.into()) }
+    }
+
+    /// Counts one message.
+    ///
+    /// # Errors
+    /// Returns when the message is allowed, if that is later.
     fn take(&mut self, now: Instant) -> Result<(), Instant> {
-        let interval = Duration::from_secs(1) / self.rate.per_second;
-        let full_at = self.full_at.map_or(now, |full_at| full_at.max(now));
-        let all_but_one = interval * (self.rate.burst - 1);
-        if full_at > now + all_but_one {
-            return Err(full_at - all_but_one);
+        let per_second = f64::from(self.rate.per_second);
+        let capacity = self.rate.burst.into();
+        self.bucket.refill(per_second, Duration::from_secs(1), capacity, now.into_std());
+        if !self.bucket.has(1.0) {
+            return Err(now + self.bucket.time_to_one(per_second));
         }
-        self.full_at = Some(full_at + interval);
+        self.bucket.take(self.bucket.tokens().min(1.0));
         Ok(())
     }
 }
@@ -140,7 +147,7 @@ pub enum FilterVerdict {
 impl FrameFilter {
     /// Creates a filter that enforces `limits` and removes Pongs with `ping_payload`.
     pub fn new(limits: FrameLimits, ping_payload: PingPayload) -> Self {
-        let allowance = limits.rate.map(|rate| Allowance { rate, full_at: None });
+        let allowance = limits.rate.map(Allowance::new);
         Self { limits, allowance, ping_payload, held: Vec::new(), message_size: 0, pause: None }
     }
 
@@ -435,7 +442,7 @@ mod tests {
     #[test]
     fn after_a_pause_a_burst_passes_and_then_the_rate_applies() {
         let rate = MessageRate { per_second: 10, burst: 3, closes: false };
-        let mut allowance = Allowance { rate, full_at: None };
+        let mut allowance = Allowance::new(rate);
         let (start, interval) = (Instant::now(), Duration::from_millis(100));
         for _ in 0..3 {
             assert_eq!(allowance.take(start), Ok(()));
@@ -457,7 +464,7 @@ mod tests {
     fn a_sender_within_the_rate_never_waits() {
         for burst in [1, 10] {
             let rate = MessageRate { per_second: 100, burst, closes: true };
-            let mut allowance = Allowance { rate, full_at: None };
+            let mut allowance = Allowance::new(rate);
             let start = Instant::now();
             for message in 0..1_000 {
                 let now = start + message * Duration::from_millis(10);
