@@ -171,7 +171,7 @@ impl<'a> From<&'a Arc<SessionInfo>> for ListedSession<'a> {
 
 async fn sessions(state: State) -> ApiResult {
     let sessions = state.registry.send(ListSessions).await.map_err(ErrorInternalServerError)?;
-    let sessions: Vec<ListedSession> = sessions.0.iter().map(ListedSession::from).collect();
+    let sessions: Vec<ListedSession<'_>> = sessions.0.iter().map(ListedSession::from).collect();
     Ok(HttpResponse::Ok().json(sessions))
 }
 

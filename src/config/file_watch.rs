@@ -271,7 +271,7 @@ mod tests {
     const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
     async fn change(watch: &mut FileWatch) -> FileChange {
-        tokio::time::timeout(TEST_TIMEOUT, watch.wait_for_change(None)).await.expect("a change")
+        timeout(TEST_TIMEOUT, watch.wait_for_change(None)).await.expect("a change")
     }
 
     /// Starts a watch and reads the files once.
@@ -334,7 +334,7 @@ mod tests {
         // Not even for a retry.
         for again in [None, Some(QUIET_TIME)] {
             let mut changed = Box::pin(watch.wait_for_change(again));
-            let quiet = tokio::time::timeout(3 * QUIET_TIME, &mut changed).await;
+            let quiet = timeout(3 * QUIET_TIME, &mut changed).await;
             assert!(quiet.is_err(), "half of it is no change yet");
         }
         writer.write_all(b"and half").unwrap();
@@ -353,7 +353,7 @@ mod tests {
         let mut watch = FileWatch::new(vec![file.clone()]).unwrap();
         writer.write_all(b"half ").unwrap();
         let mut changed = Box::pin(watch.wait_for_change(None));
-        let quiet = tokio::time::timeout(3 * QUIET_TIME, &mut changed).await;
+        let quiet = timeout(3 * QUIET_TIME, &mut changed).await;
         assert!(quiet.is_err(), "half of it must not be read");
         writer.write_all(b"and half").unwrap();
         drop(writer);
@@ -410,7 +410,7 @@ mod tests {
         let mut watch = watch(&folder.0.join("a.toml")).await;
         fs::write(folder.0.join("other"), "x").unwrap();
         let mut changed = Box::pin(watch.wait_for_change(None));
-        let quiet = tokio::time::timeout(3 * QUIET_TIME, &mut changed).await;
+        let quiet = timeout(3 * QUIET_TIME, &mut changed).await;
         assert!(quiet.is_err(), "another file is no change");
         assert!((&mut changed).now_or_never().is_none());
         drop(changed);

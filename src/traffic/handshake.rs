@@ -264,10 +264,7 @@ mod tests {
     fn request(fields: &[(&'static str, &'static str)]) -> RequestHead {
         let mut head = RequestHead::default();
         for (name, value) in fields {
-            head.headers.append(
-                header::HeaderName::from_static(name),
-                header::HeaderValue::from_static(value),
-            );
+            head.headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
         head
     }

@@ -129,7 +129,7 @@ async fn a_reset_on_one_side_ends_the_other() {
     let pod = Pod::scripted(Script::default()).await;
     let balancer = Balancer::start([&pod]).await;
     // Makes closing the socket send an RST.
-    let reset = |stream: &tokio::net::TcpStream| {
+    let reset = |stream: &TcpStream| {
         SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
     };
     let (mut client, _) = raw(balancer.address(), "", b"").await;

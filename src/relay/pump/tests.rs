@@ -598,7 +598,7 @@ async fn a_sender_over_the_rate_waits_or_is_closed() {
             tunnel_with(65_536, b"", b"", rated(100, 3, false));
         actix_rt::spawn(async move { tokio::join!(from_client, from_pod) });
         tokio::time::pause();
-        let began = tokio::time::Instant::now();
+        let began = Instant::now();
         client.write_all(&message.repeat(10)).await.unwrap();
         let mut got = message.repeat(10);
         pod.read_exact(&mut got[..3 * message.len()]).await.unwrap();
@@ -631,7 +631,7 @@ async fn a_close_that_comes_in_pieces_does_not_wait_for_the_rate() {
             tunnel_with(65_536, b"", b"", rules);
         actix_rt::spawn(async move { tokio::join!(from_client, from_pod) });
         tokio::time::pause();
-        let began = tokio::time::Instant::now();
+        let began = Instant::now();
         client.write_all(&message.repeat(3)).await.unwrap();
         let mut got = message.repeat(3);
         pod.read_exact(&mut got).await.unwrap();

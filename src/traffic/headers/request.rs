@@ -34,7 +34,7 @@ impl HeadLimits {
         if headers.len() > self.fields {
             return Err(self.too_many_headers(&headers.len().to_string()));
         }
-        let of_field = |(name, value): (&header::HeaderName, &header::HeaderValue)| {
+        let of_field = |(name, value): (&header::HeaderName, &HeaderValue)| {
             name.as_str().len() + value.len() + ": \r\n".len()
         };
         let bytes: usize = headers.iter().map(of_field).sum();
