@@ -13,7 +13,6 @@ waiting := '''
     tls
     dns
     routes
-    drain --short
     libraries
     affinity
     dead-clients --short
@@ -39,6 +38,7 @@ measuring := '''
     socketio
     faults
     balancing --short
+    drain --short
     idle-cost --short
     reloads --short
     handover --short
