@@ -127,23 +127,21 @@ fn take(buffer: &mut BytesMut, at_most: u64) -> Bytes {
     buffer.split_to(length).freeze()
 }
 
-/// Takes a line off `buffer`, without its CRLF.
+/// Takes a line off `buffer`, without its CRLF. A CR or LF alone is refused as soon as it arrives.
 fn take_line(buffer: &mut BytesMut) -> io::Result<Option<BytesMut>> {
-    let Some(end) = buffer.iter().position(|byte| *byte == b'\n') else {
-        return if buffer.len() > MAX_DROPPED {
-            Err(malformed("a line is too long"))
-        } else {
-            Ok(None)
-        };
+    let Some(end) = buffer.iter().position(|byte| b"\r\n".contains(byte)) else {
+        let is_too_long = buffer.len() > MAX_DROPPED;
+        return if is_too_long { Err(malformed("a line is too long")) } else { Ok(None) };
     };
-    let line = buffer.split_to(end);
-    buffer.advance(1);
-    let mut line = line;
-    if line.last() != Some(&b'\r') {
-        return Err(malformed("a line ends without CR"));
+    match buffer[end..] {
+        [b'\r'] => Ok(None),
+        [b'\r', b'\n', ..] => {
+            let line = buffer.split_to(end);
+            buffer.advance(2);
+            Ok(Some(line))
+        }
+        _ => Err(malformed("a line does not end with CRLF")),
     }
-    line.truncate(end - 1);
-    Ok(Some(line))
 }
 
 fn chunk_size(digits: &[u8]) -> Option<u64> {
@@ -226,6 +224,7 @@ mod tests {
         for bytes in [
             &b"5\nhello\r\n0\r\n\r\n"[..],
             b"5\r\nhello\n0\r\n\r\n",
+            b"5\rhello",
             b"5\r\nhello\r\n0\n\r\n",
             b"5\r\nhello\r\n0\r\n\n",
             b"5\r\nhelloo\r\n0\r\n\r\n",
