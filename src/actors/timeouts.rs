@@ -25,7 +25,7 @@ use crate::{
     relay::ActivityView,
 };
 
-/// Tells a session to do what its timeouts require.
+/// Makes a session do what its timeouts require.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "()")]
 pub struct ApplyTimeout(pub TimeoutAction);

@@ -119,9 +119,8 @@ impl LookupEvent {
 /// What to do after a look-up.
 #[derive(Debug, PartialEq, Eq)]
 pub struct NextStep {
-    /// Whether the addresses have changed, or the set has just become empty. After the latter their
-    /// user must be told even if the set was empty before: it may still use the addresses of
-    /// another name.
+    /// Whether the addresses have changed, or the set has just become empty. The latter is reported
+    /// even if the set was empty before: the pool may still have the addresses of another name.
     pub changed: bool,
     pub event: Option<LookupEvent>,
     /// The time until the next look-up.

@@ -5,7 +5,7 @@ use std::ops::Index;
 /// Identifies a service for as long as the process runs.
 ///
 /// Only [`ServiceIds`] issues them. The same name always gets the same id, and an id is never
-/// reused for another name, so whoever keeps one over a reload still means the same service.
+/// reused for another name, so an id that is kept over a reload still means the same service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServiceId(usize);
 

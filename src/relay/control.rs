@@ -24,7 +24,7 @@ impl TunnelControl {
 
     /// Ends the tunnel for a reason of the balancer's own.
     ///
-    /// If one side is dead, the other side is told as if that connection had ended. Otherwise both
+    /// If one side is dead, the other side gets the same Close as if that connection had ended. Otherwise both
     /// sides get a Close frame at the next frame boundary, after which nothing else is relayed
     /// (RFC 6455 §5.5.1) and both sides may answer. A direction whose sender has already sent its own
     /// Close is left alone.
@@ -45,7 +45,7 @@ impl TunnelControl {
     }
 
     /// Ends reading from `side`. It gets a Close frame only if nothing else waits to be written to
-    /// it, because a frame cannot overtake what was relayed before.
+    /// it, because a frame cannot overtake bytes that were relayed before.
     fn give_up(&self, side: Side, ending: Ending, close_codes: CloseCodes) {
         self.0.cell_from(side).set(Command::SourceLost(ending));
         let to_side = self.0.cell_to(side);

@@ -213,7 +213,7 @@ impl FrameFilter {
             }
             passed += tracker.feed_frame(&self.held[passed..]).used;
         };
-        // The rest may be held for long, so it gets no more capacity than it needs.
+        // The rest may be held for seconds, so it gets no more capacity than it needs.
         if passed > 0 {
             let rest = self.held.split_off(passed);
             return FilterVerdict::Pass(mem::replace(&mut self.held, rest));

@@ -363,7 +363,7 @@ impl Pump {
         Poll::Ready(Ok(()))
     }
 
-    /// Reads once and writes what was read.
+    /// Reads once and writes the bytes that were read.
     fn poll_read_write(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         SCRATCH.with_borrow_mut(|scratch| {
             let mut buffer = ReadBuf::new(&mut scratch[..self.read_len]);

@@ -105,7 +105,7 @@ impl HandshakeClient {
             match chunk {
                 Ok(chunk) => framed.feed(Message::Chunk(Some(chunk))).await?,
                 Err(error) => {
-                    // Only a cut connection still tells the client that the body is incomplete.
+                    // Only a cut connection still shows the client that the body is incomplete.
                     flush(&mut framed).await?;
                     return Err(io::Error::other(error));
                 }

@@ -1,7 +1,6 @@
 //! The traffic listener: handshakes and plain requests of clients, from accept to answer.
 
 mod attempts;
-mod body_decoder;
 mod client;
 mod connection;
 mod handshake;

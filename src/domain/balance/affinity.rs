@@ -115,7 +115,7 @@ mod tests {
         let value = key.seal("chat", tag);
         assert_eq!(value.len(), 43);
         assert_eq!(Key::new("a secret that is long enough").open("chat", &value), Some(tag));
-        assert_eq!(key.open("news", &value), None);
+        assert_eq!(key.open("feed", &value), None);
         assert_eq!(Key::new("an older secret that is long").open("chat", &value), None);
         assert_eq!(Key::random().open("chat", &value), None);
     }

@@ -28,7 +28,7 @@ impl ReportedCount {
     /// Interprets a `count` that the pod took at an unknown moment during the poll: `sent` sessions
     /// were open here when the poll was sent, and the load was `received` when the answer came.
     ///
-    /// Nobody knows which of the sessions that opened or ended during the poll the count includes.
+    /// It is unknown which of the sessions that opened or ended during the poll the count includes.
     /// It may even include handshakes that have ended for the pod but not yet for us. So the count
     /// is interpreted in the way that agrees best with `held`, the earlier estimate: the estimate
     /// changes only by what the sessions during the poll cannot explain. Otherwise every poll in a

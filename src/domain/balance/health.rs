@@ -167,7 +167,7 @@ pub struct Ejection {
     cause: EjectionCause,
 }
 
-/// What is remembered of an ejection.
+/// An ejection that is in progress or over.
 #[derive(Clone, Copy, Debug)]
 struct PastEjection {
     /// Without jitter.

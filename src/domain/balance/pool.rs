@@ -307,7 +307,7 @@ impl Pool {
         }
     }
 
-    /// Applies new settings. What is known of the backends stays.
+    /// Applies new settings. Reports, counts and health of the backends stay.
     pub fn set_settings(&mut self, settings: PoolSettings) {
         self.settings = settings;
         for member in &mut self.members {

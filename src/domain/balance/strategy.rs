@@ -201,7 +201,7 @@ mod tests {
         assert_eq!(counts(Strategy::RoundRobin, &backends), [0, 3_000, 3_000, 0, 3_000]);
         let random = counts(Strategy::Random, &backends);
         assert!([1, 2, 4].iter().all(|at| (2_800..3_200).contains(&random[*at])), "{random:?}");
-        // The largest wins only against itself, the smallest against everyone.
+        // The largest wins only against itself, the smallest against every other.
         let two = counts(Strategy::PowerOfTwo, &backends);
         assert!((900..1_100).contains(&two[1]) && (4_800..5_200).contains(&two[4]), "{two:?}");
         let cold = [(Tier::Ejected, 0.0, 0), (Tier::Cold, 9.0, 0), (Tier::Cold, 9.0, 0)];

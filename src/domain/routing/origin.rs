@@ -16,7 +16,7 @@ impl OriginPattern {
     /// `http://localhost:3000`.
     ///
     /// # Errors
-    /// Returns what is wrong, or what a pattern looks like.
+    /// Returns the reason, or the expected form of a pattern.
     pub fn parse(text: &str) -> Result<Self, String> {
         let expected = "expected an origin such as https://chat.example.org or \
                         https://*.example.org, with a port unless it is the scheme's default";

@@ -1,4 +1,4 @@
-//! How sessions end: one table of what each side gets, what is counted, and what is logged.
+//! How sessions end: one table with the Close code for each side, the metric label and the log text.
 //!
 //! The first cause of an ending counts. The same reason appears in Close frames and in the log.
 

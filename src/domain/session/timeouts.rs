@@ -90,7 +90,7 @@ pub struct SideActivity {
     pub pings: u32,
 }
 
-/// What has to be done with a session.
+/// The action that a session needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TimeoutAction {
     /// Send a Ping to this side.
@@ -168,8 +168,8 @@ impl TimeoutState {
         }
     }
 
-    /// Takes in the activity that a scan found and returns what has to be done. `now` is the time since
-    /// a fixed moment.
+    /// Records the activity that a scan found and returns the action that it requires. `now` is the
+    /// time since a fixed moment.
     pub fn scan(
         &mut self,
         activity: SessionActivity,

@@ -452,9 +452,9 @@ async fn pings_are_injected_between_frames_and_their_pongs_are_not_relayed() {
         assert_eq!(stats.from_client.bytes(), expected.len() as u64);
         // No other Ping was sent, so another Pong is relayed.
         client.write_all(&pong).await.unwrap();
-        let mut unasked = vec![0; pong.len()];
-        pod.read_exact(&mut unasked).await.unwrap();
-        assert_eq!(unasked, pong);
+        let mut unsolicited = vec![0; pong.len()];
+        pod.read_exact(&mut unsolicited).await.unwrap();
+        assert_eq!(unsolicited, pong);
 
         control.ping(Side::Pod);
         let mut ping = [0; 14];
@@ -494,9 +494,9 @@ async fn a_frame_or_message_that_is_too_large_ends_the_session_before_it_is_rela
                     client.write_all(chunk).await.unwrap();
                     tokio::task::yield_now().await;
                 }
-                let mut told = [0; 4];
-                client.read_exact(&mut told).await.unwrap();
-                assert_eq!((told[0], &told[2..]), (0x88, &1009u16.to_be_bytes()[..]));
+                let mut received = [0; 4];
+                client.read_exact(&mut received).await.unwrap();
+                assert_eq!((received[0], &received[2..]), (0x88, &1009u16.to_be_bytes()[..]));
                 // The client finishes its frame and then answers the Close.
                 let rest = match said.ends_with(&third) {
                     true => vec![],
@@ -579,8 +579,8 @@ async fn bytes_held_back_from_a_stalled_side_are_not_relayed() {
         assert_eq!(first, message);
         let stalled = Ending::Stalled(Side::Client);
         control.end(stalled, CloseCodes::default());
-        let told = all(&mut pod).await;
-        assert_eq!(control_frame(&told), close_payload(1001, reason(stalled)));
+        let received = all(&mut pod).await;
+        assert_eq!(control_frame(&received), close_payload(1001, reason(stalled)));
     })
     .await;
 }
@@ -611,13 +611,13 @@ async fn a_sender_over_the_rate_waits_or_is_closed() {
             tunnel_with(65_536, b"", b"", rated(1, 3, true));
         actix_rt::spawn(async move { tokio::join!(from_client, from_pod) });
         client.write_all(&message.repeat(4)).await.unwrap();
-        let mut told = [0; 4];
-        client.read_exact(&mut told).await.unwrap();
-        assert_eq!((told[0], &told[2..]), (0x88, &1008u16.to_be_bytes()[..]));
+        let mut received = [0; 4];
+        client.read_exact(&mut received).await.unwrap();
+        assert_eq!((received[0], &received[2..]), (0x88, &1008u16.to_be_bytes()[..]));
         pod.read_exact(&mut got[..3 * message.len()]).await.unwrap();
-        let mut told = [0; 2];
-        pod.read_exact(&mut told).await.unwrap();
-        assert_eq!(told[0], 0x88, "a Close instead of the fourth");
+        let mut received = [0; 2];
+        pod.read_exact(&mut received).await.unwrap();
+        assert_eq!(received[0], 0x88, "a Close instead of the fourth");
     })
     .await;
 }
@@ -640,9 +640,9 @@ async fn a_close_that_comes_in_pieces_does_not_wait_for_the_rate() {
             client.write_all(&[byte]).await.unwrap();
             tokio::task::yield_now().await;
         }
-        let mut told = [0; 6];
-        pod.read_exact(&mut told).await.unwrap();
-        assert_eq!((told, stats.from_client.messages()), (close, 3));
+        let mut received = [0; 6];
+        pod.read_exact(&mut received).await.unwrap();
+        assert_eq!((received, stats.from_client.messages()), (close, 3));
         assert!(began.elapsed().is_zero());
     })
     .await;
@@ -675,9 +675,9 @@ async fn a_silent_side_gets_the_reason_if_nothing_else_waits_for_it() {
         let relay = actix_rt::spawn(async move { tokio::join!(from_client, from_pod) });
         tokio::task::yield_now().await;
         control.end(SILENT, CloseCodes::default());
-        let mut told = vec![0; 2 + 2 + reason(SILENT).len()];
-        client.read_exact(&mut told).await.unwrap();
-        assert_eq!(control_frame(&told), close_payload(1001, reason(SILENT)));
+        let mut received = vec![0; 2 + 2 + reason(SILENT).len()];
+        client.read_exact(&mut received).await.unwrap();
+        assert_eq!(control_frame(&received), close_payload(1001, reason(SILENT)));
         assert_eq!(control_frame(&all(&mut pod).await), close_payload(1001, reason(SILENT)));
         pod.write_all(&[0x88, 2, 0x03, 0xe9]).await.unwrap();
         assert!(all(&mut client).await.is_empty());
@@ -731,8 +731,8 @@ async fn a_client_over_a_limit_gets_the_reason_even_if_the_pod_answers_first() {
         let mut seen = [0; 5];
         client.read_exact(&mut seen).await.unwrap();
         client.write_all(&[&[0x81, 0x84][..], &[0; 8]].concat()).await.unwrap();
-        let mut told = [0; 2];
-        pod.read_exact(&mut told).await.unwrap();
+        let mut received = [0; 2];
+        pod.read_exact(&mut received).await.unwrap();
         pod.write_all(&[rest, &[0x88, 2, 0x03, 0xe9]].concat()).await.unwrap();
         drop(pod);
         let reason = "frame too large: 4 bytes";

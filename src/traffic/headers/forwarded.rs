@@ -146,7 +146,7 @@ impl ForwardingRules {
 }
 
 impl ForwardedHeaders {
-    /// Adds the field that tells the pod how a route has changed `path`.
+    /// Adds the field that shows the pod how a route has changed `path`.
     pub fn record_rewrite(&mut self, rewrite: &Rewrite, path: &str) {
         let (name, value) = match rewrite {
             Rewrite::Keep => return,

@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[actix_rt::test]
-    async fn each_text_names_what_is_wrong() {
+    async fn each_text_names_the_mistake() {
         for (head, named) in [
             ("GET / HTTP/2.0\r\nHost: a\r\n", "HTTP version must be"),
             ("GET  / HTTP/1.1\r\nHost: a\r\n", "request line \"GET  / HTTP/1.1\""),

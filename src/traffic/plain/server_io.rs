@@ -25,12 +25,11 @@ use tokio::{
 use crate::{
     net::{ClientStream, write_timeout::WriteTimeout},
     traffic::{
-        body_decoder::BodyPart,
         headers::{
             has_token,
             request::{HeadLimits, content_length},
         },
-        request_reader::{Head, LastHead, RequestReader},
+        request_reader::{Head, LastHead, RequestReader, body_decoder::BodyPart},
     },
 };
 

@@ -49,7 +49,7 @@ pub(super) struct PoolMember {
     seen_changes: u32,
 }
 
-/// A report, and what was open here when it was requested.
+/// A report, and the own sessions that were open when it was requested.
 #[derive(Debug)]
 pub(super) struct AcceptedReport {
     report: Report,

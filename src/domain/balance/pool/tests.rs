@@ -130,8 +130,8 @@ fn the_preferred_backend_is_picked_unless_it_is_full_or_was_tried() {
         assert!(held.iter().all(|lease| **lease.backend() == wanted));
         assert_ne!(**pick(&[]).backend(), wanted, "it is full");
     }
-    let stranger = Preference::Tag(affinity::Key::random().tag("default", &wanted.address));
-    assert_ne!(**pool.pick(Purpose::Session, &[], stranger, now).unwrap().backend(), wanted);
+    let unknown = Preference::Tag(affinity::Key::random().tag("default", &wanted.address));
+    assert_ne!(**pool.pick(Purpose::Session, &[], unknown, now).unwrap().backend(), wanted);
 }
 
 #[test]
@@ -417,7 +417,7 @@ fn an_operators_drain_survives_reports_and_absences_until_the_operator_ends_it()
     let [first, second] = [0, 1].map(|at: usize| pool.members[at].backend.clone());
     let all = vec![(*first).clone(), (*second).clone()];
     let held: Vec<Lease> = (0..4).map(|_| open(&mut pool, now)).collect();
-    assert_eq!(pool.set_operator_drain(Some("nobody:80"), true), []);
+    assert_eq!(pool.set_operator_drain(Some("unknown:80"), true), []);
     assert_eq!(pool.set_operator_drain(Some(&second.address), true), std::slice::from_ref(&second));
     let reason = "requested by an operator";
     assert_eq!(pool.take_events(), [PoolEvent::DrainStarted { backend: second.clone(), reason }]);

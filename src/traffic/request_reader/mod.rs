@@ -7,6 +7,8 @@
 //! missing `Host`. Bodies are read by [`BodyDecoder`]. hyper, which serves plain requests, gets requests that
 //! [`plain::server_io`](super::plain) writes from the decoded ones, never the client's own bytes.
 
+pub mod body_decoder;
+
 use std::{io, mem, time::Duration};
 
 use actix_codec::Decoder as _;
@@ -21,8 +23,8 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
+use self::body_decoder::{BodyDecoder, BodyPart};
 use super::{
-    body_decoder::{BodyDecoder, BodyPart},
     headers::{
         malformed::explain,
         request::{HeadLimits, check_plain, is_handshake},

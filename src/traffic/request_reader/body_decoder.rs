@@ -1,15 +1,15 @@
 //! Separates a request body from its framing (RFC 9112 §6.2 and §7.1).
 //!
 //! Everything that a pod or a proxy could read in another way is refused: lines that end without CR,
-//! control characters in chunk extensions, and trailer lines that are no fields, although extensions
-//! and trailers are dropped.
+//! control characters in chunk extensions, and malformed trailer lines, although extensions and
+//! trailers are dropped.
 
 use std::io;
 
 use actix_http::{RequestHead, header};
 use bytes::{Buf as _, Bytes, BytesMut};
 
-use super::headers::{malformed::is_field, request::content_length};
+use crate::traffic::headers::{malformed::is_field, request::content_length};
 
 /// Maximum size of all chunk extensions and trailers of one body.
 const MAX_DROPPED: usize = 16 * 1024;
