@@ -104,13 +104,15 @@ fn contradiction(request_line: &[u8], lines: &[&[u8]]) -> Option<Refusal> {
             format!("header Transfer-Encoding needs HTTP/1.1, received {coding:?} with HTTP/1.0");
         return Some(Refusal::Malformed(text));
     }
-    if !codings.is_empty() && !(codings.len() == 1 && coding.eq_ignore_ascii_case("chunked")) {
+    let is_chunked = codings.len() == 1 && coding.eq_ignore_ascii_case("chunked");
+    if !codings.is_empty() && !is_chunked {
         let text =
             format!("header Transfer-Encoding must be \"chunked\" once, received {coding:?}");
         return Some(Refusal::Malformed(text));
     }
     let is_number = |text: &String| text.parse::<u64>().is_ok() && !text.starts_with('+');
-    if !lengths.is_empty() && !(lengths.len() == 1 && lengths.iter().all(is_number)) {
+    let is_one_length = lengths.len() == 1 && lengths.iter().all(is_number);
+    if !lengths.is_empty() && !is_one_length {
         return Some(Refusal::ContentLength(length));
     }
     let hosts = values("host");
