@@ -131,7 +131,7 @@ impl App {
         }
     }
 
-    /// Drains and stops the balancer; see [`shutdown`]. Stops at once when `hurry` resolves.
+    /// Drains and stops the balancer; see the module `shutdown`. Stops at once when `hurry` resolves.
     pub async fn stop(self, hurry: impl Future<Output = ()>) -> Summary {
         self.shutdown.run(hurry).await
     }

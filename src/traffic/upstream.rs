@@ -80,7 +80,7 @@ impl UpstreamConnector {
     /// Opens a connection to `backend`.
     ///
     /// # Errors
-    /// [`DialError::Connect`]
+    /// [`UpstreamError::Connect`]
     pub async fn connect(&self, backend: &Backend) -> Result<Box<dyn Io>, UpstreamError> {
         Ok(self.connector.connect(backend).await?)
     }
@@ -88,7 +88,7 @@ impl UpstreamConnector {
     /// Sends a handshake's `head` to `backend` and waits for the head of the answer.
     ///
     /// # Errors
-    /// A [`DialError`] when there is none; any status is an answer.
+    /// An [`UpstreamError`] when there is none; any status is an answer.
     pub async fn send_handshake(
         &self,
         backend: &Backend,
