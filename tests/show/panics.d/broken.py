@@ -203,7 +203,7 @@ async def show_panic(balancer, hook):
     visits = [asyncio.create_task(keep_visiting(balancer, over)) for _ in range(VISITORS)]
     await panic(balancer, hook)
     await eventually(lambda: panics(balancer) > count_before)
-    line = next(line for line in reversed(balancer.lines) if "goes on" in line)
+    line = next(line for line in reversed(balancer.lines) if "the actor continues" in line)
     check(panics(balancer) == count_before + 1 and ACTORS[hook] in line, f"the log: {line}")
     over.set()
     outcomes = collections.Counter(
