@@ -188,9 +188,7 @@ class LibraryPlay(play.Play):
             await self._see_off(pod)
         report = await self.client.report() if self.cell.client != GONE else GONE
         end = GONE if pod.gone else await pod.last()
-        return LibraryOutcome(
-            report, readable(bytes(pod.got), everybodys=True), end, len(pod.flood)
-        )
+        return LibraryOutcome(report, readable(bytes(pod.got), all_masks=True), end, len(pod.flood))
 
 
 @dataclasses.dataclass
