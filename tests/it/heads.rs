@@ -67,10 +67,14 @@ async fn record(mut stream: TcpStream, requests: Arc<Mutex<Vec<String>>>) {
         let mut body = Vec::new();
         if let Some(length) = header(&head, "content-length") {
             body.resize(length.parse().unwrap(), 0);
-            stream.read_exact(&mut body).await.unwrap();
+            // The balancer disconnects when it refuses the body.
+            if stream.read_exact(&mut body).await.is_err() {
+                return;
+            }
         } else if header(&head, "transfer-encoding").is_some() {
             while !body.ends_with(b"0\r\n\r\n") {
-                body.push(stream.read_u8().await.unwrap());
+                let Ok(byte) = stream.read_u8().await else { return };
+                body.push(byte);
             }
         }
         let varies = ["x-request-id:", "date:", "connection:"];

@@ -17,7 +17,7 @@ SESSIONS = 200
 PAUSE = 0.2
 INTERVAL = "200ms"
 MISMATCH = r"tls\.key.*KeyMismatch"
-NONE = r"tls\.crt.*no (whole )?certificate"
+NONE = r"tls\.crt.*no (complete )?certificate"
 
 
 class Crowd:
