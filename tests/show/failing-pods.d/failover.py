@@ -48,7 +48,9 @@ async def attempts(balancer, pod):
     counts = []
     # The balancer's output may still be on the way: read until no more comes.
     while len(counts) < 3 or len({*counts[-3:]}) > 1:
-        counts.append(sum(f"{pod.address} failed: cannot be reached" in text for text in balancer.lines))
+        counts.append(
+            sum(f"{pod.address} failed: cannot be reached" in text for text in balancer.lines)
+        )
         await asyncio.sleep(0.05)
     return counts[-1]
 
